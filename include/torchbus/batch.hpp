@@ -1,0 +1,74 @@
+#pragma once
+/// What goes into a model and what comes out.
+/// Shape legend, used everywhere: N samples in a batch, C classes, T tokens.
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+namespace torchbus {
+
+/// Tensors by name, in the order they were added.
+class NamedTensors {
+public:
+    /// The tensor of that name; added undefined where there is none.
+    at::Tensor& operator[](std::string_view name);
+    /// The tensor of that name, or nullptr.
+    const at::Tensor* find(std::string_view name) const;
+    auto begin() const { return entries_.begin(); }
+    auto end() const { return entries_.end(); }
+    auto begin() { return entries_.begin(); }
+    auto end() { return entries_.end(); }
+    bool empty() const { return entries_.empty(); }
+
+private:
+    std::vector<std::pair<std::string, at::Tensor>> entries_;
+};
+
+/// One micro-batch.
+struct Batch {
+    at::Tensor inputs;                  ///< Shapes: [N, …]
+    at::Tensor targets;                 ///< Shapes: [N, …]; undefined where the data has none
+    NamedTensors extras;                ///< what the user adds: masks, lengths, mixing weights
+    std::vector<std::int64_t> indices;  ///< which samples of the dataset; empty for data without an index
+    std::int64_t samples = 0;           ///< N
+    std::int64_t valid = 0;             ///< samples that count in metrics; the first `valid` of the batch
+    std::int64_t tokens = 0;            ///< tokens, where the data declares them
+    double weight = 0;                  ///< share in the mean of a window: samples, or tokens where declared
+
+    /// Calls `change` on every defined tensor, which may replace it.
+    template <class Change>
+    void for_each_tensor(Change&& change) {
+        if (inputs.defined()) change(inputs);
+        if (targets.defined()) change(targets);
+        for (auto& [name, tensor] : extras)
+            if (tensor.defined()) change(tensor);
+    }
+};
+
+/// What a model returns: one tensor, and more by name where it has several results.
+struct Output {
+    at::Tensor tensor;
+    NamedTensors extras;
+    Output() = default;
+    Output(at::Tensor result) : tensor(std::move(result)) {}  // NOLINT: a forward returns a tensor
+};
+
+/// The batches of one update. Its length is known before the first forward.
+struct Window {
+    std::vector<Batch> batches;
+    /// Sum of the batches' weights; over ranks, once data parallel has summed it at TrainStepStart.
+    double total_weight = 0;
+
+    std::int64_t count() const { return static_cast<std::int64_t>(batches.size()); }
+    /// Factor of batch `index`'s mean loss in the mean over the window. Exactly 1 for a lone batch.
+    double share(std::int64_t index) const {
+        return batches[static_cast<std::size_t>(index)].weight / total_weight;
+    }
+};
+
+}  // namespace torchbus

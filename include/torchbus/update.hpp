@@ -1,0 +1,40 @@
+#pragma once
+/// What makes one optimizer update: the optimizer, when it is due, and how its loss is computed.
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include <torchbus/batch.hpp>
+
+namespace torch::optim {
+class Optimizer;
+}
+
+namespace torchbus {
+
+/// What one forward produced. An undefined loss means: the loss function computes it.
+struct StepOutput {
+    Output output;
+    at::Tensor loss;  ///< Shapes: []; mean over the batch
+};
+
+/// A forward of the user's own, where model and loss of output and target do not do.
+using StepFunction = std::function<StepOutput(const Batch&)>;
+
+/// (output, batch) → mean loss over the batch. Shapes: [].
+using LossFunction = std::function<at::Tensor(const Output&, const Batch&)>;
+
+/// A named pair of optimizer and loss. A run holds a list of them; most runs hold one without a name.
+/// Within a window they follow each other in the order of the list.
+struct Update {
+    std::string name;
+    std::shared_ptr<torch::optim::Optimizer> optimizer;
+    StepFunction step;          ///< empty: the run's model and loss
+    std::int64_t every = 1;     ///< makes its update on every n-th window
+
+    /// The parameters of all groups of the optimizer, in order.
+    std::vector<at::Tensor> parameters() const;
+};
+
+}  // namespace torchbus

@@ -1,0 +1,319 @@
+#include "bus_core.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include <torchbus/error.hpp>
+
+namespace torchbus::detail {
+namespace {
+
+std::string message_of(std::exception_ptr error) {
+    try {
+        std::rethrow_exception(error);
+    } catch (const std::exception& failure) {
+        return failure.what();
+    } catch (...) {
+        return "an exception that is no std::exception";
+    }
+}
+
+/// A subscriber's slots are running while one of these lives. Only the training thread writes the depth, so a
+/// plain store does for leaving; entering is sequentially consistent, against the store of `connected`.
+class Running {
+public:
+    explicit Running(SubscriberRecord& subscriber) : subscriber_(subscriber) {
+        depth_ = subscriber.running.load(std::memory_order_relaxed);
+        subscriber.running.store(depth_ + 1, std::memory_order_seq_cst);
+    }
+    Running(const Running&) = delete;
+    Running& operator=(const Running&) = delete;
+    ~Running() { subscriber_.running.store(depth_, std::memory_order_release); }
+
+private:
+    SubscriberRecord& subscriber_;
+    int depth_;
+};
+
+}  // namespace
+
+BusCore::~BusCore() {
+    for (auto& channel : channels) delete channel.load();
+}
+
+std::shared_ptr<SubscriberRecord> BusCore::subscribe(std::string id, SubscriberOptions options) {
+    const std::lock_guard lock(mutex_);
+    if (std::ranges::any_of(subscribers_, [&](const auto& known) { return known->id == id; }))
+        throw ConfigError(fmt::format("two subscribers have the id '{}'; give one of them an id of its own", id));
+    auto record = std::make_shared<SubscriberRecord>();
+    record->id = std::move(id);
+    record->options = options;
+    record->order = next_subscriber_++;
+    subscribers_.push_back(record);
+    post([this, id = record->id] {
+        SubscriberAttached event{id};
+        emit(event_type<SubscriberAttached>(), &event);
+    });
+    return record;
+}
+
+Channel& BusCore::channel_of(const EventType& type) {
+    auto& place = channels[type.index];
+    if (Channel* known = place.load(std::memory_order_acquire)) return *known;
+    auto* channel = new Channel;
+    channel->type = &type;
+    place.store(channel, std::memory_order_release);
+    if (type.is_span) return *channel;
+    for (const auto& weak : links_) {
+        const auto link = weak.lock();
+        if (!link || !link->every_event || !link->connected->load()) continue;
+        join(link, *channel, link->key, false, link->filter,
+             [tap = link->tap, &type](void* event) { (*tap)(AnyEvent(type, event)); });
+    }
+    return *channel;
+}
+
+void BusCore::join(const std::shared_ptr<Link>& link, Channel& channel, std::uint64_t key, bool changes, Filter filter,
+                   AnySlot slot) {
+    auto record = std::make_shared<SlotRecord>();
+    record->subscriber = link->subscriber;
+    record->type = channel.type;
+    record->call = std::move(slot);
+    record->filter = std::move(filter);
+    record->filtered = !record->filter.always();
+    record->changes = changes;
+    record->connected = link->connected;
+    record->filter.resolve(channel.type->of_trainer || channel.type->is_span ? Interval::Unit::Step : Interval::Unit::Emission);
+    record->filter.rebase(moment, 0);
+    auto connection = channel.signal.connect(key, [this, record](Emission& emission) { run_slot(*record, emission); });
+    link->joints.push_back({&channel, std::move(record), std::move(connection)});
+    channel.slots.fetch_add(1, std::memory_order_release);
+}
+
+std::shared_ptr<Link> BusCore::connect(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& type,
+                                       std::uint64_t place, bool changes, Filter filter, AnySlot slot) {
+    const std::lock_guard lock(mutex_);
+    if (!subscriber->attached) throw StateError(fmt::format("subscriber '{}' is detached and cannot connect", subscriber->id));
+    auto link = std::make_shared<Link>();
+    link->core = shared_from_this();
+    link->subscriber = subscriber;
+    const std::uint64_t key = place | (subscriber->order << 32) | next_connection_++;
+    join(link, channel_of(type), key, changes, std::move(filter), std::move(slot));
+    subscriber->links.push_back(link);
+    links_.push_back(link);
+    return link;
+}
+
+std::shared_ptr<Link> BusCore::connect_to_all(const std::shared_ptr<SubscriberRecord>& subscriber, std::uint64_t place,
+                                              Filter filter, std::function<void(const AnyEvent&)> slot) {
+    const std::lock_guard lock(mutex_);
+    auto link = std::make_shared<Link>();
+    link->core = shared_from_this();
+    link->subscriber = subscriber;
+    link->every_event = true;
+    link->tap = std::make_shared<std::function<void(const AnyEvent&)>>(std::move(slot));
+    link->filter = std::move(filter);
+    link->key = place | (subscriber->order << 32) | next_connection_++;
+    for (std::size_t index = 0; index < event_type_count(); ++index) {
+        const EventType& type = event_type_at(index);
+        if (type.is_span) continue;
+        join(link, channel_of(type), link->key, false, link->filter,
+             [tap = link->tap, &type](void* event) { (*tap)(AnyEvent(type, event)); });
+    }
+    subscriber->links.push_back(link);
+    links_.push_back(link);
+    return link;
+}
+
+void BusCore::disconnect(Link& link) {
+    {
+        const std::lock_guard lock(mutex_);
+        if (!link.connected->exchange(false, std::memory_order_seq_cst)) return;
+        for (auto& joint : link.joints) {
+            joint.connection.disconnect();
+            joint.channel->slots.fetch_sub(1, std::memory_order_release);
+        }
+    }
+    wait_until_idle(*link.subscriber);
+    const std::lock_guard lock(mutex_);
+    for (const auto& joint : link.joints) fold(*joint.record);
+    // A slot of this link may be further up the stack of this very thread; its emission holds the record.
+    std::erase_if(links_, [&](const auto& weak) { return weak.expired() || weak.lock().get() == &link; });
+    std::erase_if(link.subscriber->links, [&](const auto& weak) { return weak.expired() || weak.lock().get() == &link; });
+}
+
+void BusCore::detach(const std::shared_ptr<SubscriberRecord>& subscriber) {
+    std::vector<std::shared_ptr<Link>> links;
+    {
+        const std::lock_guard lock(mutex_);
+        if (!subscriber->attached.exchange(false)) return;
+        for (const auto& weak : subscriber->links)
+            if (auto link = weak.lock()) links.push_back(std::move(link));
+        std::erase(subscribers_, subscriber);
+    }
+    for (const auto& link : links) disconnect(*link);
+    post([this, id = subscriber->id] {
+        SubscriberDetached event{id};
+        emit(event_type<SubscriberDetached>(), &event);
+    });
+}
+
+/// Detaching is rare and emitting is not: the one who waits polls, and the emitter pays nothing for it.
+void BusCore::wait_until_idle(const SubscriberRecord& subscriber) const {
+    if (emitting_thread_.load() == std::this_thread::get_id()) return;
+    while (subscriber.running.load(std::memory_order_seq_cst) > 0) std::this_thread::sleep_for(std::chrono::microseconds(50));
+}
+
+void BusCore::run_slot(SlotRecord& record, Emission& emission) {
+    if (emission.aborted) return;
+    const Running running(*record.subscriber);
+    if (!record.connected->load(std::memory_order_seq_cst)) return;
+    try {
+        if (!record.type->of_trainer) ++record.emissions;
+        if (record.filtered && !record.filter.passes(moment, record.emissions)) return;
+        record.call(emission.event);
+        record.subscriber->failures_in_a_row = 0;
+    } catch (...) {
+        note_failure(record, emission);
+    }
+    const std::int64_t now = read_ticks();
+    record.ticks.store(record.ticks.load(std::memory_order_relaxed) + now - emission.last_tick, std::memory_order_relaxed);
+    record.calls.store(record.calls.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+    emission.last_tick = now;
+}
+
+/// Called while the exception is being handled.
+void BusCore::note_failure(SlotRecord& record, Emission& emission) noexcept {
+    SubscriberRecord& subscriber = *record.subscriber;
+    const std::string cause = message_of(std::current_exception());
+    if (emission.closing) {
+        warn(fmt::format("subscriber '{}' failed at {}: {}", subscriber.id, record.type->name, cause));
+        return;
+    }
+    if (!record.changes && subscriber.options.fault == Fault::Optional) {
+        ++subscriber.failures_in_a_row;
+        emission.optional_failures.emplace_back(record.subscriber, cause);
+        return;
+    }
+    if (record.changes) emission.aborted = true;
+    if (emission.error) return;  // the first failure is the cause
+    const Position& at = moment.position;
+    try {
+        throw;
+    } catch (const SubscriberError&) {
+        emission.error = std::current_exception();  // from an event that this slot emitted: already told
+    } catch (...) {
+        try {
+            std::throw_with_nested(SubscriberError(
+                fmt::format("subscriber '{}' failed at {} (epoch {}, step {}): {}", subscriber.id, record.type->name,
+                            at.epoch, at.step, cause), subscriber.id, record.type->name));
+        } catch (...) {
+            emission.error = std::current_exception();
+        }
+    }
+}
+
+void BusCore::emit(const EventType& type, void* event) {
+    Channel* channel = channels[type.index].load(std::memory_order_acquire);
+    if (!channel) {
+        const std::lock_guard lock(mutex_);
+        channel = &channel_of(type);  // taps join at the first emission of a type
+    }
+    if (channel->slots.load(std::memory_order_acquire) > 0) dispatch(*channel, event);
+}
+
+void BusCore::dispatch(Channel& channel, void* event) {
+    emitting_thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+    Emission emission{event, channel.type, read_ticks()};
+    channel.signal(emission);
+    if (!emission.optional_failures.empty()) settle(emission);
+    if (emission.error) std::rethrow_exception(emission.error);
+}
+
+void BusCore::dispatch_to_everyone(Channel& channel, void* event) noexcept {
+    emitting_thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+    Emission emission{event, channel.type, read_ticks(), true};
+    channel.signal(emission);
+}
+
+/// Tells of the optional subscribers that failed, and detaches those that fail too often.
+void BusCore::settle(Emission& emission) {
+    for (auto& [subscriber, cause] : emission.optional_failures) {
+        const bool too_often = subscriber->failures_in_a_row >= subscriber->options.max_failures;
+        warn(fmt::format("optional subscriber '{}' failed at {}: {}{}", subscriber->id, emission.type->name, cause,
+                         too_often ? "; it is detached" : ""));
+        if (too_often) detach(subscriber);
+        if (emission.type == &event_type<SubscriberFailed>()) continue;  // a failure to hear of a failure ends here
+        SubscriberFailed event{moment.position, subscriber->id, emission.type->name, cause, too_often};
+        emit(event_type<SubscriberFailed>(), &event);
+    }
+}
+
+void BusCore::post(std::function<void()> task) {
+    const std::lock_guard lock(task_mutex_);
+    tasks_.push_back(std::move(task));
+    has_tasks_.store(true, std::memory_order_release);
+}
+
+void BusCore::flush() {
+    if (!has_tasks_.load(std::memory_order_acquire)) return;
+    for (;;) {
+        std::function<void()> task;
+        {
+            const std::lock_guard lock(task_mutex_);
+            if (tasks_.empty()) {
+                has_tasks_.store(false, std::memory_order_release);
+                return;
+            }
+            task = std::move(tasks_.front());
+            tasks_.pop_front();
+        }
+        task();
+    }
+}
+
+void BusCore::rebase_filters() {
+    const std::lock_guard lock(mutex_);
+    for (const auto& weak : links_)
+        if (const auto link = weak.lock())
+            for (const auto& joint : link->joints) joint.record->filter.rebase(moment, joint.record->emissions);
+}
+
+void BusCore::fold(const SlotRecord& record) {
+    auto& [calls, ticks] = past_accounting_[{record.subscriber->id, record.type->name}];
+    calls += record.calls.load(std::memory_order_relaxed);
+    ticks += record.ticks.load(std::memory_order_relaxed);
+}
+
+std::vector<AccountingRow> BusCore::accounting() const {
+    const std::lock_guard lock(mutex_);
+    auto sums = past_accounting_;
+    for (const auto& weak : links_) {
+        const auto link = weak.lock();
+        if (!link) continue;
+        for (const auto& joint : link->joints) {
+            auto& [calls, ticks] = sums[{link->subscriber->id, joint.channel->type->name}];
+            calls += joint.record->calls.load(std::memory_order_relaxed);
+            ticks += joint.record->ticks.load(std::memory_order_relaxed);
+        }
+    }
+    std::vector<AccountingRow> rows;
+    for (const auto& [who, sum] : sums)
+        if (sum.first > 0) rows.push_back({who.first, who.second, sum.first, tick_scale_.seconds(sum.second)});
+    std::ranges::sort(rows, std::greater<>(), &AccountingRow::seconds);
+    return rows;
+}
+
+void BusCore::reset_accounting() {
+    const std::lock_guard lock(mutex_);
+    past_accounting_.clear();
+    for (const auto& weak : links_)
+        if (const auto link = weak.lock())
+            for (const auto& joint : link->joints) {
+                joint.record->calls.store(0, std::memory_order_relaxed);
+                joint.record->ticks.store(0, std::memory_order_relaxed);
+            }
+}
+
+}  // namespace torchbus::detail

@@ -1,0 +1,142 @@
+#pragma once
+/// The inside of the bus: Boost.Signals2 is included here and nowhere else.
+
+#include <array>
+#include <deque>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include <boost/signals2/signal.hpp>
+
+#include <torchbus/bus.hpp>
+
+#include "tick_clock.hpp"
+
+namespace torchbus::detail {
+
+inline constexpr std::size_t kMaxEventTypes = 512;
+
+const EventType& event_type_at(std::size_t index);
+std::size_t event_type_count();
+
+struct SubscriberRecord {
+    std::string id;
+    SubscriberOptions options;
+    std::uint64_t order = 0;
+    std::atomic<bool> attached{true};
+    std::atomic<int> running{0};  ///< depth of this subscriber's slots on the training thread
+    int failures_in_a_row = 0;
+    std::vector<std::weak_ptr<Link>> links;  ///< guarded by the core's mutex
+};
+
+/// One slot of one event type.
+struct SlotRecord {
+    std::shared_ptr<SubscriberRecord> subscriber;
+    const EventType* type = nullptr;
+    AnySlot call;
+    Filter filter;
+    bool filtered = false;
+    bool changes = false;  ///< an interceptor or wrapper: critical, and nothing runs after its failure
+    std::shared_ptr<std::atomic<bool>> connected;
+    std::int64_t emissions = 0;  ///< counted for a user's own events only
+    std::atomic<std::uint64_t> calls{0};
+    std::atomic<std::int64_t> ticks{0};
+};
+
+/// What a Connection holds: one slot, or for observe_all one slot of every event type.
+struct Link {
+    std::shared_ptr<BusCore> core;
+    std::shared_ptr<SubscriberRecord> subscriber;
+    std::shared_ptr<std::atomic<bool>> connected = std::make_shared<std::atomic<bool>>(true);
+    struct Joint {
+        Channel* channel;
+        std::shared_ptr<SlotRecord> record;
+        boost::signals2::connection connection;
+    };
+    std::vector<Joint> joints;  ///< guarded by the core's mutex
+    // For observe_all, to join channels that come later.
+    bool every_event = false;
+    std::shared_ptr<std::function<void(const AnyEvent&)>> tap;  ///< shared with its slots, which may outlive the link
+    std::uint64_t key = 0;
+    Filter filter;
+};
+
+/// One emission on its way through the slots.
+struct Emission {
+    void* event;
+    const EventType* type;
+    std::int64_t last_tick = 0;
+    bool closing = false;   ///< everyone hears it, whatever throws
+    bool aborted = false;   ///< an interceptor failed: the event is not fit to be seen
+    std::exception_ptr error = nullptr;
+    std::vector<std::pair<std::shared_ptr<SubscriberRecord>, std::string>> optional_failures = {};
+};
+
+/// Runs every slot. Slots never throw: they leave their failure in the Emission.
+struct RunEverySlot {
+    using result_type = void;
+    template <class Iterator>
+    void operator()(Iterator slot, Iterator end) const {
+        for (; slot != end; ++slot) *slot;
+    }
+};
+
+using Signal = boost::signals2::signal<void(Emission&), RunEverySlot, std::uint64_t, std::less<std::uint64_t>,
+                                       std::function<void(Emission&)>>;
+
+struct Channel {
+    const EventType* type = nullptr;
+    std::atomic<int> slots{0};
+    Signal signal;
+};
+
+class BusCore : public std::enable_shared_from_this<BusCore> {
+public:
+    std::array<std::atomic<Channel*>, kMaxEventTypes> channels{};
+    Moment moment;
+
+    ~BusCore();
+    std::shared_ptr<SubscriberRecord> subscribe(std::string id, SubscriberOptions options);
+    std::shared_ptr<Link> connect(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& type,
+                                  std::uint64_t place, bool changes, Filter filter, AnySlot slot);
+    std::shared_ptr<Link> connect_to_all(const std::shared_ptr<SubscriberRecord>& subscriber, std::uint64_t place,
+                                         Filter filter, std::function<void(const AnyEvent&)> slot);
+    void disconnect(Link& link);
+    void detach(const std::shared_ptr<SubscriberRecord>& subscriber);
+
+    void emit(const EventType& type, void* event);
+    void dispatch(Channel& channel, void* event);
+    void dispatch_to_everyone(Channel& channel, void* event) noexcept;
+
+    void post(std::function<void()> task);
+    void flush();
+    void rebase_filters();
+    std::vector<AccountingRow> accounting() const;
+    void reset_accounting();
+
+private:
+    Channel& channel_of(const EventType& type);
+    void join(const std::shared_ptr<Link>& link, Channel& channel, std::uint64_t key, bool changes, Filter filter, AnySlot slot);
+    void run_slot(SlotRecord& record, Emission& emission);
+    void note_failure(SlotRecord& record, Emission& emission) noexcept;
+    void settle(Emission& emission);
+    void wait_until_idle(const SubscriberRecord& subscriber) const;
+    void fold(const SlotRecord& record);
+
+    mutable std::recursive_mutex mutex_;  ///< connecting may create a channel, which joins the taps
+    std::vector<std::shared_ptr<SubscriberRecord>> subscribers_;
+    std::vector<std::weak_ptr<Link>> links_;
+    std::uint64_t next_subscriber_ = 0;
+    std::uint32_t next_connection_ = 0;
+    std::atomic<std::thread::id> emitting_thread_{};
+    std::map<std::pair<std::string, std::string>, std::pair<std::uint64_t, std::int64_t>> past_accounting_;
+    TickScale tick_scale_;
+
+    std::mutex task_mutex_;
+    std::deque<std::function<void()>> tasks_;
+    std::atomic<bool> has_tasks_{false};
+};
+
+}  // namespace torchbus::detail

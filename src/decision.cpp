@@ -1,0 +1,29 @@
+#include <torchbus/decision.hpp>
+
+#include <utility>
+
+namespace torchbus {
+
+std::string_view name_of(Decision decision) {
+    constexpr std::array<std::string_view, kDecisionCount> kNames = {
+        "fail_run", "stop_run", "stop_epoch", "skip_batch", "skip_update", "evaluate_now", "save_now"};
+    return kNames[static_cast<std::size_t>(decision)];
+}
+
+std::string_view name_of(Outcome outcome) {
+    constexpr std::array<std::string_view, 4> kNames = {"finished", "stopped", "signalled", "failed"};
+    return kNames[static_cast<std::size_t>(outcome)];
+}
+
+void Requests::ask(Decision decision, Request request) {
+    const std::lock_guard lock(mutex_);
+    auto& place = waiting_[static_cast<std::size_t>(decision)];
+    if (!place) place = std::move(request);
+}
+
+RequestSet Requests::take() {
+    const std::lock_guard lock(mutex_);
+    return std::exchange(waiting_, {});
+}
+
+}  // namespace torchbus

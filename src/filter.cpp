@@ -1,0 +1,91 @@
+#include <torchbus/filter.hpp>
+
+#include <cmath>
+
+#include <fmt/format.h>
+
+#include <torchbus/error.hpp>
+
+namespace torchbus {
+namespace {
+
+/// Fractions such as 0.1run are not exact in binary; a tick is due when it is reached up to this part of it.
+constexpr double kTickTolerance = 1e-9;
+
+Interval positive(Interval interval, const char* name) {
+    if (interval.amount > 0) return interval;
+    throw ConfigError(fmt::format("{}({}): the interval must be positive, e.g. {}(\"100step\")", name,
+                                  to_string(interval), name));
+}
+
+}  // namespace
+
+Filter::Clause& Filter::clause() {
+    if (clauses_.empty()) clauses_.emplace_back();
+    return clauses_.back();
+}
+
+Filter& Filter::every(Interval interval) { clause().every = positive(interval, "every"); return *this; }
+Filter& Filter::once(Interval at) { clause().once = positive(at, "once"); return *this; }
+Filter& Filter::after(Interval bound) { clause().after = bound; return *this; }
+Filter& Filter::before(Interval bound) { clause().before = bound; return *this; }
+Filter& Filter::in(Mode mode) { clause().mode = mode; return *this; }
+Filter& Filter::when(Predicate predicate) { clause().predicate = std::move(predicate); return *this; }
+
+Filter operator|(Filter left, const Filter& right) {
+    if (left.always() || right.always()) return {};
+    left.clauses_.insert(left.clauses_.end(), right.clauses_.begin(), right.clauses_.end());
+    return left;
+}
+
+void Filter::resolve(Interval::Unit natural) {
+    for (Clause& clause : clauses_)
+        for (auto* interval : {&clause.every, &clause.once, &clause.after, &clause.before})
+            if (*interval && (*interval)->unit == Interval::Unit::Natural) (*interval)->unit = natural;
+    for (const Clause& clause : clauses_)
+        if (clause.every && clause.after && clause.every->unit != clause.after->unit)
+            throw ConfigError(fmt::format("every({}).after({}): the two must have the same unit",
+                                          to_string(*clause.every), to_string(*clause.after)));
+}
+
+std::int64_t Filter::Clause::ticks(const Moment& moment, std::int64_t emissions) const {
+    const double start = after ? after->amount : 0.0;
+    const double done = measure(every->unit, moment, emissions) - start;
+    return static_cast<std::int64_t>(std::floor(std::max(done, 0.0) / every->amount + kTickTolerance));
+}
+
+void Filter::rebase(const Moment& moment, std::int64_t emissions) {
+    for (Clause& clause : clauses_) {
+        // A share of the run can only be measured once the run is planned; before that nothing is done.
+        const bool planned = moment.length.epochs || moment.length.steps;
+        const auto base = [&](const Interval& interval) { return planned || interval.unit != Interval::Unit::Run; };
+        if (clause.every) clause.last_ticks = base(*clause.every) ? clause.ticks(moment, emissions) : 0;
+        if (clause.once) clause.last_amount = base(*clause.once) ? measure(clause.once->unit, moment, emissions) : 0;
+    }
+}
+
+bool Filter::Clause::passes(const Moment& moment, std::int64_t emissions) {
+    bool due = true;
+    if (every) {
+        const std::int64_t now = ticks(moment, emissions);
+        due = now > last_ticks;
+        last_ticks = now;
+    }
+    if (once) {
+        const double now = measure(once->unit, moment, emissions) * (1 + kTickTolerance);
+        due = due && last_amount < once->amount && now >= once->amount;
+        last_amount = now;
+    }
+    due = due && (!after || measure(after->unit, moment, emissions) > after->amount);
+    due = due && (!before || measure(before->unit, moment, emissions) < before->amount);
+    due = due && (!mode || moment.mode == *mode);
+    return due && (!predicate || predicate(moment));
+}
+
+bool Filter::passes(const Moment& moment, std::int64_t emissions) {
+    bool any = clauses_.empty();
+    for (Clause& clause : clauses_) any = clause.passes(moment, emissions) || any;  // every clause must see it
+    return any;
+}
+
+}  // namespace torchbus
