@@ -65,9 +65,10 @@ struct Window {
     double total_weight = 0;
 
     std::int64_t count() const { return static_cast<std::int64_t>(batches.size()); }
-    /// Factor of batch `index`'s mean loss in the mean over the window. Exactly 1 for a lone batch.
+    /// Factor of batch `index`'s mean loss in the mean over the window. Exactly 1 for a lone batch, and 0 where
+    /// nothing of the window counts.
     double share(std::int64_t index) const {
-        return batches[static_cast<std::size_t>(index)].weight / total_weight;
+        return total_weight > 0 ? batches[static_cast<std::size_t>(index)].weight / total_weight : 0.0;
     }
 };
 

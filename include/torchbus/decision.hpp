@@ -27,6 +27,7 @@ struct Request {
     std::string reason;
     int rank = 0;
     int exit_code = 0;  ///< for StopRun by a signal: 128 + n
+    bool by_signal = false;
 };
 
 /// At most one request of each kind; the first one asked wins.

@@ -43,6 +43,7 @@
 #include <torchbus/batch.hpp>
 #include <torchbus/decision.hpp>
 #include <torchbus/gradients_view.hpp>
+#include <torchbus/model.hpp>
 #include <torchbus/position.hpp>
 #include <torchbus/run_plan.hpp>
 #include <torchbus/update.hpp>
@@ -66,7 +67,12 @@ struct MicroBatch {
 };
 
 // ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────────
-struct RunConfigured { Position position; RunPlan& plan; };
+struct RunConfigured {
+    Position position;
+    RunPlan& plan;
+    Model& model;                  ///< may be moved to a device, converted or wrapped
+    std::vector<Update>& updates;
+};
 struct TrainingRunStart { Position position; const RunPlan& plan; };
 struct TrainEpochStart { Position position; };
 struct TrainEpochEnd { Position position; Counts epoch; bool completed; };

@@ -4,6 +4,9 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 #include <torchbus/batch.hpp>
 
@@ -23,7 +26,27 @@ struct StepOutput {
 using StepFunction = std::function<StepOutput(const Batch&)>;
 
 /// (output, batch) → mean loss over the batch. Shapes: [].
-using LossFunction = std::function<at::Tensor(const Output&, const Batch&)>;
+/// Made from any callable of (output tensor, targets) or of (Output, Batch).
+class Loss {
+public:
+    Loss() = default;
+    template <class Call>
+        requires std::is_invocable_r_v<at::Tensor, Call, const Output&, const Batch&>
+    Loss(Call call) : call_(std::move(call)) {}  // NOLINT
+    template <class Call>
+        requires(std::is_invocable_r_v<at::Tensor, Call, const at::Tensor&, const at::Tensor&> &&
+                 !std::is_invocable_r_v<at::Tensor, Call, const Output&, const Batch&>)
+    Loss(Call call)  // NOLINT
+        : call_([call = std::move(call)](const Output& output, const Batch& batch) mutable -> at::Tensor {
+              return call(output.tensor, batch.targets);
+          }) {}
+
+    explicit operator bool() const { return static_cast<bool>(call_); }
+    at::Tensor operator()(const Output& output, const Batch& batch) const { return call_(output, batch); }
+
+private:
+    std::function<at::Tensor(const Output&, const Batch&)> call_;
+};
 
 /// A named pair of optimizer and loss. A run holds a list of them; most runs hold one without a name.
 /// Within a window they follow each other in the order of the list.

@@ -1,0 +1,193 @@
+#include <torchbus/callbacks/metrics.hpp>
+
+#include <cmath>
+#include <map>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <torch/torch.h>
+
+#include <torchbus/error.hpp>
+
+#include "entries.hpp"
+
+namespace torchbus {
+namespace {
+
+/// A sum of numbers that lie on the CPU, read at once, or on a device, where they stay until asked for.
+class DeferredSum {
+public:
+    void add(const at::Tensor& value, double factor) {
+        if (value.is_cpu()) {
+            on_cpu_ += value.item<double>() * factor;
+            return;
+        }
+        const at::Tensor scaled = value.detach().to(at::kDouble) * factor;
+        on_device_ = on_device_.defined() ? on_device_ + scaled : scaled;
+    }
+    void add(double value) { on_cpu_ += value; }
+    double value() const { return on_cpu_ + (on_device_.defined() ? on_device_.item<double>() : 0.0); }
+
+private:
+    double on_cpu_ = 0;
+    at::Tensor on_device_;
+};
+
+/// How many rows of [N, C] have their largest element where the target says. A row with a NaN counts as torch::argmax
+/// does: the NaN is the largest. One pass, where argmax and eq would make three tensors.
+std::int64_t count_correct(const float* outputs, const std::int64_t* targets, std::int64_t samples, std::int64_t classes) {
+    std::int64_t correct = 0;
+    for (std::int64_t sample = 0; sample < samples; ++sample, outputs += classes) {
+        std::int64_t best = 0;
+        for (std::int64_t c = 1; c < classes && !std::isnan(outputs[best]); ++c)
+            if (outputs[c] > outputs[best] || std::isnan(outputs[c])) best = c;
+        correct += best == targets[sample] ? 1 : 0;
+    }
+    return correct;
+}
+
+struct Sums {
+    DeferredSum loss, correct;
+    double weight = 0;
+    std::int64_t samples = 0;
+};
+
+class MetricsCallback final : public Callback {
+public:
+    explicit MetricsCallback(MetricsOptions options) : options_(options) {}
+    std::string kind() const override { return "metrics"; }
+    Declaration declare() const override {
+        Declaration declared{.listens = {"train_epoch_start", "eval_epoch_start", "forward_end", "train_epoch_end", "eval_epoch_end"},
+                             .reads = {"batch", "output", "loss"}, .collectives = true};
+        for (const char* role : {"train", "eval"}) {
+            if (options_.loss) declared.publishes.push_back(fmt::format("{}.loss", role));
+            if (options_.accuracy) declared.publishes.push_back(fmt::format("{}.accuracy", role));
+        }
+        return declared;
+    }
+    void attach(Attachment& run) override {
+        run_ = &run;
+        connections_ += run.bus.observe<TrainEpochStart>(Stage::Observe, [this](const TrainEpochStart&) { forget("train"); });
+        connections_ += run.bus.observe<EvalEpochStart>(Stage::Observe, [this](const EvalEpochStart& event) { forget(prefix_of(event.scope, "")); });
+        connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd& event) {
+            if (event.scope.mode != Mode::Predict && event.micro_batch.pass == 0) add(event);
+        });
+        connections_ += run.bus.observe<TrainEpochEnd>(Stage::Observe, [this](const TrainEpochEnd&) { conclude("train"); });
+        connections_ += run.bus.observe<EvalEpochEnd>(Stage::Observe, [this](const EvalEpochEnd& event) { conclude(prefix_of(event.scope, "")); });
+    }
+    void detach() override {
+        connections_.clear();
+        if (run_)
+            for (const auto& [prefix, sums] : sums_) withdraw(prefix);
+        run_ = nullptr;
+        sums_.clear();
+        last_ = nullptr;
+    }
+
+private:
+    /// train, eval, eval.noisy, eval.noisy.ema, train.discriminator
+    static std::string prefix_of(const Scope& scope, std::string_view update) {
+        std::string prefix = scope.mode == Mode::Train ? "train" : "eval";
+        if (scope.split != prefix) prefix += fmt::format(".{}", scope.split);
+        if (scope.view != "training") prefix += fmt::format(".{}", scope.view);
+        if (!update.empty()) prefix += fmt::format(".{}", update);
+        return prefix;
+    }
+
+    void add(const ForwardEnd& event) {
+        Sums& sums = sums_of(event);
+        const Batch& batch = event.batch;
+        if (options_.loss && event.loss.defined()) sums.loss.add(event.loss, batch.weight);
+        if (options_.accuracy) add_correct(event, sums);
+        sums.weight += batch.weight;
+        sums.samples += batch.valid;
+    }
+
+    /// The place of an event's sums. Nearly always the one of the event before: names are compared, not built.
+    Sums& sums_of(const ForwardEnd& event) {
+        const bool same = last_ && last_mode_ == event.scope.mode && last_split_ == event.scope.split &&
+                          last_view_ == event.scope.view && last_update_ == event.micro_batch.update;
+        if (same) return *last_;
+        last_mode_ = event.scope.mode;
+        last_split_ = event.scope.split;
+        last_view_ = event.scope.view;
+        last_update_ = event.micro_batch.update;
+        const std::string prefix = prefix_of(event.scope, event.micro_batch.update);
+        const auto [place, added] = sums_.try_emplace(prefix);
+        last_ = &place->second;
+        if (added) publish_running(prefix, *last_);
+        return *last_;
+    }
+
+    void add_correct(const ForwardEnd& event, Sums& sums) const {
+        const at::Tensor& output = event.output.tensor;
+        const at::Tensor& targets = event.batch.targets;
+        if (output.dim() != 2 || !targets.defined() || targets.dim() != 1 || targets.scalar_type() != at::kLong)
+            throw ConfigError(fmt::format("metrics: accuracy needs an output of shape [N, C] and integer targets of shape [N]; "
+                                          "got output [{}]{}; turn accuracy off, or publish a metric of your own",
+                                          fmt::join(output.sizes(), ", "),
+                                          targets.defined() ? fmt::format(" and targets [{}]", fmt::join(targets.sizes(), ", ")) : " and no targets"));
+        const bool direct = output.is_cpu() && output.scalar_type() == at::kFloat && output.is_contiguous() && targets.is_contiguous();
+        if (direct) {
+            sums.correct.add(static_cast<double>(count_correct(output.const_data_ptr<float>(), targets.const_data_ptr<std::int64_t>(),
+                                                               event.batch.valid, output.size(1))));
+            return;
+        }
+        const at::NoGradGuard no_grad;
+        const at::Tensor hits = output.argmax(1).eq(targets).narrow(0, 0, event.batch.valid);
+        sums.correct.add(hits.sum(), 1.0);
+    }
+
+    void publish_running(const std::string& prefix, const Sums& sums) {
+        if (options_.loss) run_->blackboard.publish_lazy(prefix + ".loss", [&sums] { return sums.loss.value() / sums.weight; });
+        if (options_.accuracy)
+            run_->blackboard.publish_lazy(prefix + ".accuracy", [&sums] { return sums.correct.value() / static_cast<double>(sums.samples); });
+    }
+    void withdraw(const std::string& prefix) {
+        run_->blackboard.withdraw(prefix + ".loss");
+        run_->blackboard.withdraw(prefix + ".accuracy");
+    }
+
+    /// Starts anew all sums of a prefix, those of named updates included.
+    void forget(const std::string& prefix) {
+        for (auto& [name, sums] : sums_) {
+            if (name != prefix && !(prefix == "train" && name.starts_with("train."))) continue;
+            sums = {};
+            publish_running(name, sums);
+        }
+    }
+
+    /// Sums over ranks, and publishes the epoch's values.
+    void conclude(const std::string& prefix) {
+        for (const auto& [name, sums] : sums_) {
+            if (name != prefix && !(prefix == "train" && name.starts_with("train."))) continue;
+            std::array totals = {sums.loss.value(), sums.weight, sums.correct.value(), static_cast<double>(sums.samples)};
+            run_->consensus.sum(totals);
+            if (options_.loss) run_->blackboard.publish(name + ".loss", totals[0] / totals[1]);
+            if (options_.accuracy) run_->blackboard.publish(name + ".accuracy", totals[2] / totals[3]);
+        }
+    }
+
+    MetricsOptions options_;
+    Attachment* run_ = nullptr;
+    std::map<std::string, Sums> sums_;  ///< by prefix; nodes stay where they are
+    Sums* last_ = nullptr;
+    Mode last_mode_ = Mode::Train;
+    std::string last_split_, last_view_, last_update_;
+    Connections connections_;
+};
+
+}  // namespace
+
+std::unique_ptr<Callback> make_metrics(MetricsOptions options) {
+    if (!options.loss && !options.accuracy) throw ConfigError("metrics: nothing is measured; turn on loss or accuracy");
+    return std::make_unique<MetricsCallback>(options);
+}
+
+std::unique_ptr<Callback> metrics_from_json(OptionReader& reader) {
+    MetricsOptions options;
+    reader.boolean("loss", options.loss, "mean loss over the epoch").boolean("accuracy", options.accuracy, "share of samples classified right");
+    return make_metrics(options);
+}
+
+}  // namespace torchbus

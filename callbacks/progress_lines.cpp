@@ -1,0 +1,73 @@
+#include <torchbus/callbacks/progress_lines.hpp>
+
+#include <cstdio>
+
+#include <fmt/format.h>
+
+#include "entries.hpp"
+#include "progress_text.hpp"
+
+namespace torchbus {
+namespace {
+
+void write_to_stdout(std::string_view text) {
+    std::fwrite(text.data(), 1, text.size(), stdout);
+    std::fflush(stdout);
+}
+
+class ProgressLines final : public Callback {
+public:
+    explicit ProgressLines(ProgressLinesOptions options) : options_(std::move(options)) {
+        if (!options_.write) options_.write = write_to_stdout;
+    }
+    std::string kind() const override { return "progress_lines"; }
+    Declaration declare() const override {
+        return {.listens = {"training_run_start", "train_step_end", "training_run_epoch_end", "evaluation_run_end", "training_run_end"},
+                .reads = {"blackboard"}};
+    }
+    void attach(Attachment& run) override {
+        run_ = &run;
+        auto& bus = run.bus;
+        connections_ += bus.observe<TrainingRunStart>(Stage::Report, [this](const TrainingRunStart& event) { epochs_ = event.plan.epochs.value_or(0); });
+        if (options_.every.amount > 0)
+            connections_ += bus.observe<TrainStepEnd>(Stage::Report, [this](const TrainStepEnd& event) {
+                line(fmt::format("epoch {}, step {}: train {}", event.position.epoch + 1, event.position.step, metrics_text(run_->blackboard, "train")));
+            }, every(options_.every));
+        connections_ += bus.observe<TrainingRunEpochEnd>(Stage::Report, [this](const TrainingRunEpochEnd& event) {
+            line(epoch_text(run_->blackboard, event.position.epoch, epochs_));
+        });
+        connections_ += bus.observe<EvaluationRunEnd>(Stage::Report, [this](const EvaluationRunEnd&) {
+            line("evaluation: " + metrics_text(run_->blackboard, "eval"));
+        });
+        connections_ += bus.observe<TrainingRunEnd>(Stage::Report, [this](const TrainingRunEnd& event) {
+            if (event.result.outcome != Outcome::Finished)
+                line(fmt::format("stopped after {} steps by {}: {}", event.position.step, event.result.requester, event.result.reason));
+        });
+    }
+    void detach() override {
+        connections_.clear();
+        run_ = nullptr;
+    }
+
+private:
+    void line(const std::string& text) { options_.write(text + "\n"); }
+
+    ProgressLinesOptions options_;
+    Attachment* run_ = nullptr;
+    std::int64_t epochs_ = 0;
+    Connections connections_;
+};
+
+}  // namespace
+
+std::unique_ptr<Callback> make_progress_lines(ProgressLinesOptions options) {
+    return std::make_unique<ProgressLines>(std::move(options));
+}
+
+std::unique_ptr<Callback> progress_lines_from_json(OptionReader& reader) {
+    ProgressLinesOptions options;
+    reader.interval("every", options.every, "between lines within an epoch; 0: none");
+    return make_progress_lines(std::move(options));
+}
+
+}  // namespace torchbus

@@ -1,0 +1,56 @@
+#pragma once
+/// What a run is made of and what it is asked to do.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <torchbus/callback.hpp>
+#include <torchbus/data/loader.hpp>
+#include <torchbus/model.hpp>
+#include <torchbus/update.hpp>
+
+namespace torchbus {
+
+/// What a trainer is composed of.
+struct TrainerOptions {
+    Model model = {};
+    Loss loss = {};                                           ///< not needed where a step function computes it
+    std::shared_ptr<torch::optim::Optimizer> optimizer = {};  ///< the one unnamed update …
+    std::vector<Update> updates = {};                         ///< … or a list of them
+    std::vector<ComposedCallback> callbacks = {};             ///< in this order within a stage
+    std::optional<std::uint64_t> seed = {};                   ///< of the default generators and the data
+    std::shared_ptr<Consensus> consensus = {};                ///< one process, if empty
+    bool handle_signals = true;  ///< SIGINT, SIGTERM, SIGUSR1, SIGUSR2 while a run is under way
+};
+
+/// A named evaluation split.
+struct EvalSplit {
+    std::string name;
+    std::shared_ptr<const Dataset> dataset;
+};
+
+struct TrainOptions {
+    std::int64_t epochs = 1;
+    std::optional<std::int64_t> max_steps = {};
+    std::int64_t batch_size = 32;
+    std::optional<std::int64_t> eval_batch_size = {};  ///< default: batch_size
+    std::vector<EvalSplit> eval_splits = {};           ///< beside the evaluation dataset of train()
+    bool shuffle = true;
+    std::shared_ptr<Sampler> sampler = {};             ///< instead of shuffle
+    bool drop_last = false;
+    std::optional<int> workers = {};                   ///< see LoaderOptions
+    int prefetch = 4;
+    std::function<void(Batch&, std::uint64_t seed)> transform = {};
+};
+
+struct EvaluateOptions {
+    std::int64_t batch_size = 32;
+    std::optional<int> workers = {};
+    std::string split = "eval";
+};
+
+}  // namespace torchbus

@@ -1,0 +1,73 @@
+#pragma once
+/// The trainer: a state machine that emits events. Everything else subscribes.
+///
+///     torchbus::Trainer trainer({.model = net, .loss = cross_entropy, .optimizer = optimizer, .callbacks = {…}});
+///     trainer.train(train_dataset, eval_dataset, {.epochs = 3, .batch_size = 32});
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <torchbus/run_config.hpp>
+#include <torchbus/run_history.hpp>
+#include <torchbus/state_machine.hpp>
+
+namespace torchbus {
+
+/// Metrics by name, as on the blackboard.
+using Metrics = std::map<std::string, double, std::less<>>;
+
+/// Thread: the one that started the run, unless stated otherwise.
+class Trainer {
+public:
+    /// Throws: ConfigError where parts are missing or do not fit.
+    explicit Trainer(TrainerOptions options);
+    ~Trainer();
+    Trainer(const Trainer&) = delete;
+    Trainer& operator=(const Trainer&) = delete;
+
+    /// Trains to the end. Throws: what failed the run, after RunFailed and RunClosed were heard.
+    RunResult train(std::shared_ptr<const Dataset> train, TrainOptions options = {});
+    RunResult train(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options = {});
+    RunResult train(std::shared_ptr<IterableDataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options = {});
+
+    /// Evaluates and returns the metrics that were published for this split.
+    Metrics evaluate(std::shared_ptr<const Dataset> dataset, EvaluateOptions options = {});
+    /// Several named splits in one run.
+    Metrics evaluate(std::vector<EvalSplit> splits, EvaluateOptions options = {});
+
+    /// The model's outputs in the order of the dataset. Shapes: [N, …].
+    at::Tensor predict(std::shared_ptr<const Dataset> dataset, EvaluateOptions options = {});
+
+    // The same, one transition at a time, for a loop of one's own:
+    //     trainer.start_training(dataset, options);
+    //     while (trainer.advance()) { … }
+    void start_training(std::shared_ptr<const Dataset> train, TrainOptions options = {});
+    void start_training(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options = {});
+    /// Makes one transition: one data wait, one micro-batch, one update, one evaluation step, one save.
+    /// Returns whether the run goes on. A failure is told by result(). Throws: StateError from another thread.
+    bool advance();
+
+    State state() const;
+    const Position& position() const;
+    /// How the last run ended.
+    const RunResult& result() const;
+    const RunHistory& history() const;
+    const Blackboard& blackboard() const;
+    std::vector<AccountingRow> accounting() const;
+    /// The model's parameters by name, shape and count, as a table.
+    std::string summary() const;
+
+    /// Attaches an observer beside the composition. Thread: any.
+    Subscriber subscribe(std::string id, SubscriberOptions options = {});
+    /// Asks for a decision. Thread: any.
+    void ask(Decision decision, std::string requester, std::string reason);
+
+private:
+    struct Parts;
+    std::unique_ptr<Parts> parts_;
+};
+
+}  // namespace torchbus

@@ -1,0 +1,144 @@
+#include <torchbus/data/loader.hpp>
+
+#include <fmt/format.h>
+
+#include <torchbus/error.hpp>
+
+#include "prefetch_queue.hpp"
+
+namespace torchbus {
+namespace {
+
+/// Turns single batches into windows, and keeps the position. The derived class makes the batches.
+class WindowLoader : public Loader {
+public:
+    WindowLoader(int workers, LoaderOptions options)
+        : options_(std::move(options)), queue_([this](std::int64_t number) { return make(number); }, workers, options_.prefetch) {
+        if (options_.batch_size < 1) throw ConfigError(fmt::format("batch_size: {} is not a batch size; give at least 1", options_.batch_size));
+        if (workers < 0) throw ConfigError(fmt::format("workers: {} is negative; give 0 to load on the training thread", workers));
+        if (options_.prefetch < 1) throw ConfigError(fmt::format("prefetch: {} is too few; give at least 1 batch", options_.prefetch));
+    }
+
+    Fetch next(std::int64_t count, std::chrono::milliseconds wait, Window& window) final {
+        const auto deadline = std::chrono::steady_clock::now() + wait;
+        window.batches.clear();
+        while (static_cast<std::int64_t>(pending_.size()) < count) {
+            const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+            Batch batch;
+            const Fetch fetch = queue_.take(std::max(left, std::chrono::milliseconds(0)), batch);
+            if (fetch == Fetch::Pending) return Fetch::Pending;
+            if (fetch == Fetch::Exhausted) break;
+            pending_.push_back(std::move(batch));
+        }
+        if (pending_.empty()) return Fetch::Exhausted;
+        position_.batches += static_cast<std::int64_t>(pending_.size());
+        std::swap(window.batches, pending_);
+        return Fetch::Ready;
+    }
+    LoaderPosition position() const final { return position_; }
+
+protected:
+    virtual std::optional<Batch> make(std::int64_t number) = 0;
+
+    void restart(LoaderPosition at) {
+        pending_.clear();
+        position_ = at;
+        queue_.start(at.batches);
+    }
+    void halt() { queue_.stop(); }
+    Batch finished(Batch batch, std::int64_t number) const {
+        // Batches count from the far end of the sample seeds, so that no batch shares one with a sample.
+        if (options_.transform) options_.transform(batch, seed().of(-2 - number));
+        return batch;
+    }
+    SampleSeed seed() const { return {options_.seed, epoch_}; }
+
+    LoaderOptions options_;
+    std::int64_t epoch_ = 0;  ///< changes only while no worker runs
+
+private:
+    LoaderPosition position_;
+    std::vector<Batch> pending_;  ///< taken already for a window that is not complete
+    PrefetchQueue queue_;
+};
+
+class IndexedLoader final : public WindowLoader {
+public:
+    IndexedLoader(std::shared_ptr<const Dataset> dataset, LoaderOptions options)
+        : WindowLoader(options.workers.value_or(dataset->prefers_threads() ? 2 : 0), options), dataset_(std::move(dataset)) {
+        if (!options_.sampler) options_.sampler = make_sequential_sampler();
+        const std::int64_t size = dataset_->size();
+        if (size == 0) throw ConfigError("the dataset is empty; there is nothing to load");
+        if (options_.drop_last && options_.batch_size > options_.sampler->count(size))
+            throw ConfigError(fmt::format("batch_size: {} is above the {} samples of an epoch, and drop_last leaves nothing; "
+                                          "give a smaller batch or keep the last one", options_.batch_size, options_.sampler->count(size)));
+    }
+    ~IndexedLoader() override { halt(); }
+
+    void begin(LoaderPosition at) override {
+        halt();
+        epoch_ = at.epoch;
+        order_ = options_.sampler->order(dataset_->size(), options_.seed, at.epoch);
+        restart(at);
+    }
+    std::optional<std::int64_t> batches() const override {
+        const std::int64_t count = options_.sampler->count(dataset_->size());
+        return options_.drop_last ? count / options_.batch_size : (count + options_.batch_size - 1) / options_.batch_size;
+    }
+
+private:
+    std::optional<Batch> make(std::int64_t number) override {
+        if (number >= *batches()) return std::nullopt;
+        const std::int64_t begin = number * options_.batch_size;
+        const std::int64_t count = std::min(options_.batch_size, static_cast<std::int64_t>(order_.size()) - begin);
+        const std::span indices(order_.data() + begin, static_cast<std::size_t>(count));
+        return finished(dataset_->gather(indices, seed()), number);
+    }
+
+    std::shared_ptr<const Dataset> dataset_;
+    std::vector<std::int64_t> order_;
+};
+
+class IterableLoader final : public WindowLoader {
+public:
+    IterableLoader(std::shared_ptr<IterableDataset> dataset, LoaderOptions options)
+        : WindowLoader(std::min(options.workers.value_or(1), 1), options), dataset_(std::move(dataset)) {
+        if (options_.sampler) throw ConfigError("a sampler needs a dataset with a length; an iterable dataset has an order of its own");
+    }
+    ~IterableLoader() override { halt(); }
+
+    void begin(LoaderPosition at) override {
+        halt();
+        epoch_ = at.epoch;
+        dataset_->begin(seed());
+        for (std::int64_t skipped = 0; skipped < at.batches * options_.batch_size && dataset_->next(); ++skipped) {}
+        restart(at);
+    }
+    std::optional<std::int64_t> batches() const override { return std::nullopt; }
+
+private:
+    std::optional<Batch> make(std::int64_t number) override {
+        std::vector<Item> items;
+        while (static_cast<std::int64_t>(items.size()) < options_.batch_size) {
+            std::optional<Item> item = dataset_->next();
+            if (!item) break;
+            items.push_back(std::move(*item));
+        }
+        const bool short_one = static_cast<std::int64_t>(items.size()) < options_.batch_size;
+        if (items.empty() || (short_one && options_.drop_last)) return std::nullopt;
+        return finished(dataset_->collate(std::move(items)), number);
+    }
+
+    std::shared_ptr<IterableDataset> dataset_;
+};
+
+}  // namespace
+
+std::unique_ptr<Loader> make_loader(std::shared_ptr<const Dataset> dataset, LoaderOptions options) {
+    return std::make_unique<IndexedLoader>(std::move(dataset), std::move(options));
+}
+std::unique_ptr<Loader> make_loader(std::shared_ptr<IterableDataset> dataset, LoaderOptions options) {
+    return std::make_unique<IterableLoader>(std::move(dataset), std::move(options));
+}
+
+}  // namespace torchbus

@@ -1,0 +1,124 @@
+#pragma once
+/// One run on its way through the table of state_machine.hpp.
+
+#include <chrono>
+#include <exception>
+#include <thread>
+
+#include <torchbus/bus.hpp>
+#include <torchbus/data/loader.hpp>
+#include <torchbus/run_config.hpp>
+#include <torchbus/state_machine.hpp>
+
+#include "signals.hpp"
+
+namespace torchbus {
+
+/// Longest wait for data before signals and requests are looked at again.
+inline constexpr std::chrono::milliseconds kPollInterval{100};
+
+/// What a run works with; owned by the trainer, or made for this run.
+struct RunParts {
+    Bus& bus;
+    Model& model;
+    const Loss& loss;
+    std::vector<Update>& updates;
+    Requests& requests;
+    Consensus& consensus;
+    bool handle_signals = true;
+    RunPlan plan = {};
+    std::vector<std::unique_ptr<Loader>> loaders = {};  ///< one a split of the plan, in its order
+};
+
+class Run {
+public:
+    Run(RunParts parts, Trigger kind);
+    /// Makes one transition. Returns whether the run goes on.
+    bool advance();
+    State state() const { return state_; }
+    const RunResult& result() const { return result_; }
+    std::exception_ptr failure() const { return failure_; }
+
+private:
+    // One action a state; each returns the trigger of its row in the table.
+    Trigger configure();
+    Trigger start_epoch();
+    Trigger decide_before_step();
+    Trigger fetch_window();
+    Trigger run_micro_batch();
+    Trigger update();
+    Trigger evaluate();
+    Trigger save_step();
+    Trigger end_epoch();
+    Trigger save_epoch();
+    Trigger save_last();
+    Trigger predict();
+    Trigger end();
+    Trigger fail();
+    Trigger close();
+    Trigger act();
+
+    void poll();
+    void learn_lengths();
+    /// Reduces the requests over ranks and takes what was agreed.
+    void decide();
+    bool stopping() const { return result_.outcome != Outcome::Finished; }
+    void start_step();
+    void end_step(bool skipped);
+    bool next_update();
+    void forward(Batch& batch, const StepFunction& step, Scope scope, MicroBatch micro_batch);
+    void check_loss() const;
+    Trigger evaluation_step(Loader& loader, const SplitPlan& split);
+    bool begin_split(std::size_t index);
+    void end_split(bool completed);
+    Trigger finish_evaluation(Trigger trigger);
+    void save_within_evaluation();
+    void show_view(std::string_view view);
+    void clear_gradients();
+    Update& current_update() { return parts_.updates[update_index_]; }
+    Position& position() { return moment_.position; }
+    bool is_training_run() const { return kind_ == Trigger::StartTraining; }
+    template <class Count>
+    void count(Count&& change) {
+        change(static_cast<Counts&>(position()));
+        change(position().in_epoch);
+    }
+
+    RunParts parts_;
+    Trigger kind_;
+    State state_ = State::Ready;
+    Moment& moment_;
+    std::thread::id thread_ = std::this_thread::get_id();
+    std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
+    RunResult result_;
+    std::exception_ptr failure_;
+    std::string failed_subscriber_, failed_event_;
+    std::optional<SignalCatcher> signals_;
+
+    // the step under way
+    Window window_;
+    std::size_t update_index_ = 0;
+    std::int64_t windows_ = 0;      ///< finished windows, for the updates' `every`
+    std::int64_t micro_ = 0;        ///< next micro-batch of the window
+    int pass_ = 0;
+    Output output_;
+    at::Tensor loss_;               ///< of the last micro-batch
+    at::Tensor window_loss_;        ///< mean over the window so far
+    StepFunction default_step_;
+    std::vector<std::unique_ptr<GradientsView>> gradients_;  ///< one an update
+
+    // what was decided and is not done yet
+    bool evaluation_due_ = false;
+    std::optional<std::string> save_reason_;
+    std::optional<Request> skip_update_;
+    bool skip_batch_ = false;
+    bool stop_epoch_ = false;
+
+    // the evaluation under way
+    bool evaluating_ = false;
+    std::size_t view_index_ = 0, split_index_ = 0;
+    std::int64_t eval_step_ = 0, eval_samples_ = 0;
+    std::string_view shown_view_ = "training";
+};
+
+}  // namespace torchbus

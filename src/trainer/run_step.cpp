@@ -1,0 +1,154 @@
+// One step: a window of batches forward and backward, and its update.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <torch/torch.h>
+
+#include <torchbus/error.hpp>
+
+#include "run.hpp"
+
+namespace torchbus {
+
+Trigger Run::fetch_window() {
+    const RunPlan& plan = parts_.plan;
+    Loader& loader = *parts_.loaders.front();
+    std::int64_t count = plan.micro_batches_per_step;
+    if (const auto limit = plan.splits.front().max_batches) count = std::min(count, *limit - loader.position().batches);
+    switch (loader.next(count, kPollInterval, window_)) {
+        case Fetch::Pending: return Trigger::DataPending;
+        case Fetch::Exhausted: return Trigger::DataExhausted;
+        case Fetch::Ready: break;
+    }
+    if (std::exchange(skip_batch_, false))
+        for (Batch& batch : window_.batches) batch.weight = 0;
+    window_.total_weight = 0;
+    for (const Batch& batch : window_.batches) window_.total_weight += batch.weight;
+    update_index_ = 0;
+    while (windows_ % current_update().every != 0) ++update_index_;  // one of them is due on every window
+    start_step();
+    return Trigger::WindowReady;
+}
+
+void Run::start_step() {
+    micro_ = 0;
+    pass_ = 0;
+    parts_.bus.emit(TrainStepStart{position(), current_update(), window_});
+}
+
+/// Model, OutputReady and loss, within the wrappers of Forward. Leaves output_ and loss_.
+void Run::forward(Batch& batch, const StepFunction& step, Scope scope, MicroBatch micro_batch) {
+    Bus& bus = parts_.bus;
+    bus.emit([&] { return ForwardStart{position(), scope, micro_batch, batch}; });
+    {
+        SpanGuard guard;
+        bus.enter(guard, Forward{scope, micro_batch});
+        StepOutput result = step(batch);
+        output_ = std::move(result.output);
+        loss_ = std::move(result.loss);
+        bus.emit(OutputReady{position(), scope, micro_batch, batch, output_, loss_});
+        const bool computes_loss = !loss_.defined() && scope.mode != Mode::Predict && parts_.loss;
+        if (computes_loss) loss_ = parts_.loss(output_, batch);
+        guard.close();
+    }
+    bus.emit([&] { return ForwardEnd{position(), scope, micro_batch, batch, output_, loss_}; });
+}
+
+void Run::check_loss() const {
+    if (!loss_.defined())
+        throw ConfigError("the step function returned no loss, and the trainer has no loss function; give one of the two");
+    if (loss_.numel() != 1)
+        throw ConfigError(fmt::format("the loss has shape [{}], expected a scalar; reduce it, e.g. with mean()",
+                                      fmt::join(loss_.sizes(), ", ")));
+    if (!loss_.requires_grad())
+        throw ConfigError("the loss does not depend on any trainable parameter; is everything frozen or detached?");
+}
+
+Trigger Run::run_micro_batch() {
+    Bus& bus = parts_.bus;
+    const Update& update = current_update();
+    const Scope scope{Mode::Train, parts_.plan.splits.front().name, "training"};
+    const MicroBatch micro_batch{micro_, window_.count(), pass_, update.name};
+    Batch& batch = window_.batches[static_cast<std::size_t>(micro_)];
+    const bool first_time = pass_ == 0 && update_index_ == 0;
+    if (first_time) bus.emit(BatchReady{position(), scope, micro_batch, batch});
+
+    forward(batch, update.step ? update.step : default_step_, scope, micro_batch);
+    check_loss();
+    const double share = window_.share(micro_);
+    at::Tensor root = share == 1.0 ? loss_ : loss_ * share;
+    window_loss_ = micro_ == 0 ? root.detach() : window_loss_ + root.detach();
+
+    bus.emit(BackwardStart{position(), micro_batch, root});
+    {
+        SpanGuard guard;
+        bus.enter(guard, Backward{micro_batch});
+        root.backward();
+        guard.close();
+    }
+    if (first_time)
+        count([&](Counts& counts) {
+            ++counts.micro_batch;
+            counts.samples += batch.samples;
+            counts.tokens += batch.tokens;
+        });
+    bus.emit([&] { return BackwardEnd{position(), micro_batch}; });
+    return ++micro_ == window_.count() ? Trigger::WindowDone : Trigger::MicroBatchDone;
+}
+
+Trigger Run::update() {
+    Bus& bus = parts_.bus;
+    const Update& update = current_update();
+    GradientsReady ready{position(), update, window_, *gradients_[update_index_], pass_};
+    if (skip_update_) ready.skip(skip_update_->requester, skip_update_->reason);
+    bus.emit(ready);
+    if (ready.repeat && pass_ + 1 < parts_.plan.max_passes) {
+        clear_gradients();
+        micro_ = 0;
+        ++pass_;
+        return Trigger::Again;
+    }
+    if (ready.repeat)
+        throw StateError(fmt::format("GradientsReady was answered `again` {} times at step {}; raise max_passes in the plan, "
+                                     "or let the subscriber give up", pass_ + 1, position().step));
+    const bool skipped = !ready.skip_requester.empty();
+    count([](Counts& counts) { ++counts.attempts; });
+    if (skipped) {
+        skip_update_.reset();
+        bus.emit([&] { return OptimizerStepSkipped{position(), update, ready.skip_requester, ready.skip_reason}; });
+    } else {
+        bus.emit([&] { return OptimizerStepStart{position(), update}; });
+        SpanGuard guard;
+        bus.enter(guard, OptimizerStep{update});
+        update.optimizer->step();
+        guard.close();
+        count([](Counts& counts) { ++counts.step; });
+        bus.emit([&] { return OptimizerStepEnd{position(), update}; });
+    }
+    end_step(skipped);
+    return next_update() ? Trigger::NextUpdate : Trigger::UpdateDone;
+}
+
+void Run::end_step(bool skipped) {
+    parts_.bus.emit([&] { return TrainStepEnd{position(), current_update(), window_, window_loss_, skipped}; });
+    clear_gradients();
+}
+
+/// Starts the step of the next update that is due on this window. Returns whether there is one.
+bool Run::next_update() {
+    while (++update_index_ < parts_.updates.size()) {
+        if (windows_ % current_update().every != 0) continue;
+        start_step();
+        return true;
+    }
+    update_index_ = 0;
+    ++windows_;
+    return false;
+}
+
+/// Of all updates: a backward through one may reach the parameters of another.
+void Run::clear_gradients() {
+    for (const auto& view : gradients_)
+        for (const at::Tensor& parameter : view->parameters()) parameter.mutable_grad().reset();
+}
+
+}  // namespace torchbus

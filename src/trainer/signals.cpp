@@ -1,0 +1,68 @@
+#include "signals.hpp"
+
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+
+namespace torchbus {
+namespace {
+
+struct Known {
+    int number;
+    const char* name;
+    bool stops;
+    int exit_code;
+};
+constexpr std::array<Known, 4> kSignals = {{
+    {SIGINT, "SIGINT", true, 128 + SIGINT},
+    {SIGTERM, "SIGTERM", true, 128 + SIGTERM},
+    {SIGUSR1, "SIGUSR1", false, 0},
+    {SIGUSR2, "SIGUSR2", true, 0},
+}};
+
+std::atomic<bool> catching{false};
+std::array<std::atomic<bool>, kSignals.size()> arrived{};
+std::atomic<int> endings{0};  ///< SIGINT and SIGTERM since the catcher was made
+static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_always_lock_free, "the handler may only touch lock-free atomics");
+
+extern "C" void note_signal(int number) {
+    const bool ends = number == SIGINT || number == SIGTERM;
+    if (ends && endings.fetch_add(1) > 0) _exit(128 + number);
+    for (std::size_t i = 0; i < kSignals.size(); ++i)
+        if (kSignals[i].number == number) arrived[i] = true;
+}
+
+}  // namespace
+
+SignalCatcher::SignalCatcher() {
+    if (catching.exchange(true)) return;
+    active_ = true;
+    for (auto& flag : arrived) flag = false;
+    endings = 0;
+    struct sigaction action = {};
+    action.sa_handler = note_signal;
+    sigemptyset(&action.sa_mask);
+    action.sa_flags = SA_RESTART;
+    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i].number, &action, &former_[i]);
+}
+
+SignalCatcher::~SignalCatcher() {
+    if (!active_) return;
+    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i].number, &former_[i], nullptr);
+    catching = false;
+}
+
+void SignalCatcher::poll(Requests& requests) {
+    if (!active_) return;
+    for (std::size_t i = 0; i < kSignals.size(); ++i) {
+        if (!arrived[i].load(std::memory_order_relaxed)) continue;
+        arrived[i] = false;
+        const Known& signal = kSignals[i];
+        const Request request{signal.name, std::string(signal.name) + " was received", 0, signal.exit_code, true};
+        requests.ask(Decision::SaveNow, request);
+        if (signal.stops) requests.ask(Decision::StopRun, request);
+    }
+}
+
+}  // namespace torchbus

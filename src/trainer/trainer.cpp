@@ -1,0 +1,227 @@
+#include <torchbus/trainer.hpp>
+
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <torch/torch.h>
+
+#include <torchbus/callbacks/limit_batches.hpp>
+#include <torchbus/error.hpp>
+
+#include "run.hpp"
+
+namespace torchbus {
+namespace {
+
+void require(bool holds, const char* message) {
+    if (!holds) throw ConfigError(message);
+}
+
+std::vector<Update> updates_of(TrainerOptions& options) {
+    require(!options.optimizer || options.updates.empty(), "give either `optimizer` or `updates`, not both");
+    if (options.optimizer) return {Update{"", options.optimizer, {}, 1}};
+    for (const Update& update : options.updates) {
+        require(update.optimizer != nullptr, "an update has no optimizer; give it one");
+        require(update.every >= 1, "an update's `every` must be at least 1");
+    }
+    const bool one_always_due = options.updates.empty() || std::ranges::any_of(options.updates, [](const Update& u) { return u.every == 1; });
+    require(one_always_due, "no update is due on every window; give one of them `every` 1");
+    return std::move(options.updates);
+}
+
+/// A callback's interest in the run, from attach to detach.
+struct Attached {
+    ComposedCallback composed;
+    Subscriber bus;
+    std::unique_ptr<Attachment> attachment;
+    Attached(ComposedCallback which, Bus& on) : composed(std::move(which)), bus(on.subscribe(composed.id, composed.callback->declare().subscriber)) {}
+    ~Attached() { composed.callback->detach(); }
+};
+
+}  // namespace
+
+struct Trainer::Parts {
+    Model model;
+    Loss loss;
+    std::vector<Update> updates;
+    std::optional<std::uint64_t> seed;
+    bool handle_signals;
+    std::shared_ptr<Consensus> consensus;
+    Bus bus;
+    Blackboard blackboard;
+    Requests requests;
+    RunHistory history;
+    RunResult result;
+    std::vector<std::unique_ptr<Attached>> attached;
+    Subscriber keeper;  ///< keeps the history: last in order
+    Connections keeper_connections;
+    std::unique_ptr<Run> run;
+
+    explicit Parts(TrainerOptions options)
+        : model(std::move(options.model)), loss(std::move(options.loss)), updates(updates_of(options)), seed(options.seed),
+          handle_signals(options.handle_signals),
+          consensus(options.consensus ? options.consensus : std::make_shared<Consensus>()) {
+        require(static_cast<bool>(model), "the trainer has no model; give TrainerOptions::model");
+        for (ComposedCallback& composed : options.callbacks) attach(std::move(composed));
+        if (auto limit = limit_batches_from_environment()) attach({"TORCHBUS_LIMIT_BATCHES", std::move(limit)});
+        keeper = bus.subscribe("run_history");
+        keeper_connections += keeper.observe<TrainingRunEpochEnd>(Stage::Report, [this](const TrainingRunEpochEnd& event) {
+            EpochRecord record{event.position.epoch, event.position.step, {}};
+            for (const std::string& name : blackboard.names()) record.metrics[name] = *blackboard.number(name);
+            history.add(std::move(record));
+        });
+    }
+
+    void attach(ComposedCallback composed) {
+        auto entry = std::make_unique<Attached>(std::move(composed), bus);
+        entry->attachment = std::make_unique<Attachment>(Attachment{entry->bus, blackboard, *consensus, bus.moment(), Asker(requests, entry->composed.id)});
+        entry->composed.callback->attach(*entry->attachment);
+        attached.push_back(std::move(entry));
+    }
+
+    void require_trainable() const {
+        require(!updates.empty(), "the trainer has no optimizer; give TrainerOptions::optimizer to train");
+        for (const Update& update : updates) {
+            const auto parameters = update.parameters();
+            const bool any = std::ranges::any_of(parameters, [](const at::Tensor& p) { return p.requires_grad(); });
+            if (!any) throw ConfigError(fmt::format("the model has no trainable parameters in {}; add some, or unfreeze one (requires_grad)",
+                                                    update.name.empty() ? "its optimizer" : "update '" + update.name + "'"));
+        }
+        const bool computed_by_steps = std::ranges::all_of(updates, [](const Update& u) { return static_cast<bool>(u.step); });
+        require(loss || computed_by_steps, "the trainer has no loss; give TrainerOptions::loss, or a step function for every update");
+    }
+
+    void begin(RunPlan plan, std::vector<std::unique_ptr<Loader>> loaders, Trigger kind) {
+        if (run && run->state() != State::Closed)
+            throw StateError(fmt::format("a run is under way (in {}); let it end, or ask it to stop, before the next one", name_of(run->state())));
+        run.reset();
+        if (seed) torch::manual_seed(*seed);
+        RunParts parts{bus, model, loss, updates, requests, *consensus, handle_signals, std::move(plan), std::move(loaders)};
+        run = std::make_unique<Run>(std::move(parts), kind);
+    }
+
+    RunResult finish() {
+        while (run->advance()) {}
+        result = run->result();
+        if (const auto failure = run->failure()) std::rethrow_exception(failure);
+        return result;
+    }
+
+    void plan_eval(RunPlan& plan, std::vector<std::unique_ptr<Loader>>& loaders, const EvalSplit& split, LoaderOptions options) {
+        if (std::ranges::any_of(plan.splits, [&](const SplitPlan& known) { return known.name == split.name; }))
+            throw ConfigError(fmt::format("two splits are called '{}'; give one of them another name", split.name));
+        plan.splits.push_back({split.name, Mode::Eval});
+        options.seed = seed.value_or(0);
+        loaders.push_back(make_loader(split.dataset, std::move(options)));
+    }
+
+    template <class TrainDataset>
+    void start_training(std::shared_ptr<TrainDataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
+        require_trainable();
+        require(options.epochs > 0, "epochs must be at least 1");
+        RunPlan plan;
+        plan.epochs = options.epochs;
+        plan.max_steps = options.max_steps;
+        plan.seed = seed.value_or(0);
+        plan.splits.push_back({"train", Mode::Train});
+        auto sampler = options.sampler ? options.sampler : options.shuffle ? make_random_sampler() : make_sequential_sampler();
+        std::vector<std::unique_ptr<Loader>> loaders;
+        loaders.push_back(make_loader(std::move(train), LoaderOptions{options.batch_size, std::move(sampler), options.drop_last,
+                                      plan.seed, options.workers, options.prefetch, options.transform}));
+        const LoaderOptions for_eval{options.eval_batch_size.value_or(options.batch_size), {}, false, 0, options.workers, options.prefetch};
+        if (eval) plan_eval(plan, loaders, {"eval", eval}, for_eval);
+        for (const EvalSplit& split : options.eval_splits) plan_eval(plan, loaders, split, for_eval);
+        history.clear();
+        blackboard.clear();
+        begin(std::move(plan), std::move(loaders), Trigger::StartTraining);
+    }
+};
+
+Trainer::Trainer(TrainerOptions options) : parts_(std::make_unique<Parts>(std::move(options))) {}
+Trainer::~Trainer() = default;
+
+RunResult Trainer::train(std::shared_ptr<const Dataset> train, TrainOptions options) {
+    return this->train(std::move(train), nullptr, std::move(options));
+}
+RunResult Trainer::train(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
+    parts_->start_training(std::move(train), std::move(eval), std::move(options));
+    return parts_->finish();
+}
+RunResult Trainer::train(std::shared_ptr<IterableDataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
+    parts_->start_training(std::move(train), std::move(eval), std::move(options));
+    return parts_->finish();
+}
+
+void Trainer::start_training(std::shared_ptr<const Dataset> train, TrainOptions options) {
+    parts_->start_training(std::move(train), nullptr, std::move(options));
+}
+void Trainer::start_training(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
+    parts_->start_training(std::move(train), std::move(eval), std::move(options));
+}
+
+bool Trainer::advance() {
+    if (!parts_->run) throw StateError("advance() without a run; call start_training() first");
+    const bool goes_on = parts_->run->advance();
+    if (!goes_on) parts_->result = parts_->run->result();
+    return goes_on;
+}
+
+Metrics Trainer::evaluate(std::shared_ptr<const Dataset> dataset, EvaluateOptions options) {
+    return evaluate({EvalSplit{options.split, std::move(dataset)}}, options);
+}
+
+Metrics Trainer::evaluate(std::vector<EvalSplit> splits, EvaluateOptions options) {
+    RunPlan plan;
+    std::vector<std::unique_ptr<Loader>> loaders;
+    require(!splits.empty(), "there is nothing to evaluate; give at least one split");
+    for (const EvalSplit& split : splits)
+        parts_->plan_eval(plan, loaders, split, LoaderOptions{options.batch_size, {}, false, 0, options.workers});
+    const auto before = parts_->blackboard.names();
+    parts_->begin(std::move(plan), std::move(loaders), Trigger::StartEvaluation);
+    parts_->finish();
+    Metrics metrics;
+    for (const std::string& name : parts_->blackboard.names())
+        if (name.starts_with("eval.")) metrics[name] = *parts_->blackboard.number(name);
+    return metrics;
+}
+
+at::Tensor Trainer::predict(std::shared_ptr<const Dataset> dataset, EvaluateOptions options) {
+    RunPlan plan;
+    plan.splits.push_back({"predict", Mode::Predict});
+    std::vector<std::unique_ptr<Loader>> loaders;
+    loaders.push_back(make_loader(std::move(dataset), LoaderOptions{options.batch_size, {}, false, 0, options.workers}));
+    std::vector<at::Tensor> outputs;
+    Subscriber collector = parts_->bus.subscribe("predict");
+    const Connection connection = collector.observe<PredictStepEnd>(Stage::Observe, [&](const PredictStepEnd& event) {
+        outputs.push_back(event.output.tensor.narrow(0, 0, event.batch.valid).cpu());
+    });
+    parts_->begin(std::move(plan), std::move(loaders), Trigger::StartPrediction);
+    parts_->finish();
+    return torch::cat(outputs);
+}
+
+State Trainer::state() const { return parts_->run ? parts_->run->state() : State::Ready; }
+const Position& Trainer::position() const { return parts_->bus.moment().position; }
+const RunResult& Trainer::result() const { return parts_->result; }
+const RunHistory& Trainer::history() const { return parts_->history; }
+const Blackboard& Trainer::blackboard() const { return parts_->blackboard; }
+std::vector<AccountingRow> Trainer::accounting() const { return parts_->bus.accounting(); }
+
+Subscriber Trainer::subscribe(std::string id, SubscriberOptions options) { return parts_->bus.subscribe(std::move(id), options); }
+void Trainer::ask(Decision decision, std::string requester, std::string reason) {
+    parts_->requests.ask(decision, {std::move(requester), std::move(reason)});
+}
+
+std::string Trainer::summary() const {
+    std::int64_t all = 0, trainable = 0;
+    std::string table = fmt::format("{:<40} {:<20} {:>12}\n", "parameter", "shape", "count");
+    for (const auto& [name, tensor] : parts_->model->named_parameters()) {
+        all += tensor.numel();
+        if (tensor.requires_grad()) trainable += tensor.numel();
+        table += fmt::format("{:<40} {:<20} {:>12}\n", name, fmt::format("[{}]", fmt::join(tensor.sizes(), ", ")), tensor.numel());
+    }
+    return table + fmt::format("{} parameters, {} trainable\n", all, trainable);
+}
+
+}  // namespace torchbus
