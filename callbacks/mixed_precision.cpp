@@ -54,11 +54,12 @@ public:
         return declared;
     }
     void attach(Attachment& run) override {
-        connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) {
+        connections_ += run.bus.intercept<RunConfigured>([this, &run](RunConfigured& event) {
             const auto parameters = event.model->named_parameters();
             device_ = parameters.empty() ? c10::Device(c10::kCPU) : parameters.front().second.device();
             scale_ = torch::full({}, saved_scale_, at::TensorOptions(device_));
             growth_tracker_ = torch::full({}, saved_growth_, at::TensorOptions(device_).dtype(at::kInt));
+            if (scales_) run.blackboard.publish_lazy("loss_scale", [this] { return scale_.item<double>(); });
         });
         connections_ += run.bus.around<Forward>([this](const Forward&) { autocast_.enter(device_.type()); },
                                                 [this] { autocast_.leave(); });
@@ -79,7 +80,6 @@ public:
 
 private:
     void attach_scaler(Attachment& run) {
-        run.blackboard.publish_lazy("loss_scale", [this] { return scale_.defined() ? scale_.item<double>() : saved_scale_; });
         connections_ += run.bus.intercept<BackwardStart>([this](BackwardStart& event) { event.root = event.root * scale_; });
         connections_ += run.bus.intercept(Phase::Finalize, [this](GradientsReady& event) {
             const at::NoGradGuard no_grad;

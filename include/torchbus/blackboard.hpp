@@ -12,6 +12,7 @@
 
 namespace torchbus {
 
+/// It is emptied when a training run begins, before RunConfigured: publish at that event or later.
 /// Thread: the training thread.
 class Blackboard {
 public:

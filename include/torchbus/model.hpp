@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -28,6 +29,9 @@ public:
 };
 
 namespace detail {
+
+template <class T>
+concept IsModuleHolder = requires(const T& holder) { holder.ptr()->named_parameters(); };
 
 /// Calls only what `Module` has, so that this header needs no torch::nn header.
 template <class Module>
@@ -85,13 +89,12 @@ public:
         : model_(std::make_shared<detail::ModuleModel<Module>>(std::move(module))) {}
 
     /// A module holder as TORCH_MODULE makes it, torch::nn::Sequential included.
-    template <class Holder>
-        requires requires(const Holder& holder) { holder.ptr()->named_parameters(); }
+    template <detail::IsModuleHolder Holder>
     Model(const Holder& holder) : Model(holder.ptr()) {}  // NOLINT
 
     /// A callable of a batch, without parameters.
     template <class Call>
-        requires std::is_invocable_r_v<Output, Call, const Batch&>
+        requires(!detail::IsModuleHolder<Call> && std::is_invocable_r_v<Output, Call, const Batch&>)
     Model(Call call) : model_(std::make_shared<detail::CallableModel<Call>>(std::move(call))) {}  // NOLINT
 
     explicit operator bool() const { return model_ != nullptr; }

@@ -30,16 +30,17 @@ using StepFunction = std::function<StepOutput(const Batch&)>;
 class Loss {
 public:
     Loss() = default;
+    // Tensors first: a generic lambda would claim to take an Output and a Batch as well.
     template <class Call>
-        requires std::is_invocable_r_v<at::Tensor, Call, const Output&, const Batch&>
-    Loss(Call call) : call_(std::move(call)) {}  // NOLINT
-    template <class Call>
-        requires(std::is_invocable_r_v<at::Tensor, Call, const at::Tensor&, const at::Tensor&> &&
-                 !std::is_invocable_r_v<at::Tensor, Call, const Output&, const Batch&>)
+        requires std::is_invocable_r_v<at::Tensor, Call, const at::Tensor&, const at::Tensor&>
     Loss(Call call)  // NOLINT
         : call_([call = std::move(call)](const Output& output, const Batch& batch) mutable -> at::Tensor {
               return call(output.tensor, batch.targets);
           }) {}
+    template <class Call>
+        requires(!std::is_invocable_r_v<at::Tensor, Call, const at::Tensor&, const at::Tensor&> &&
+                 std::is_invocable_r_v<at::Tensor, Call, const Output&, const Batch&>)
+    Loss(Call call) : call_(std::move(call)) {}  // NOLINT
 
     explicit operator bool() const { return static_cast<bool>(call_); }
     at::Tensor operator()(const Output& output, const Batch& batch) const { return call_(output, batch); }

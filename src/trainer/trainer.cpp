@@ -125,7 +125,9 @@ struct Trainer::Parts {
         plan.max_steps = options.max_steps;
         plan.seed = seed.value_or(0);
         plan.splits.push_back({"train", Mode::Train});
-        auto sampler = options.sampler ? options.sampler : options.shuffle ? make_random_sampler() : make_sequential_sampler();
+        auto sampler = options.sampler;
+        constexpr bool has_length = !std::is_same_v<TrainDataset, IterableDataset>;  // a stream has an order of its own
+        if (!sampler && has_length) sampler = options.shuffle ? make_random_sampler() : make_sequential_sampler();
         std::vector<std::unique_ptr<Loader>> loaders;
         loaders.push_back(make_loader(std::move(train), LoaderOptions{options.batch_size, std::move(sampler), options.drop_last,
                                       plan.seed, options.workers, options.prefetch, options.transform}));

@@ -1,0 +1,26 @@
+#pragma once
+/// Tensors by name in one file, in the safetensors format: an 8-byte length, a JSON header, raw bytes.
+
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include <torchbus/model.hpp>
+
+namespace torchbus {
+
+/// Writes to a temporary name, syncs and renames: the file is whole or not there.
+/// Throws: CheckpointError naming the path and what the system said.
+void save_safetensors(const std::filesystem::path& path, const std::vector<NamedTensor>& tensors);
+
+/// Throws: CheckpointError for a file that is missing, truncated or malformed, naming the tensor where there is one.
+std::vector<NamedTensor> load_safetensors(const std::filesystem::path& path);
+
+/// Copies tensors of `path` into the model's parameters and buffers of the same names.
+/// Throws: CheckpointError listing what is missing, left over or of another shape.
+void load_weights(const std::filesystem::path& path, Model& model);
+
+/// The model's parameters and buffers, parameters first.
+std::vector<NamedTensor> weights_of(const Model& model);
+
+}  // namespace torchbus

@@ -1,0 +1,33 @@
+#include <cstdio>
+
+#include <torchbus/checkpoint/safetensors.hpp>
+#include <torchbus/composition.hpp>
+#include <torchbus/error.hpp>
+#include <torchbus/trainer.hpp>
+
+#include "torch_commands.hpp"
+
+namespace torchbus::cli {
+
+/// Loads the weights that the options name, or those of the run's output folder.
+void load_weights_for(const nlohmann::json& options, Composition& made) {
+    std::string weights = options.at("weights");
+    if (weights.empty()) {
+        if (!made.output) throw ConfigError(made.name + ": there are no weights to load; give --weights FILE, or an output folder in the run file");
+        weights = *made.output / "model.safetensors";
+    }
+    load_weights(weights, made.trainer.model);
+}
+
+int evaluate(const nlohmann::json& options) {
+    const std::string file = options.at("run_file");
+    Composition made = compose(read_run_file(file, options.at("set")), file);
+    load_weights_for(options, made);
+    const std::int64_t batch_size = made.train.eval_batch_size.value_or(made.train.batch_size);
+    Trainer trainer(std::move(made.trainer));
+    const Metrics metrics = trainer.evaluate(made.eval_dataset, {.batch_size = batch_size});
+    std::printf("%s\n", nlohmann::json(metrics).dump(2).c_str());
+    return trainer.result().exit_code;
+}
+
+}  // namespace torchbus::cli

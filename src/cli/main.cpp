@@ -1,0 +1,118 @@
+// The `torchbus` program. It links no LibTorch, so that --help answers at once: commands that need it are in
+// libtorchbus_cli.so, which is loaded when one of them is called.
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <iostream>
+
+#include <CLI/CLI.hpp>
+#include <nlohmann/json.hpp>
+
+#include <torchbus/data/fetch.hpp>
+#include <torchbus/error.hpp>
+#include <torchbus/events_reference.hpp>
+#include <torchbus/state_machine.hpp>
+
+namespace {
+
+using nlohmann::json;
+
+int run_with_torch(const std::string& command, const json& options) {
+    void* library = dlopen("libtorchbus_cli.so", RTLD_NOW | RTLD_GLOBAL);
+    if (!library) {
+        std::fprintf(stderr, "torchbus: '%s' needs LibTorch, which could not be loaded: %s\n", command.c_str(), dlerror());
+        return 1;
+    }
+    using Run = int (*)(const char*, const char*);
+    const auto run = reinterpret_cast<Run>(dlsym(library, "torchbus_run_command"));
+    return run(command.c_str(), options.dump().c_str());
+}
+
+int print_events(const std::string& name) {
+    std::vector<std::string> known;
+    for (const torchbus::EventReference& event : torchbus::event_reference()) {
+        known.emplace_back(event.name);
+        if (!name.empty() && event.name != name) continue;
+        std::cout << event.name << "\n    fires      " << event.fires << "\n    on         " << event.ranks << "\n";
+        if (!event.changes.empty()) std::cout << "    may change " << event.changes << "\n";
+        if (!name.empty()) return 0;
+    }
+    if (name.empty()) return 0;
+    throw torchbus::ConfigError("unknown event '" + name + "'" + torchbus::did_you_mean(name, known) + " (torchbus events lists them)");
+}
+
+struct Arguments {
+    std::string run_file, weights, to, name, from, format = "mermaid", dataset;
+    std::vector<std::string> set;
+};
+
+CLI::App* add_run_command(CLI::App& app, Arguments& arguments, const char* name, const char* about) {
+    CLI::App* command = app.add_subcommand(name, about);
+    command->add_option("RUN.json", arguments.run_file, "run file: model, data, optimizer, schedule, callbacks")->required();
+    command->add_option("--set", arguments.set, "override an option, e.g. --set optimizer.learning_rate=0.01")->allow_extra_args(false);
+    return command;
+}
+
+void add_commands(CLI::App& app, Arguments& arguments) {
+    add_run_command(app, arguments, "train", "train as a run file says");
+    CLI::App* evaluate = add_run_command(app, arguments, "evaluate", "evaluate weights on the run's evaluation data; prints JSON");
+    CLI::App* predict = add_run_command(app, arguments, "predict", "print the model's outputs for the run's evaluation data, one JSON object a line");
+    for (CLI::App* command : {evaluate, predict})
+        command->add_option("--weights", arguments.weights, "safetensors file; default: model.safetensors in the run's output folder");
+    predict->add_option("--to", arguments.to, "file to write to; default: standard output");
+    add_run_command(app, arguments, "check", "make all that a run file names and print it, without training");
+    add_run_command(app, arguments, "summary", "print the model's parameters");
+    app.add_subcommand("callbacks", "list the callbacks, or the options of one")->add_option("NAME", arguments.name, "a callback, e.g. gradient_clipping");
+    app.add_subcommand("events", "list the events, or tell of one")->add_option("NAME", arguments.name, "an event, e.g. gradients_ready");
+    app.add_subcommand("graph", "print the state machine")->add_option("--format", arguments.format, "mermaid or dot")->check(CLI::IsMember({"mermaid", "dot"}));
+    CLI::App* fetch = app.add_subcommand("data", "data sets")->require_subcommand(1)->add_subcommand("fetch", "fetch a data set and verify it");
+    fetch->add_option("DATASET", arguments.dataset, "mnist")->required()->check(CLI::IsMember({"mnist"}));
+    fetch->add_option("--to", arguments.to, "folder to put it into; default: the cache, where run files look");
+    fetch->add_option("--from", arguments.from, "folder that already has the files");
+}
+
+int run(const CLI::App& app, const Arguments& arguments) {
+    const CLI::App* command = app.get_subcommands().front();
+    const std::string name = command->get_name();
+    if (name == "events") return print_events(arguments.name);
+    if (name == "graph") return std::cout << (arguments.format == "dot" ? torchbus::state_graph_dot() : torchbus::state_graph_mermaid()), 0;
+    if (name == "data") {
+        torchbus::FetchOptions options;
+        if (!arguments.to.empty()) options.target = arguments.to;
+        if (!arguments.from.empty()) options.source = arguments.from;
+        options.log = [](const std::string& line) { std::cerr << line << '\n'; };
+        std::cout << torchbus::fetch_mnist(options).string() << '\n';
+        return 0;
+    }
+    return run_with_torch(name, {{"run_file", arguments.run_file}, {"set", arguments.set}, {"weights", arguments.weights}, {"to", arguments.to},
+                                 {"name", arguments.name}});
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    CLI::App app{"torchbus: training on LibTorch as a state machine that emits typed events"};
+    app.set_version_flag("--version", "torchbus " TORCHBUS_VERSION);
+    app.require_subcommand(1);
+    app.footer("Examples:\n"
+               "  torchbus data fetch mnist\n"
+               "  torchbus train examples/05_mnist.json --set train.epochs=1\n"
+               "  torchbus evaluate examples/05_mnist.json --weights model.safetensors\n"
+               "  torchbus callbacks gradient_clipping\n"
+               "  torchbus graph --format dot | dot -Tsvg > states.svg\n"
+               "Exit codes: 0 done, 1 the run failed, 2 usage or configuration, 128+n by signal n after a clean save.");
+    Arguments arguments;
+    add_commands(app, arguments);
+    try {
+        app.parse(argc, argv);
+        return run(app, arguments);
+    } catch (const CLI::ParseError& error) {
+        return app.exit(error) == 0 ? 0 : 2;
+    } catch (const torchbus::ConfigError& error) {
+        std::fprintf(stderr, "torchbus: %s\n", error.what());
+        return 2;
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "torchbus: %s\n", error.what());
+        return 1;
+    }
+}

@@ -1,0 +1,39 @@
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+
+#include <torch/torch.h>
+
+#include <torchbus/composition.hpp>
+#include <torchbus/error.hpp>
+#include <torchbus/trainer.hpp>
+
+#include "torch_commands.hpp"
+
+namespace torchbus::cli {
+
+void load_weights_for(const nlohmann::json& options, Composition& made);
+
+/// One JSON object a sample, in the order of the evaluation data: {"index": 0, "output": [...], "class": 7}.
+int predict(const nlohmann::json& options) {
+    const std::string file = options.at("run_file");
+    Composition made = compose(read_run_file(file, options.at("set")), file);
+    load_weights_for(options, made);
+    const std::int64_t batch_size = made.train.eval_batch_size.value_or(made.train.batch_size);
+    Trainer trainer(std::move(made.trainer));
+    const at::Tensor outputs = trainer.predict(made.eval_dataset, {.batch_size = batch_size}).to(torch::kFloat).flatten(1).contiguous();
+    const std::string target = options.at("to");
+    std::ofstream file_stream;
+    if (!target.empty()) file_stream.open(target);
+    std::ostream& out = target.empty() ? std::cout : file_stream;
+    const at::Tensor classes = outputs.argmax(1);
+    for (std::int64_t i = 0; i < outputs.size(0); ++i) {
+        const float* row = outputs.const_data_ptr<float>() + i * outputs.size(1);
+        const nlohmann::json line = {{"index", i}, {"output", std::vector<float>(row, row + outputs.size(1))}, {"class", classes[i].item<std::int64_t>()}};
+        out << line.dump() << '\n';
+    }
+    if (!out.flush()) throw ConfigError((target.empty() ? "standard output" : target) + ": cannot write the predictions; is the folder there, and the disk not full?");
+    return trainer.result().exit_code;
+}
+
+}  // namespace torchbus::cli

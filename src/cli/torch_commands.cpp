@@ -1,0 +1,36 @@
+// The door into libtorchbus_cli.so: one C function, so that the program needs no C++ symbol of it.
+#include "torch_commands.hpp"
+
+#include <cstdio>
+#include <map>
+#include <string>
+
+#include <torchbus/error.hpp>
+
+namespace torchbus::cli {
+namespace {
+
+using Command = int (*)(const nlohmann::json&);
+
+const std::map<std::string, Command>& commands() {
+    static const std::map<std::string, Command> kCommands = {{"train", train}, {"evaluate", evaluate}, {"predict", predict},
+                                                             {"check", check}, {"summary", summary}, {"callbacks", callbacks}};
+    return kCommands;
+}
+
+}  // namespace
+}  // namespace torchbus::cli
+
+/// Returns the exit code: 0 done, 1 the run failed, 2 usage or configuration, 128 + n by a signal.
+extern "C" int torchbus_run_command(const char* name, const char* options_json) {
+    using namespace torchbus;
+    try {
+        return cli::commands().at(name)(nlohmann::json::parse(options_json));
+    } catch (const ConfigError& error) {
+        std::fprintf(stderr, "torchbus: %s\n", error.what());
+        return 2;
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "torchbus: %s\n", error.what());
+        return 1;
+    }
+}

@@ -1,0 +1,40 @@
+#include <cstdio>
+#include <fstream>
+
+#include <fmt/format.h>
+
+#include <torchbus/checkpoint/safetensors.hpp>
+#include <torchbus/composition.hpp>
+#include <torchbus/error.hpp>
+#include <torchbus/trainer.hpp>
+
+#include "torch_commands.hpp"
+
+namespace torchbus::cli {
+namespace {
+
+void write_history(const std::filesystem::path& path, const RunHistory& history) {
+    nlohmann::json epochs = nlohmann::json::array();
+    for (const EpochRecord& record : history.epochs()) epochs.push_back({{"epoch", record.epoch}, {"step", record.step}, {"metrics", record.metrics}});
+    std::ofstream file(path);
+    if (!(file << epochs.dump(2) << '\n').flush()) throw CheckpointError(path.string() + ": cannot write the history; is the disk full?");
+}
+
+}  // namespace
+
+int train(const nlohmann::json& options) {
+    const std::string file = options.at("run_file");
+    Composition made = compose(read_run_file(file, options.at("set")), file);
+    if (made.output) require_writable_folder(*made.output, file + ": output");  // now, not after the night
+    Model model = made.trainer.model;
+    Trainer trainer(std::move(made.trainer));
+    const RunResult result = trainer.train(made.train_dataset, made.eval_dataset, made.train);
+    if (made.output) {
+        save_safetensors(*made.output / "model.safetensors", weights_of(model));
+        write_history(*made.output / "history.json", trainer.history());
+        std::fprintf(stderr, "weights and history are in %s\n", made.output->c_str());
+    }
+    return result.exit_code;
+}
+
+}  // namespace torchbus::cli

@@ -1,0 +1,171 @@
+// The smaller behaviours, each through a trainer.
+#include <cstdlib>
+
+#include <ATen/autocast_mode.h>
+
+#include <torchbus/callbacks/device_placement.hpp>
+#include <torchbus/callbacks/gradient_accumulation.hpp>
+#include <torchbus/callbacks/learning_rate_schedule.hpp>
+#include <torchbus/callbacks/limit_batches.hpp>
+#include <torchbus/callbacks/metrics.hpp>
+#include <torchbus/callbacks/mixed_precision.hpp>
+#include <torchbus/callbacks/terminate_on_nan.hpp>
+#include <torchbus/error.hpp>
+#include <torchbus/optim/optimizers.hpp>
+
+#include "support/callback_of.hpp"
+#include "support/catch.hpp"
+#include "support/toy.hpp"
+
+using namespace torchbus;
+using namespace torchbus::test;
+
+namespace {
+
+struct Setup {
+    torch::nn::Sequential model = toy_model();
+    std::shared_ptr<torch::optim::Optimizer> optimizer = make_sgd(model->parameters(), {.learning_rate = 0.5});
+    Trainer trainer;
+    explicit Setup(std::vector<ComposedCallback> callbacks, Loss loss = cross_entropy)
+        : trainer({.model = model, .loss = std::move(loss), .optimizer = optimizer, .callbacks = std::move(callbacks), .handle_signals = false}) {}
+};
+
+ComposedCallback on_step_end(std::function<void(const TrainStepEnd&, Attachment&)> slot) {
+    return callback_of("on_step_end", [=](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepEnd>(Stage::Report, [=, &run](const TrainStepEnd& event) { slot(event, run); });
+    });
+}
+
+}  // namespace
+
+TEST_CASE("a schedule sets the rate of the update to come: the first one gets f(0)", "[callbacks][schedule]") {
+    std::vector<double> rates;
+    Setup setup({make_learning_rate_schedule({[](const Moment& moment) { return 1.0 / static_cast<double>(1 + moment.position.step); }}),
+                 on_step_end([&](const TrainStepEnd& event, Attachment&) { rates.push_back(event.update.optimizer->param_groups()[0].options().get_lr()); })});
+    setup.trainer.train(toy_data(12), {.batch_size = 4});
+    CHECK(rates == std::vector<double>{0.5, 0.25, 0.5 / 3});
+    rates.clear();
+    setup.trainer.train(toy_data(4), {.batch_size = 4});  // a second run starts from the base again
+    CHECK(rates == std::vector<double>{0.5});
+}
+
+TEST_CASE("a skipped update does not advance a schedule in steps", "[callbacks][schedule]") {
+    std::vector<double> rates;
+    Setup setup({make_learning_rate_schedule({[](const Moment& moment) { return static_cast<double>(1 + moment.position.step); }}),
+                 callback_of("skipper", [](Attachment& run, Connections& connections) {
+                     connections += run.bus.intercept(Phase::Decide, [](GradientsReady& event) { if (event.position.attempts == 0) event.skip("skipper", "test"); });
+                 }),
+                 on_step_end([&](const TrainStepEnd& event, Attachment&) { rates.push_back(event.update.optimizer->param_groups()[0].options().get_lr()); })});
+    setup.trainer.train(toy_data(12), {.batch_size = 4});
+    CHECK(rates == std::vector<double>{0.5, 0.5, 1.0});
+}
+
+TEST_CASE("schedules over the run know its length", "[callbacks][schedule]") {
+    Moment moment;
+    moment.length.steps = 11;
+    const Schedule cosine = make_cosine_schedule({.warmup_steps = 1, .final_factor = 0.1});
+    const auto at = [&](std::int64_t step) { moment.position.step = step; return moment; };
+    CHECK(cosine(at(0)) == 0);
+    CHECK(cosine(at(1)) == Approx(1.0));
+    CHECK(cosine(at(6)) == Approx(0.55));  // half way: the mean of 1 and 0.1
+    CHECK(cosine(at(11)) == Approx(0.1));
+    CHECK(make_linear_schedule({.total_steps = 4})(at(3)) == Approx(0.25));
+    moment.position.epoch = 5;
+    CHECK(make_step_schedule({.every_epochs = 2, .factor = 0.5})(moment) == Approx(0.25));
+    moment.length.steps.reset();
+    CHECK_THROWS_WITH(cosine(at(3)), "a schedule over the whole run needs a run of known length; give total_steps");
+}
+
+TEST_CASE("limit_batches ends epochs and evaluations early, and the epoch is complete", "[callbacks][limit-batches]") {
+    std::int64_t eval_steps = 0;
+    Setup setup({make_limit_batches({.train = 3, .eval = 1}), make_gradient_accumulation({2}), callback_of("log", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<EvalEpochEnd>(Stage::Observe, [&](const EvalEpochEnd& event) { eval_steps += event.steps; });
+    })});
+    setup.trainer.train(toy_data(40), toy_data(12, 3), {.epochs = 2, .batch_size = 4});
+    CHECK(setup.trainer.position().micro_batch == 6);
+    CHECK(setup.trainer.position().step == 4);  // windows of two and one
+    CHECK(setup.trainer.position().epoch == 2);
+    CHECK(eval_steps == 2);
+}
+
+TEST_CASE("TORCHBUS_LIMIT_BATCHES makes a smoke run of any trainer", "[callbacks][limit-batches]") {
+    setenv("TORCHBUS_LIMIT_BATCHES", "2", 1);
+    Setup setup({});
+    setup.trainer.train(toy_data(40), {.epochs = 1, .batch_size = 4});
+    CHECK(setup.trainer.position().step == 2);
+    setenv("TORCHBUS_LIMIT_BATCHES", "many", 1);
+    CHECK_THROWS_WITH(Setup({}), "TORCHBUS_LIMIT_BATCHES: 'many' is not a number of batches; give at least 1, or unset it");
+    unsetenv("TORCHBUS_LIMIT_BATCHES");
+}
+
+TEST_CASE("terminate_on_nan fails the run at a NaN, and keeps the weights of the last finite step", "[callbacks][terminate-on-nan]") {
+    std::vector<at::Tensor> before;
+    int calls = 0;
+    const Loss breaks = [&](const at::Tensor& output, const at::Tensor& targets) {
+        return cross_entropy(output, targets) * (++calls == 3 ? std::numeric_limits<double>::quiet_NaN() : 1.0);
+    };
+    Setup setup({make_terminate_on_nan()}, breaks);
+    auto tap = setup.trainer.subscribe("tap");
+    const auto connection = tap.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) {
+        if (event.position.step == 2 && !event.skipped) before = copies_of(setup.model->parameters());
+    });
+    CHECK_THROWS_WITH(setup.trainer.train(toy_data(40), {.batch_size = 4}),
+                      "terminate_on_nan: the training loss is nan in epoch 1 after step 2; lower the learning rate, clip the gradients, or look at the batch");
+    CHECK(equal_bits(before, copies_of(setup.model->parameters())));
+}
+
+TEST_CASE("loss scaling unscales before clipping sees the gradients, skips what overflows and lowers the scale", "[callbacks][mixed-precision]") {
+    MixedPrecisionOptions options;
+    options.scale_loss = true;
+    options.initial_scale = 1024;
+    options.growth_interval = 2;
+    std::vector<double> scales;
+    std::vector<bool> skipped;
+    Setup setup({make_mixed_precision(options), callback_of("overflow", [](Attachment& run, Connections& connections) {
+        connections += run.bus.intercept<BackwardStart>([](BackwardStart& event) {
+            if (event.position.attempts == 1) event.root = event.root * std::numeric_limits<float>::infinity();
+        });
+    }), on_step_end([&](const TrainStepEnd& event, Attachment& run) {
+        scales.push_back(*run.blackboard.number("loss_scale"));
+        skipped.push_back(event.skipped);
+    })});
+    setup.trainer.train(toy_data(20), {.batch_size = 4});
+    CHECK(skipped == std::vector<bool>{false, true, false, false, false});
+    CHECK(scales == std::vector<double>{1024, 512, 512, 1024, 1024});  // halved by the overflow, doubled after two good ones
+}
+
+TEST_CASE("autocast does not leak out of a run that fails within forward", "[callbacks][mixed-precision]") {
+    Setup setup({make_mixed_precision()}, [](const at::Tensor&, const at::Tensor&) -> at::Tensor { throw std::runtime_error("no loss today"); });
+    CHECK_THROWS_WITH(setup.trainer.train(toy_data(8)), "no loss today");
+    CHECK_FALSE(at::autocast::is_autocast_enabled(at::kCPU));
+    CHECK(at::GradMode::is_enabled());
+}
+
+TEST_CASE("metrics are means over samples, not over batches", "[callbacks][metrics]") {
+    Setup setup({make_metrics({.accuracy = true})});
+    const auto data = toy_data(10);
+    setup.optimizer->param_groups()[0].options().set_lr(0);  // the weights stay, so the mean can be computed afterwards
+    setup.trainer.train(data, {.batch_size = 4, .shuffle = false});
+    const at::NoGradGuard no_grad;
+    const at::Tensor output = setup.model->forward(data->inputs());
+    CHECK(setup.trainer.history().latest("train.loss").value() == Approx(cross_entropy(output, data->targets()).item<double>()).epsilon(1e-6));
+    CHECK(setup.trainer.history().latest("train.accuracy").value() == Approx(output.argmax(1).eq(data->targets()).to(torch::kDouble).mean().item<double>()));
+}
+
+TEST_CASE("accuracy without classes is refused with the shapes", "[callbacks][metrics]") {
+    torch::nn::Linear model(6, 1);
+    Trainer trainer({.model = model, .loss = [](const at::Tensor& output, const at::Tensor& targets) { return torch::mse_loss(output, targets); },
+                     .optimizer = make_sgd(model->parameters(), {}), .callbacks = {make_metrics({.accuracy = true})}, .handle_signals = false});
+    CHECK_THROWS_WITH(trainer.train(std::make_shared<TensorDataset>(torch::randn({8, 6}), torch::randn({8, 1})), {.batch_size = 4}),
+                      "subscriber 'metrics' failed at forward_end (epoch 0, step 0): metrics: accuracy needs an output of shape [N, C] and integer "
+                      "targets of shape [N]; got output [4, 1] and targets [4, 1]; turn accuracy off, or publish a metric of your own");
+}
+
+TEST_CASE("device placement refuses a device that is not here, and moves batches to one that is", "[callbacks][device-placement]") {
+    CHECK_THROWS_WITH(make_device_placement({"gpu"}), "device_placement: device: 'gpu' is not a device; give cpu, cuda or cuda:N");
+    if (!torch::cuda::is_available())
+        CHECK_THROWS_WITH(make_device_placement({"cuda"}), "device_placement: device: 'cuda' was asked for, but no CUDA device can be used here; "
+                                                           "give cpu, or run where a GPU and the CUDA libraries of LibTorch are");
+    Setup setup({make_device_placement({"cpu"})});
+    CHECK(setup.trainer.train(toy_data(8)).outcome == Outcome::Finished);
+}

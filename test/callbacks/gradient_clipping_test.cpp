@@ -1,0 +1,83 @@
+#include <torchbus/callbacks/gradient_clipping.hpp>
+#include <torchbus/error.hpp>
+
+#include "support/catch.hpp"
+#include "support/toy.hpp"
+
+using namespace torchbus;
+using namespace torchbus::test;
+
+namespace {
+
+/// Sends GradientsReady with these gradients through one callback. Returns what it published.
+std::optional<double> send_gradients(Callback& callback, const std::vector<at::Tensor>& parameters) {
+    Bus bus;
+    Blackboard blackboard;
+    Consensus consensus;
+    Requests requests;
+    Subscriber subscriber = bus.subscribe("clipping");
+    Attachment attachment{subscriber, blackboard, consensus, bus.moment(), Asker(requests, "clipping")};
+    callback.attach(attachment);
+    const Update update;
+    const Window window;
+    bus.emit(GradientsReady{{}, update, window, GradientsView(parameters)});
+    const auto norm = blackboard.number("grad_norm");
+    callback.detach();
+    return norm;
+}
+
+/// Parameters of ones with these gradients.
+std::vector<at::Tensor> with_gradients(const std::vector<at::Tensor>& gradients) {
+    std::vector<at::Tensor> parameters;
+    for (const at::Tensor& gradient : gradients) {
+        parameters.push_back(torch::ones_like(gradient).requires_grad_());
+        parameters.back().mutable_grad() = gradient.clone();
+    }
+    return parameters;
+}
+
+}  // namespace
+
+TEST_CASE("clipping by norm scales all gradients alike, and publishes the norm before", "[callbacks][gradient-clipping]") {
+    const auto parameters = with_gradients({torch::tensor({3.0f}), torch::tensor({0.0f, 4.0f})});  // norm 5
+    const auto callback = make_gradient_clipping({.max_norm = 1.0});
+    CHECK(send_gradients(*callback, parameters) == 5.0);
+    CHECK(parameters[0].grad().item<float>() == Approx(0.6));
+    CHECK(parameters[1].grad()[1].item<float>() == Approx(0.8));
+}
+
+TEST_CASE("clipping by norm equals torch's clip_grad_norm_ to the bit", "[callbacks][gradient-clipping]") {
+    for (const double p : {2.0, 1.0, std::numeric_limits<double>::infinity()}) {
+        torch::manual_seed(3);
+        const std::vector<at::Tensor> gradients = {torch::randn({7, 5}), torch::randn({11})};
+        const auto ours = with_gradients(gradients), theirs = with_gradients(gradients);
+        send_gradients(*make_gradient_clipping({.max_norm = 0.5, .norm_type = p}), ours);
+        torch::nn::utils::clip_grad_norm_(theirs, 0.5, p);
+        for (std::size_t i = 0; i < ours.size(); ++i) CHECK(torch::allclose(ours[i].grad(), theirs[i].grad(), 1e-6, 0));
+    }
+}
+
+TEST_CASE("gradient clipping leaves small gradients untouched", "[callbacks][gradient-clipping]") {
+    const auto parameters = with_gradients({torch::tensor({0.3f, 0.1f})});
+    send_gradients(*make_gradient_clipping({.max_norm = 1.0}), parameters);
+    CHECK(parameters[0].grad().equal(torch::tensor({0.3f, 0.1f})));
+}
+
+TEST_CASE("clipping by value clamps each element and publishes no norm", "[callbacks][gradient-clipping]") {
+    const auto parameters = with_gradients({torch::tensor({-3.0f, 0.5f, 2.0f})});
+    CHECK_FALSE(send_gradients(*make_gradient_clipping({.by = GradientClippingOptions::By::Value, .max_value = 1.0}), parameters).has_value());
+    CHECK(parameters[0].grad().equal(torch::tensor({-1.0f, 0.5f, 1.0f})));
+}
+
+TEST_CASE("adaptive clipping bounds each unit by its own weights", "[callbacks][gradient-clipping]") {
+    // Rows of two ones have norm sqrt 2; with ratio 0.1 a row's gradient may have norm 0.1414.
+    const auto parameters = with_gradients({torch::tensor({{3.0f, 4.0f}, {0.03f, 0.04f}})});
+    send_gradients(*make_gradient_clipping({.by = GradientClippingOptions::By::Adaptive, .ratio = 0.1}), parameters);
+    CHECK(parameters[0].grad()[0].norm().item<float>() == Approx(0.1 * std::sqrt(2.0)));
+    CHECK(parameters[0].grad()[1].norm().item<float>() == Approx(0.05));  // small already
+}
+
+TEST_CASE("clipping refuses bounds that are not positive", "[callbacks][gradient-clipping]") {
+    CHECK_THROWS_WITH(make_gradient_clipping({.max_norm = -1}), "gradient_clipping: max_norm: -1 is not positive; give the largest allowed gradient norm, e.g. 1.0");
+    CHECK_THROWS_AS(make_gradient_clipping({.ratio = 0}), ConfigError);
+}

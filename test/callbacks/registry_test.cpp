@@ -1,0 +1,123 @@
+// What every callback of the registry must hold to.
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include <nlohmann/json.hpp>
+
+#include <torchbus/callbacks/metrics.hpp>
+#include <torchbus/callbacks/registry.hpp>
+#include <torchbus/error.hpp>
+#include <torchbus/events_reference.hpp>
+
+#include "support/catch.hpp"
+#include "support/toy.hpp"
+
+using namespace torchbus;
+using namespace torchbus::test;
+using nlohmann::json;
+
+namespace {
+
+std::shared_ptr<Callback> from_defaults(const CallbackEntry& entry) {
+    const json options = json::object();
+    OptionReader reader(options, std::string(entry.kind));
+    std::shared_ptr<Callback> callback = entry.from_json(reader);
+    reader.finish();
+    return callback;
+}
+
+}  // namespace
+
+TEST_CASE("every callback is made from {}, and is what its name says", "[callbacks][registry]") {
+    for (const CallbackEntry& entry : callback_registry()) {
+        INFO(entry.kind);
+        const auto callback = from_defaults(entry);
+        CHECK(callback->kind() == entry.kind);
+        CHECK_FALSE(entry.summary.empty());
+        std::set<std::string_view> events = {"forward", "backward", "optimizer_step"};
+        for (const EventReference& event : event_reference()) events.insert(event.name);
+        for (const std::string& event : callback->declare().listens) CHECK(events.contains(event));
+    }
+}
+
+TEST_CASE("every callback survives two runs, and its state goes through JSON", "[callbacks][registry]") {
+    for (const CallbackEntry& entry : callback_registry()) {
+        INFO(entry.kind);
+        const auto callback = from_defaults(entry);
+        auto model = toy_model();
+        std::vector<ComposedCallback> callbacks = {ComposedCallback(callback)};
+        if (entry.kind != "metrics") callbacks.insert(callbacks.begin(), make_metrics());
+        Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = std::make_shared<torch::optim::SGD>(model->parameters(), 0.1),
+                         .callbacks = std::move(callbacks), .handle_signals = false});
+        for (int run = 0; run < 2; ++run) CHECK(trainer.train(toy_data(8), toy_data(4), {.epochs = 2, .batch_size = 4}).outcome == Outcome::Finished);
+        const json state = callback->state();
+        callback->load_state(json::parse(state.dump()));
+        CHECK(callback->state() == state);
+    }
+}
+
+TEST_CASE("every callback detaches fully: afterwards nobody listens", "[callbacks][registry]") {
+    for (const CallbackEntry& entry : callback_registry()) {
+        INFO(entry.kind);
+        Bus bus;
+        Blackboard blackboard;
+        Consensus consensus;
+        Requests requests;
+        const auto callback = from_defaults(entry);
+        Subscriber subscriber = bus.subscribe(std::string(entry.kind));
+        Attachment attachment{subscriber, blackboard, consensus, bus.moment(), Asker(requests, "test")};
+        callback->attach(attachment);
+        callback->detach();
+        const bool listens = [&]<class... E>(std::type_identity<std::tuple<E...>>) { return (bus.wants<E>() || ...); }(std::type_identity<TrainerEvents>());
+        const bool wraps = [&]<class... S>(std::type_identity<std::tuple<S...>>) { return (bus.wants<S>() || ...); }(std::type_identity<TrainerSpans>());
+        CHECK_FALSE(listens);
+        CHECK_FALSE(wraps);
+        callback->attach(attachment);  // and may be attached again
+        callback->detach();
+    }
+}
+
+TEST_CASE("every option has a line about it", "[callbacks][registry]") {
+    for (const CallbackEntry& entry : callback_registry())
+        for (const OptionDescription& option : describe_callback(entry.kind)) {
+            INFO(entry.kind << "." << option.name);
+            CHECK(option.about.size() > 5);
+        }
+}
+
+TEST_CASE("the registry, the folders and the README name the same callbacks", "[callbacks][registry]") {
+    namespace fs = std::filesystem;
+    const fs::path root = TORCHBUS_SOURCE_ROOT;
+    std::set<std::string> registered, sources, headers;
+    for (const CallbackEntry& entry : callback_registry()) registered.emplace(entry.kind);
+    for (const auto& file : fs::directory_iterator(root / "callbacks"))
+        if (file.path().extension() == ".cpp" && file.path().stem() != "registry" && file.path().stem() != "progress_text") sources.insert(file.path().stem());
+    for (const auto& file : fs::directory_iterator(root / "include/torchbus/callbacks"))
+        if (file.path().stem() != "registry") headers.insert(file.path().stem());
+    CHECK(registered == sources);
+    CHECK(registered == headers);
+    std::ifstream readme(root / "README.md");
+    const std::string text((std::istreambuf_iterator<char>(readme)), std::istreambuf_iterator<char>());
+    for (const std::string& kind : registered) {
+        INFO(kind);
+        CHECK(text.find("| `" + kind + "` |") != std::string::npos);
+    }
+}
+
+TEST_CASE("an unknown callback is refused with a suggestion", "[callbacks][registry]") {
+    CHECK_THROWS_WITH(find_callback("gradient_cliping"), "unknown callback 'gradient_cliping'; did you mean 'gradient_clipping'? (torchbus callbacks lists them)");
+}
+
+TEST_CASE("every event is documented, in the order of the map", "[events]") {
+    std::vector<std::string> names, documented;
+    []<class... E>(std::type_identity<std::tuple<E...>>, std::vector<std::string>& out) {
+        (out.push_back(torchbus::detail::event_type<E>().name), ...);
+    }(std::type_identity<TrainerEvents>(), names);
+    for (const EventReference& event : event_reference()) {
+        documented.emplace_back(event.name);
+        CHECK_FALSE(event.fires.empty());
+        CHECK_FALSE(event.ranks.empty());
+    }
+    CHECK(names == documented);
+}

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Installs the build into an empty folder, then builds and runs two projects that know torchbus by pkg-config alone:
+# one with meson, one with make.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+build=${TORCHBUS_BUILD:-build/release}
+export PATH="$PWD/build/venv/bin:$PATH"
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+fail() {
+    printf 'install_test: %s\n' "$*" >&2
+    exit 1
+}
+
+meson install -C "$build" --no-rebuild --quiet --destdir "$work/root"
+pc=$(find "$work/root" -name torchbus.pc)
+[[ -f $pc ]] || fail "no torchbus.pc was installed"
+grep -q "^prefix=\${pcfiledir}" "$pc" ||
+    fail "torchbus.pc names a fixed prefix; run: meson configure $build -Dpkgconfig.relocatable=true"
+PKG_CONFIG_PATH=$(dirname "$pc")${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}
+export PKG_CONFIG_PATH
+
+check() {  # check PROGRAM: it prints what test/install/main.cpp says
+    local printed
+    printed=$("$1") || fail "$1 exited with $?"
+    grep -qx 'outside heard 42' <<<"$printed" || fail "$1 printed: $printed"
+    grep -q '^outside caught: .*model' <<<"$printed" || fail "$1 printed: $printed"
+}
+
+cp -r test/install/meson_project test/install/make_project "$work"
+cp test/install/main.cpp "$work/meson_project"
+cp test/install/main.cpp "$work/make_project"
+
+meson setup "$work/meson_project/build" "$work/meson_project"
+ninja -C "$work/meson_project/build"
+check "$work/meson_project/build/outside"
+
+make -C "$work/make_project"
+check "$work/make_project/outside"
+
+program=$(find "$work/root" -type f -name torchbus -perm -u+x)
+[[ -n $program ]] || fail "the torchbus program was not installed"
+"$program" callbacks | grep gradient_clipping >/dev/null || fail "'torchbus callbacks', installed, does not list gradient_clipping"

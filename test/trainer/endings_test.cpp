@@ -1,0 +1,142 @@
+// A golden file for each way a run can end.
+#include <csignal>
+
+#include "support/callback_of.hpp"
+#include "support/catch.hpp"
+#include "support/recording.hpp"
+#include "support/toy.hpp"
+
+using namespace torchbus;
+using namespace torchbus::test;
+
+namespace {
+
+struct Setup {
+    torch::nn::Sequential model = toy_model();
+    std::shared_ptr<Recording> recording = std::make_shared<Recording>();
+    std::unique_ptr<Trainer> trainer;
+
+    explicit Setup(std::vector<ComposedCallback> callbacks = {}, bool handle_signals = false) {
+        callbacks.emplace_back(recording);
+        trainer = std::make_unique<Trainer>(TrainerOptions{
+            .model = model, .loss = cross_entropy,
+            .optimizer = std::make_shared<torch::optim::SGD>(model->parameters(), 0.1),
+            .callbacks = std::move(callbacks), .handle_signals = handle_signals});
+    }
+    /// Two epochs of two steps, with an evaluation of one batch.
+    RunResult train() { return trainer->train(toy_data(8), toy_data(4, 3), {.epochs = 2, .batch_size = 4, .shuffle = false}); }
+    std::string golden(const std::string& name) const { return compare_with_golden(name, recording->lines()); }
+};
+
+/// Asks for a decision at the end of step `step`.
+ComposedCallback asks_at(std::int64_t step, Decision decision, std::string reason) {
+    return callback_of("asker", [=](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [=, &run](const TrainStepEnd& event) {
+            if (event.position.step == step) run.asker.ask(decision, reason);
+        });
+    });
+}
+
+}  // namespace
+
+TEST_CASE("a run that finishes", "[trainer][golden]") {
+    Setup setup;
+    const RunResult result = setup.train();
+    CHECK(result.outcome == Outcome::Finished);
+    CHECK(result.exit_code == 0);
+    CHECK(setup.golden("end_finished") == "");
+}
+
+TEST_CASE("a run that a decision stops ends its epoch without evaluation", "[trainer][golden]") {
+    Setup setup({asks_at(1, Decision::StopRun, "enough")});
+    const RunResult result = setup.train();
+    CHECK(result.outcome == Outcome::Stopped);
+    CHECK(result.requester == "asker");
+    CHECK(result.reason == "enough");
+    CHECK(setup.golden("end_stopped") == "");
+}
+
+TEST_CASE("an epoch that a decision stops is evaluated, and the next one begins", "[trainer][golden]") {
+    Setup setup({asks_at(1, Decision::StopEpoch, "next, please")});
+    CHECK(setup.train().outcome == Outcome::Finished);
+    CHECK(setup.golden("end_epoch_stopped") == "");
+}
+
+TEST_CASE("a stop asked for after the evaluation lets the epoch be completed and saved", "[trainer][golden]") {
+    Setup setup({callback_of("early_stopping", [](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<EvalEpochEnd>(Stage::Observe, [&run](const EvalEpochEnd&) { run.asker.ask(Decision::StopRun, "no better"); });
+    })});
+    CHECK(setup.train().outcome == Outcome::Stopped);
+    CHECK(setup.golden("end_stopped_after_evaluation") == "");
+}
+
+TEST_CASE("a run that a subscriber fails tells of it and closes", "[trainer][golden]") {
+    Setup setup({callback_of("broken", [](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<BackwardEnd>(Stage::Observe, [](const BackwardEnd& event) {
+            if (event.position.step == 1) throw std::runtime_error("disk on fire");
+        });
+    })});
+    CHECK_THROWS_WITH(setup.train(), "subscriber 'broken' failed at backward_end (epoch 0, step 1): disk on fire");
+    CHECK(setup.trainer->result().outcome == Outcome::Failed);
+    CHECK(setup.golden("end_failed") == "");
+}
+
+TEST_CASE("a run that a decision fails", "[trainer][golden]") {
+    Setup setup({asks_at(2, Decision::FailRun, "the loss is nan")});
+    CHECK_THROWS_WITH(setup.train(), "asker: the loss is nan");
+    CHECK(setup.golden("end_failed_by_decision") == "");
+}
+
+TEST_CASE("SIGINT finishes the step, saves and stops with 130", "[trainer][golden][signal]") {
+    struct sigaction before = {};
+    sigaction(SIGINT, nullptr, &before);
+    Setup setup({callback_of("user", [](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<ForwardEnd>(Stage::Observe, [](const ForwardEnd& event) {
+            if (event.position.step == 1) std::raise(SIGINT);
+        });
+    })}, true);
+    const RunResult result = setup.train();
+    CHECK(result.outcome == Outcome::Signalled);
+    CHECK(result.exit_code == 130);
+    CHECK(setup.golden("end_signalled") == "");
+    struct sigaction after = {};
+    sigaction(SIGINT, nullptr, &after);
+    CHECK(reinterpret_cast<void*>(after.sa_handler) == reinterpret_cast<void*>(before.sa_handler));  // put back
+}
+
+TEST_CASE("SIGUSR1 saves and goes on; SIGUSR2 saves and stops with 0", "[trainer][signal]") {
+    for (const int number : {SIGUSR1, SIGUSR2}) {
+        int saves = 0;
+        Setup setup({callback_of("saver", [&](Attachment& run, Connections& connections) {
+            connections += run.bus.observe<StepCheckpoint>(Stage::Persist, [&](const StepCheckpoint&) { ++saves; });
+            connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [=](const TrainStepEnd& event) {
+                if (event.position.step == 1) std::raise(number);
+            });
+        })}, true);
+        const RunResult result = setup.train();
+        CHECK(saves == 1);
+        CHECK(result.exit_code == 0);
+        CHECK(setup.trainer->position().step == (number == SIGUSR1 ? 4 : 1));
+        CHECK(result.outcome == (number == SIGUSR1 ? Outcome::Finished : Outcome::Signalled));
+    }
+}
+
+TEST_CASE("an evaluation in mid-epoch, then a save, then the epoch goes on", "[trainer][golden]") {
+    Setup setup({asks_at(1, Decision::EvaluateNow, "curious"), callback_of("saver", [](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd& event) {
+            if (event.position.step == 1) run.asker.ask(Decision::SaveNow, "every step");
+        });
+    })});
+    setup.train();
+    CHECK(setup.golden("evaluation_in_epoch") == "");
+}
+
+TEST_CASE("an evaluation run and a prediction run", "[trainer][golden]") {
+    Setup setup;
+    setup.trainer->evaluate(toy_data(6), {.batch_size = 4});
+    CHECK(setup.golden("evaluation_run") == "");
+    Setup other;
+    const at::Tensor outputs = other.trainer->predict(toy_data(6), {.batch_size = 4});
+    CHECK(other.golden("prediction_run") == "");
+    CHECK(outputs.sizes() == at::IntArrayRef{6, 3});
+}

@@ -1,0 +1,268 @@
+#include <thread>
+
+#include <torchbus/callbacks/metrics.hpp>
+#include <torchbus/error.hpp>
+#include <torchbus/optim/optimizers.hpp>
+
+#include "support/callback_of.hpp"
+#include "support/catch.hpp"
+#include "support/recording.hpp"
+#include "support/toy.hpp"
+
+using namespace torchbus;
+using namespace torchbus::test;
+
+namespace {
+
+TrainerOptions options_for(torch::nn::Sequential& model, std::vector<ComposedCallback> callbacks = {}) {
+    return {.model = model, .loss = cross_entropy, .optimizer = std::make_shared<torch::optim::SGD>(model->parameters(), 0.1),
+            .callbacks = std::move(callbacks), .handle_signals = false};
+}
+
+}  // namespace
+
+TEST_CASE("GradientsReady answered `again` repeats forward and backward; metrics and counters happen once", "[trainer][again]") {
+    auto model = toy_model();
+    std::vector<int> passes;
+    std::vector<std::int64_t> samples;
+    int batches_ready = 0;
+    Trainer trainer(options_for(model, {make_metrics(), callback_of("twice", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.intercept<BatchReady>([&](BatchReady&) { ++batches_ready; });
+        connections += run.bus.observe<ForwardEnd>(Stage::Observe, [&](const ForwardEnd& event) { passes.push_back(event.micro_batch.pass); });
+        connections += run.bus.intercept(Phase::Change, [](GradientsReady& event) { if (event.pass == 0) event.again(); });
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) { samples.push_back(event.position.samples); });
+    })}));
+    trainer.train(toy_data(8), {.epochs = 1, .batch_size = 4, .shuffle = false});
+    CHECK(passes == std::vector<int>{0, 1, 0, 1});
+    CHECK(samples == std::vector<std::int64_t>{4, 8});
+    CHECK(batches_ready == 2);
+    CHECK(trainer.position().step == 2);
+}
+
+TEST_CASE("the second pass of `again` starts from no gradient", "[trainer][again]") {
+    auto model = toy_model(), plain = toy_model();
+    const auto data = toy_data(4);
+    std::vector<at::Tensor> gradients;
+    Trainer trainer(options_for(model, {callback_of("twice", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.intercept(Phase::Change, [&](GradientsReady& event) {
+            if (event.pass == 0) return event.again();
+            gradients = copies_of(event.gradients.owned());
+        });
+    })}));
+    trainer.train(data, {.epochs = 1, .batch_size = 4, .shuffle = false});
+    cross_entropy(plain->forward(data->inputs()), data->targets()).backward();
+    std::vector<at::Tensor> expected;
+    for (const at::Tensor& parameter : plain->parameters()) expected.push_back(parameter.grad());
+    CHECK(equal_bits(gradients, expected));
+}
+
+TEST_CASE("`again` without end is refused", "[trainer][again]") {
+    auto model = toy_model();
+    Trainer trainer(options_for(model, {callback_of("forever", [](Attachment& run, Connections& connections) {
+        connections += run.bus.intercept(Phase::Decide, [](GradientsReady& event) { event.again(); });
+    })}));
+    CHECK_THROWS_WITH(trainer.train(toy_data(4), {.batch_size = 4}),
+                      "GradientsReady was answered `again` 4 times at step 0; raise max_passes in the plan, or let the subscriber give up");
+}
+
+TEST_CASE("two updates follow each other on each window, each with its own loss and rhythm", "[trainer][updates]") {
+    auto first = toy_model(1), second = toy_model(2);
+    const auto step_of = [](torch::nn::Sequential model) {
+        return [model](const Batch& batch) mutable {
+            at::Tensor output = model->forward(batch.inputs);
+            return StepOutput{output, cross_entropy(output, batch.targets)};
+        };
+    };
+    std::vector<std::string> updates;
+    Trainer trainer({.model = first,
+                     .updates = {{"critic", make_sgd(first->parameters(), {.learning_rate = 0.1}), step_of(first), 1},
+                                 {"generator", make_sgd(second->parameters(), {.learning_rate = 0.1}), step_of(second), 2}},
+                     .callbacks = {callback_of("log", [&](Attachment& run, Connections& connections) {
+                         connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) { updates.push_back(event.update.name); });
+                     }), make_metrics()},
+                     .handle_signals = false});
+    const auto before = copies_of(second->parameters());
+    trainer.train(toy_data(12), {.epochs = 1, .batch_size = 4});
+    CHECK(updates == std::vector<std::string>{"critic", "generator", "critic", "critic", "generator"});
+    CHECK(trainer.position().step == 5);
+    CHECK(trainer.position().samples == 12);
+    CHECK_FALSE(equal_bits(before, copies_of(second->parameters())));
+    CHECK(trainer.history().latest("train.critic.loss").has_value());
+    CHECK(trainer.history().latest("train.generator.loss").has_value());
+}
+
+TEST_CASE("advance() goes one transition at a time, and only on the thread that started the run", "[trainer][advance]") {
+    auto model = toy_model(), other = toy_model();
+    Trainer trainer(options_for(model));
+    const auto data = toy_data(8);
+    CHECK_THROWS_WITH(trainer.advance(), "advance() without a run; call start_training() first");
+    trainer.start_training(data, {.epochs = 2, .batch_size = 4, .shuffle = false});
+    std::vector<State> states = {trainer.state()};
+    while (trainer.advance()) states.push_back(trainer.state());
+    CHECK(states.front() == State::Ready);
+    CHECK(trainer.state() == State::Closed);
+    CHECK(std::ranges::count(states, State::RunningWindow) == 4);
+    CHECK(std::ranges::count(states, State::Updating) == 4);
+    Trainer whole(options_for(other));
+    whole.train(data, {.epochs = 2, .batch_size = 4, .shuffle = false});
+    CHECK(equal_bits(copies_of(model->parameters()), copies_of(other->parameters())));
+
+    trainer.start_training(data, {.epochs = 1, .batch_size = 4});
+    CHECK_THROWS_WITH(trainer.start_training(data, {.batch_size = 4}), "a run is under way (in ready); let it end, or ask it to stop, before the next one");
+    std::string refusal;
+    std::thread([&] {
+        try {
+            trainer.advance();
+        } catch (const StateError& error) {
+            refusal = error.what();
+        }
+    }).join();
+    CHECK(refusal == "advance() was called from another thread than the one that started the run; "
+                     "call it from that one, and ask() for decisions from any");
+    while (trainer.advance()) {}
+}
+
+TEST_CASE("a decision may be asked for from another thread while the run goes on", "[trainer][thread]") {
+    auto model = toy_model();
+    Trainer trainer(options_for(model));
+    trainer.start_training(toy_data(64), {.epochs = 100000, .batch_size = 4});
+    std::thread operator_thread([&] { trainer.ask(Decision::StopRun, "operator", "lunch"); });
+    while (trainer.advance()) {}
+    operator_thread.join();
+    CHECK(trainer.result().outcome == Outcome::Stopped);
+    CHECK(trainer.result().requester == "operator");
+}
+
+TEST_CASE("skip_update leaves the parameters; skip_batch gives the window no weight", "[trainer][decision]") {
+    for (const Decision decision : {Decision::SkipUpdate, Decision::SkipBatch}) {
+        auto model = toy_model();
+        std::vector<at::Tensor> before;
+        Trainer trainer(options_for(model, {callback_of("skipper", [&](Attachment& run, Connections& connections) {
+            connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) {
+                if (event.position.attempts == 1) {
+                    before = copies_of(model->parameters());
+                    run.asker.ask(decision, "a spike");
+                } else if (event.position.attempts == 2) {
+                    CHECK(equal_bits(before, copies_of(model->parameters())));
+                    CHECK(event.skipped == (decision == Decision::SkipUpdate));
+                }
+            });
+        })}));
+        trainer.train(toy_data(12), {.epochs = 1, .batch_size = 4, .shuffle = false});
+        CHECK(trainer.position().attempts == 3);
+        CHECK(trainer.position().step == (decision == Decision::SkipUpdate ? 2 : 3));
+    }
+}
+
+TEST_CASE("an interceptor of OutputReady may supply the loss; the loss function is then not called", "[trainer]") {
+    auto model = toy_model();
+    TrainerOptions options = options_for(model, {callback_of("own_loss", [](Attachment& run, Connections& connections) {
+        connections += run.bus.intercept<OutputReady>([](OutputReady& event) { event.loss = event.output.tensor.square().mean(); });
+    })});
+    int calls = 0;
+    options.loss = [&](const at::Tensor& output, const at::Tensor& targets) { ++calls; return cross_entropy(output, targets); };
+    Trainer trainer(std::move(options));
+    trainer.train(toy_data(8), {.batch_size = 4});
+    CHECK(calls == 0);
+}
+
+TEST_CASE("several named evaluation splits each get their metrics, and evaluate() returns its own", "[trainer][evaluation]") {
+    auto model = toy_model();
+    Trainer trainer(options_for(model, {make_metrics({.accuracy = true})}));
+    trainer.train(toy_data(16), toy_data(8, 3), {.epochs = 2, .batch_size = 4, .eval_splits = {{"noisy", toy_data(8, 5)}}});
+    const auto& metrics = trainer.history().epochs().back().metrics;
+    for (const char* name : {"train.loss", "train.accuracy", "eval.loss", "eval.accuracy", "eval.noisy.loss", "eval.noisy.accuracy"})
+        CHECK(metrics.contains(name));
+    CHECK(trainer.history().epochs().size() == 2);
+
+    const auto data = toy_data(10, 6);
+    const Metrics evaluated = trainer.evaluate(data, {.batch_size = 4});
+    const at::NoGradGuard no_grad;
+    model->eval();
+    const at::Tensor output = model->forward(data->inputs());
+    CHECK(evaluated.at("eval.loss") == Approx(cross_entropy(output, data->targets()).item<double>()).epsilon(1e-6));
+    CHECK(evaluated.at("eval.accuracy") == Approx(output.argmax(1).eq(data->targets()).to(torch::kDouble).mean().item<double>()));
+}
+
+TEST_CASE("predict returns the outputs in the order of the dataset, in evaluation mode and without a graph", "[trainer][evaluation]") {
+    torch::manual_seed(1);
+    torch::nn::Sequential model(torch::nn::Linear(6, 8), torch::nn::Dropout(0.5), torch::nn::Linear(8, 3));
+    Trainer trainer({.model = model, .handle_signals = false});
+    const auto data = toy_data(10);
+    const at::Tensor outputs = trainer.predict(data, {.batch_size = 3});
+    model->eval();
+    const at::NoGradGuard no_grad;
+    CHECK_FALSE(outputs.requires_grad());
+    CHECK(torch::allclose(outputs, model->forward(data->inputs())));
+}
+
+TEST_CASE("the summary counts parameters, frozen ones apart", "[trainer]") {
+    auto model = toy_model();
+    model->parameters()[0].requires_grad_(false);
+    const std::string summary = Trainer(options_for(model)).summary();
+    CHECK_THAT(summary, Catch::Contains("0.weight") && Catch::Contains("[8, 6]") && Catch::Contains("83 parameters, 35 trainable"));
+}
+
+TEST_CASE("a trainer that lacks a part says which", "[trainer][errors]") {
+    auto model = toy_model();
+    const auto data = toy_data(8);
+    CHECK_THROWS_WITH(Trainer({}), "the trainer has no model; give TrainerOptions::model");
+    CHECK_THROWS_WITH(Trainer({.model = model}).train(data), "the trainer has no optimizer; give TrainerOptions::optimizer to train");
+    TrainerOptions no_loss = options_for(model);
+    no_loss.loss = {};
+    CHECK_THROWS_WITH(Trainer(std::move(no_loss)).train(data), "the trainer has no loss; give TrainerOptions::loss, or a step function for every update");
+    CHECK_THROWS_WITH(Trainer(options_for(model)).train(data, {.epochs = 0}), "epochs must be at least 1");
+    CHECK_THROWS_WITH(Trainer(options_for(model)).train(data, {.batch_size = 0}), "batch_size: 0 is not a batch size; give at least 1");
+    CHECK_THROWS_WITH(Trainer(options_for(model)).train(data, {.batch_size = 9, .drop_last = true}),
+                      "batch_size: 9 is above the 8 samples of an epoch, and drop_last leaves nothing; give a smaller batch or keep the last one");
+    CHECK_THROWS_WITH(Trainer(options_for(model)).train(std::make_shared<TensorDataset>(torch::empty({0, 6}))), "the dataset is empty; there is nothing to load");
+    CHECK_THROWS_WITH(Trainer(options_for(model)).train(data, data, {.eval_splits = {{"eval", data}}}), "two splits are called 'eval'; give one of them another name");
+    for (const at::Tensor& parameter : model->parameters()) parameter.requires_grad_(false);
+    CHECK_THROWS_WITH(Trainer(options_for(model)).train(data),
+                      "the model has no trainable parameters in its optimizer; add some, or unfreeze one (requires_grad)");
+}
+
+TEST_CASE("a loss that is no scalar, or depends on nothing, is refused", "[trainer][errors]") {
+    auto model = toy_model();
+    TrainerOptions options = options_for(model);
+    options.loss = [](const at::Tensor& output, const at::Tensor&) { return output.mean(1); };
+    CHECK_THROWS_WITH(Trainer(std::move(options)).train(toy_data(8), {.batch_size = 4}), "the loss has shape [4], expected a scalar; reduce it, e.g. with mean()");
+    options = options_for(model);
+    options.loss = [](const at::Tensor& output, const at::Tensor&) { return output.detach().mean(); };
+    CHECK_THROWS_WITH(Trainer(std::move(options)).train(toy_data(8)), "the loss does not depend on any trainable parameter; is everything frozen or detached?");
+}
+
+TEST_CASE("the signal asked for before the first step has nothing to save, and the run ends", "[trainer][signal]") {
+    auto model = toy_model();
+    int saves = 0;
+    Trainer trainer(options_for(model, {callback_of("saver", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<StepCheckpoint>(Stage::Persist, [&](const StepCheckpoint&) { ++saves; });
+        connections += run.bus.observe<TrainEpochStart>(Stage::Observe, [&run](const TrainEpochStart&) {
+            run.asker.ask(Decision::SaveNow, "SIGTERM");
+            run.asker.ask(Decision::StopRun, "SIGTERM");
+        });
+    })}));
+    CHECK(trainer.train(toy_data(8)).outcome == Outcome::Stopped);
+    CHECK(saves == 0);
+}
+
+TEST_CASE("a run without a known length trains on a stream, and its last window is short", "[trainer][data]") {
+    class Stream final : public IterableDataset {
+    public:
+        void begin(SampleSeed) override { next_ = 0; }
+        std::optional<Item> next() override {
+            if (next_ == 10) return std::nullopt;
+            return Item{torch::full({6}, static_cast<double>(next_++)), torch::tensor(1), {}, 0};
+        }
+
+    private:
+        int next_ = 0;
+    };
+    auto model = toy_model();
+    std::vector<std::int64_t> sizes;
+    Trainer trainer(options_for(model, {callback_of("log", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<ForwardEnd>(Stage::Observe, [&](const ForwardEnd& event) { sizes.push_back(event.batch.samples); }, in(Mode::Train));
+    })}));
+    trainer.train(std::make_shared<Stream>(), toy_data(4), {.epochs = 2, .batch_size = 4});
+    CHECK(sizes == std::vector<std::int64_t>{4, 4, 2, 4, 4, 2});
+}
