@@ -39,7 +39,8 @@ Batch TensorDataset::gather(std::span<const std::int64_t> indices, SampleSeed) c
     Batch batch;
     batch.indices.assign(indices.begin(), indices.end());
     const auto count = static_cast<std::int64_t>(indices.size());
-    const at::Tensor index = torch::from_blob(batch.indices.data(), {count}, torch::kInt64);
+    at::Tensor index = torch::from_blob(batch.indices.data(), {count}, torch::kInt64);
+    if (!inputs_.is_cpu()) index = index.to(inputs_.device());
     batch.inputs = inputs_.index_select(0, index);
     if (targets_.defined()) batch.targets = targets_.index_select(0, index);
     for (const auto& [name, tensor] : extras_) batch.extras[name] = tensor.index_select(0, index);
@@ -74,7 +75,11 @@ Batch counted(std::vector<Item>& items) {
     if (!items.empty())
         for (const auto& [name, tensor] : items.front().extras) {
             std::vector<at::Tensor> tensors;
-            for (const Item& item : items) tensors.push_back(*item.extras.find(name));
+            for (const Item& item : items) {
+                const at::Tensor* extra = item.extras.find(name);
+                if (!extra) throw DataError(fmt::format("an item has no '{}', which another item of its batch has; give it to all or to none", name));
+                tensors.push_back(*extra);
+            }
             batch.extras[name] = torch::stack(tensors);
         }
     return batch;

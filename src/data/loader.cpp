@@ -1,5 +1,8 @@
 #include <torchbus/data/loader.hpp>
 
+#include <algorithm>
+#include <iterator>
+
 #include <fmt/format.h>
 
 #include <torchbus/error.hpp>
@@ -8,6 +11,8 @@
 
 namespace torchbus {
 namespace {
+
+constexpr std::chrono::hours kLongestWait{24};  ///< a deadline must not overflow
 
 /// Turns single batches into windows, and keeps the position. The derived class makes the batches.
 class WindowLoader : public Loader {
@@ -20,7 +25,8 @@ public:
     }
 
     Fetch next(std::int64_t count, std::chrono::milliseconds wait, Window& window) final {
-        const auto deadline = std::chrono::steady_clock::now() + wait;
+        if (!begun_) throw StateError("next() on a loader that was not begun; call begin() first");
+        const auto deadline = std::chrono::steady_clock::now() + std::min<std::chrono::milliseconds>(wait, kLongestWait);
         window.batches.clear();
         while (static_cast<std::int64_t>(pending_.size()) < count) {
             const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
@@ -31,8 +37,11 @@ public:
             pending_.push_back(std::move(batch));
         }
         if (pending_.empty()) return Fetch::Exhausted;
-        position_.batches += static_cast<std::int64_t>(pending_.size());
-        std::swap(window.batches, pending_);
+        // More may have been taken for a larger window that was then given up.
+        const auto end = pending_.begin() + std::min(count, static_cast<std::int64_t>(pending_.size()));
+        window.batches.assign(std::make_move_iterator(pending_.begin()), std::make_move_iterator(end));
+        pending_.erase(pending_.begin(), end);
+        position_.batches += window.count();
         return Fetch::Ready;
     }
     LoaderPosition position() const final { return position_; }
@@ -43,6 +52,7 @@ protected:
     void restart(LoaderPosition at) {
         pending_.clear();
         position_ = at;
+        begun_ = true;
         queue_.start(at.batches);
     }
     void halt() { queue_.stop(); }
@@ -58,6 +68,7 @@ protected:
 
 private:
     LoaderPosition position_;
+    bool begun_ = false;
     std::vector<Batch> pending_;  ///< taken already for a window that is not complete
     PrefetchQueue queue_;
 };
@@ -79,6 +90,8 @@ public:
         halt();
         epoch_ = at.epoch;
         order_ = options_.sampler->order(dataset_->size(), options_.seed, at.epoch);
+        if (const auto count = options_.sampler->count(dataset_->size()); static_cast<std::int64_t>(order_.size()) != count)
+            throw ConfigError(fmt::format("the sampler's order has {} indices, its count says {}; make them agree", order_.size(), count));
         restart(at);
     }
     std::optional<std::int64_t> batches() const override {

@@ -62,10 +62,12 @@ public:
 class WeightedSampler final : public Sampler {
 public:
     WeightedSampler(const std::vector<double>& weights, std::int64_t count) : count_(count), probability_(weights.size(), 1.0), alias_(weights.size()) {
+        if (count < 1) throw ConfigError(fmt::format("a weighted sampler of {} draws has nothing to do; give a count of at least 1", count));
         const double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
         for (std::size_t i = 0; i < weights.size(); ++i)
             if (!(weights[i] >= 0) || !std::isfinite(weights[i]))
                 throw ConfigError(fmt::format("weights[{}]: {} is not a weight; give finite numbers of at least 0", i, weights[i]));
+        if (!std::isfinite(sum)) throw ConfigError("the sum of a weighted sampler's weights is too large for a double; give smaller ones");
         if (!(sum > 0)) throw ConfigError("the weights of a weighted sampler sum to zero; at least one must be positive");
         std::vector<double> scaled;
         std::vector<std::size_t> small, large;
@@ -121,12 +123,24 @@ public:
         const auto length_of = [&](std::int64_t index) { return lengths_[static_cast<std::size_t>(index)]; };
         for (std::size_t begin = 0; begin < indices.size(); begin += bucket_) {
             const auto end = std::min(begin + bucket_, indices.size());
-            std::ranges::stable_sort(indices.begin() + static_cast<std::ptrdiff_t>(begin), indices.begin() + static_cast<std::ptrdiff_t>(end), {}, length_of);
+            const auto first = indices.begin() + static_cast<std::ptrdiff_t>(begin), last = indices.begin() + static_cast<std::ptrdiff_t>(end);
+            std::ranges::stable_sort(first, last, {}, length_of);
+            if (end == indices.size()) move_short_batch_last(first, last, generator);
         }
         return shuffled_batches(indices, generator);
     }
 
 private:
+    /// The short batch is taken anywhere in the last bucket: were it always the longest samples, drop_last would never
+    /// let them be seen.
+    void move_short_batch_last(Indices::iterator first, Indices::iterator last, std::mt19937_64& generator) const {
+        const auto count = static_cast<std::size_t>(last - first);
+        const std::size_t rest = count % batch_size_;
+        if (rest == 0) return;
+        const std::size_t place = bounded(generator, count / batch_size_ + 1) * batch_size_;
+        const auto from = first + static_cast<std::ptrdiff_t>(place);
+        std::rotate(from, from + static_cast<std::ptrdiff_t>(rest), last);
+    }
     /// The short last batch stays last: anywhere else it would shift the borders of the others.
     Indices shuffled_batches(const Indices& indices, std::mt19937_64& generator) const {
         std::vector<std::size_t> starts;

@@ -397,3 +397,41 @@ TEST_CASE("weights of another count than the dataset's samples are told", "[data
     const auto loader = make_loader(seeded(5), {.sampler = make_weighted_sampler({1, 1}, 5)});
     CHECK_THROWS_WITH(loader->begin({}), "2 weights for 5 samples; a weighted sampler needs one for each");
 }
+
+TEST_CASE("a window that was given up leaves its batches to the next one, however small that is", "[data][loader][thread]") {
+    const auto dataset = std::make_shared<GatedDataset>(12, 4);
+    const auto loader = make_loader(std::shared_ptr<const Dataset>(dataset), LoaderOptions{.batch_size = 2, .workers = 1});
+    loader->begin({});
+    Window window;
+    CHECK(loader->next(4, 200ms, window) == Fetch::Pending);  // two of four batches are there
+    CHECK(loader->position().batches == 0);
+    dataset->open();
+    for (std::int64_t batch = 0; batch < 6; ++batch) {
+        REQUIRE(loader->next(1, 5s, window) == Fetch::Ready);
+        REQUIRE(window.count() == 1);
+        CHECK(window.batches[0].indices == Indices{2 * batch, 2 * batch + 1});
+        CHECK(loader->position().batches == batch + 1);
+    }
+    CHECK(loader->next(1, 5s, window) == Fetch::Exhausted);
+}
+
+TEST_CASE("a loader says what it was not given", "[data][loader]") {
+    struct ShortSampler final : Sampler {
+        Indices order(std::int64_t, std::uint64_t, std::int64_t) const override { return {0, 1, 2}; }
+    };
+    Window window;
+    CHECK_THROWS_WITH(make_loader(std::shared_ptr<const Dataset>(seeded(4)), {})->next(1, 1s, window),
+                      "next() on a loader that was not begun; call begin() first");
+    const auto loader = make_loader(std::shared_ptr<const Dataset>(seeded(4)), {.sampler = std::make_shared<ShortSampler>()});
+    CHECK_THROWS_WITH(loader->begin({}), "the sampler's order has 3 indices, its count says 4; make them agree");
+    const auto patient = make_loader(std::shared_ptr<const Dataset>(seeded(4)), {.batch_size = 2});
+    patient->begin({});
+    CHECK(patient->next(1, std::chrono::milliseconds::max(), window) == Fetch::Ready);
+}
+
+TEST_CASE("an item that lacks what its neighbours have is an error", "[data][dataset]") {
+    std::vector<Item> items(2);
+    for (Item& item : items) item.input = torch::ones(2);
+    items[0].extras["mask"] = torch::ones(2);
+    CHECK_THROWS_WITH(collate_stack(items), "an item has no 'mask', which another item of its batch has; give it to all or to none");
+}

@@ -189,3 +189,20 @@ TEST_CASE("length buckets refuse what they cannot cut", "[data][sampler]") {
     CHECK_THROWS_WITH(make_length_bucket_sampler({1, 2}, 2, 0), "a length bucket needs a batch size and batches_per_bucket of at least 1");
     CHECK_THROWS_WITH(make_length_bucket_sampler({1, 2}, 2)->order(3, 1, 0), "2 lengths for 3 samples; a length bucket sampler needs one for each");
 }
+
+TEST_CASE("length buckets let every sample be seen, also with drop_last", "[data][sampler]") {
+    std::vector<std::int64_t> lengths;
+    for (std::int64_t i = 0; i < 20; ++i) lengths.push_back(i);
+    const auto sampler = make_length_bucket_sampler(lengths, 8);
+    std::set<std::int64_t> seen;
+    for (std::int64_t epoch = 0; epoch < 50; ++epoch) {
+        const auto order = sampler->order(20, 1, epoch);
+        seen.insert(order.begin(), order.begin() + 16);  // what drop_last leaves
+    }
+    CHECK(seen.size() == 20);
+}
+
+TEST_CASE("a weighted sampler needs draws and a finite sum", "[data][sampler]") {
+    CHECK_THROWS_WITH(make_weighted_sampler({1, 1}, 0), "a weighted sampler of 0 draws has nothing to do; give a count of at least 1");
+    CHECK_THROWS_WITH(make_weighted_sampler({1e308, 1e308}, 2), "the sum of a weighted sampler's weights is too large for a double; give smaller ones");
+}

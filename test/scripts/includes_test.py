@@ -65,15 +65,16 @@ def complaint(path: Path, target: Path) -> str:
         return f"'{other}' is not below '{room}', which may include {', '.join([*lower, 'itself'])}"
     if is_callback(path) and is_callback(target):
         if path.stem not in SEES_ALL_CALLBACKS and target.stem not in {path.stem, *SHARED_BY_CALLBACKS}:
-            return f"callbacks do not include each other; '{path.stem}' may include its own header, {' and '.join(sorted(SHARED_BY_CALLBACKS))}"
+            return (f"callbacks do not include each other; '{path.stem}' may include its own header, "
+                    f"{' and '.join(sorted(SHARED_BY_CALLBACKS))}")
     return ""
 
 
 def foreign_complaint(path: Path, header: str) -> str:
     if header.startswith("boost/signals2") and path.parts[:2] != ("src", "bus"):
         return "only src/bus may: the signal library is hidden behind <torchbus/bus.hpp>"
-    if header.startswith("torch/torch.h") and path.parts[0] == "include":
-        return "a public header may not, it costs its users 10 s a file; include <ATen/core/Tensor.h> or declare the type"
+    if header == "torch/torch.h" and path.parts[0] == "include":
+        return "a public header may not: it costs users 10 s a file; include <ATen/core/Tensor.h> or declare the type"
     return ""
 
 

@@ -41,4 +41,5 @@ check "$work/make_project/outside"
 
 program=$(find "$work/root" -type f -name torchbus -perm -u+x)
 [[ -n $program ]] || fail "the torchbus program was not installed"
-"$program" callbacks | grep gradient_clipping >/dev/null || fail "'torchbus callbacks', installed, does not list gradient_clipping"
+"$program" callbacks | grep gradient_clipping >/dev/null ||
+    fail "the installed 'torchbus callbacks' does not list gradient_clipping"

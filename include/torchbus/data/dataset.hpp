@@ -31,7 +31,7 @@ public:
     virtual bool prefers_threads() const { return false; }
 };
 
-/// Tensors in memory, whose first dimension counts samples; whole batches are gathered at once.
+/// Tensors in memory, all on one device, whose first dimension counts samples; whole batches are gathered at once.
 class TensorDataset final : public Dataset {
 public:
     /// Shapes: inputs [N, …], targets [N, …] or undefined. Throws: DataError where the counts differ.

@@ -19,7 +19,7 @@ struct LoaderOptions {
     std::uint64_t seed = 0;
     std::optional<int> workers = {};             ///< threads; default: 2 where the dataset prefers threads, else 0
     int prefetch = 4;                            ///< batches that workers may be ahead
-    std::function<void(Batch&, std::uint64_t seed)> transform = {};  ///< on whole batches; seed is the batch's own
+    std::function<void(Batch&, std::uint64_t seed)> transform = {};  ///< on whole batches; seed is the batch's own. Thread: any of the workers
 };
 
 /// Where a loader is: enough to go on with the next batch.
@@ -38,7 +38,7 @@ public:
     /// Begins an epoch at a batch; a running one is given up.
     virtual void begin(LoaderPosition at) = 0;
     /// Moves the next `count` batches into `window`, or fewer where the epoch ends: the last window may be short.
-    /// Pending when `wait` has passed without all of them; they are kept for the next call.
+    /// After an exception the loader must be begun again. Pending when `wait` has passed without all of them; they are kept for the next call.
     virtual Fetch next(std::int64_t count, std::chrono::milliseconds wait, Window& window) = 0;
     /// Of the last batch delivered, however far ahead the workers are.
     virtual LoaderPosition position() const = 0;

@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# Makes this checkout ready to build: a compiler and headers from the distribution, then build/venv with meson, ninja
+# and LibTorch. What is there already is left alone. tools/quickstart and tools/test source it; it also runs by itself.
+#   CXX=...                another compiler than c++
+#   TORCHBUS_JOBS=N        how many compilers run at a time
+#   TORCHBUS_LIBTORCH=DIR  a LibTorch of your own (DIR holds include/ and lib/); no wheel is fetched then
+# Exits with 2, saying what to do, where something is missing that it may not install.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python_packages=('meson>=1.3' ninja)
+libtorch_packages=(torch==2.15.0 nvidia-cuda-runtime==13.2.86 nvidia-cuda-cupti==13.2.86)
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/torchbus
+venv=build/venv
+
+say() { printf '== %s\n' "$*"; }
+stop() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 2
+}
+
+# --- compiler, headers and programs ---------------------------------------------------------------------------------
+
+read -ra compiler <<<"${CXX:-c++}"
+preprocesses() { "${compiler[@]}" -std=c++20 -x c++ -E - <<<"$1" >/dev/null 2>&1; }
+claims() { preprocesses "$(printf '#if !(%s)\n#error\n#endif' "$1")"; }
+has_program() { command -v "$1" >/dev/null; }
+has_boost() { preprocesses $'#include <boost/version.hpp>\n#if BOOST_VERSION < 107400\n#error\n#endif'; }
+boost_package() {
+    if apt-cache show libboost1.81-dev >/dev/null 2>&1; then echo libboost1.81-dev; else echo libboost-dev; fi
+}
+
+missing_packages() {
+    claims '__cplusplus >= 202002L' || echo g++
+    has_boost || boost_package
+    claims '__has_include(<nlohmann/json.hpp>)' || echo nlohmann-json3-dev
+    claims '__has_include(<catch2/catch.hpp>) || __has_include(<catch2/catch_all.hpp>)' || echo catch2
+    claims '__has_include(<CLI/CLI.hpp>)' || echo libcli11-dev
+    claims '__has_include(<fmt/format.h>)' || echo libfmt-dev
+    has_program pkg-config || echo pkg-config
+    has_program curl || has_program npm || echo curl  # for `torchbus data fetch`
+    has_program make || echo make  # for the outside project of test/scripts/install_test.sh
+    python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+}
+
+missing_accelerators() {  # builds are slower without them
+    has_program ccache || echo ccache
+    has_program mold || echo mold
+}
+
+install_packages() {
+    local -a needed=() wanted=() as_root=()
+    mapfile -t needed < <(missing_packages)
+    mapfile -t wanted < <(missing_accelerators)
+    ((${#needed[@]} + ${#wanted[@]})) || return 0
+    has_program apt-get || { report_packages "${needed[@]}"; return 0; }
+    if ((EUID != 0)); then
+        if has_program sudo && sudo -n true 2>/dev/null; then
+            as_root=(sudo -n)
+        else
+            report_packages "${needed[@]}"
+            return 0
+        fi
+    fi
+    say "installing ${needed[*]} ${wanted[*]}"
+    "${as_root[@]}" apt-get update -qq </dev/null || say "the package lists could not be renewed; trying the ones here"
+    mapfile -t needed < <(missing_packages)  # the choice of Boost depends on the lists
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends "${needed[@]}" "${wanted[@]}" </dev/null >/dev/null
+    mapfile -t needed < <(missing_packages)
+    ((${#needed[@]} == 0)) || stop "${compiler[*]} still misses what these bring: ${needed[*]}; is CXX right?"
+}
+
+report_packages() {  # what the user has to install; without arguments nothing that a build needs is missing
+    (($#)) || { say "a build would be faster with ccache and mold"; return 0; }
+    has_program apt-get && stop "packages are missing, and only root may install them. Run: apt-get install $*"
+    stop "please install what Debian calls: $*"
+}
+
+# --- the virtual environment ----------------------------------------------------------------------------------------
+
+is_installed() {  # NAME==VERSION, or a name with or without a bound; RECORD is what pip writes last
+    local name=${1%%[=>]*} version='*'
+    [[ $1 == *==* ]] && version=${1##*==}
+    compgen -G "$venv/lib/python3*/site-packages/${name//-/_}-$version.dist-info/RECORD" >/dev/null
+}
+
+install_wheels() {
+    local -a missing=() wheels=("${python_packages[@]}")
+    local package
+    [[ -n ${TORCHBUS_LIBTORCH:-} ]] || wheels+=("${libtorch_packages[@]}")
+    if ! "$venv/bin/python" -c '' 2>/dev/null; then
+        say "making $venv"
+        python3 -m venv --clear "$venv"
+    fi
+    for package in "${wheels[@]}"; do is_installed "$package" || missing+=("$package"); done
+    ((${#missing[@]})) || return 0
+
+    # The wheels stay in the cache, so a new checkout or a lost build/ fetches nothing.
+    local -a pip=("$venv/bin/python" -m pip --disable-pip-version-check --quiet)
+    local -a install=("${pip[@]}" install --no-deps --no-index --find-links "$cache/wheels" "${missing[@]}")
+    say "installing ${missing[*]} into $venv"
+    "${install[@]}" 2>/dev/null && return 0
+    say "fetching them into $cache/wheels (LibTorch has 540 MB)"
+    "${pip[@]}" download --no-deps --dest "$cache/wheels" "${missing[@]}"
+    "${install[@]}"
+}
+
+# --- for the scripts that source this file --------------------------------------------------------------------------
+
+configure() {  # configure DIR [meson options]: a folder that is configured stays as it is
+    [[ -f $1/build.ninja ]] && return 0
+    say "configuring $1"
+    meson setup "$@"
+}
+
+build() {  # build DIR [targets]; a file that includes LibTorch's headers takes 2 GB
+    local fitting
+    fitting=$(awk -v cores="$(nproc)" \
+        '/^MemAvailable/ {n = int($2 / 2e6); print n < 1 ? 1 : n < cores ? n : cores}' /proc/meminfo)
+    say "building $1"
+    ninja -j "${TORCHBUS_JOBS:-$fitting}" -C "$@"
+}
+
+install_packages
+install_wheels
+export PATH="$PWD/$venv/bin:$PATH"
+# What ccache needs to see through a precompiled header, and to share its cache between checkouts.
+export CCACHE_SLOPPINESS=${CCACHE_SLOPPINESS:-pch_defines,time_macros} CCACHE_BASEDIR=${CCACHE_BASEDIR:-$PWD}
