@@ -10,65 +10,12 @@
 #include <torch/torch.h>
 #include <torchbus/torchbus.hpp>
 
+#include "hand_written.hpp"
+
 using namespace torchbus;
-namespace nn = torch::nn;
+using namespace torchbus::bench;
 
 namespace {
-
-using Optimizer = std::shared_ptr<torch::optim::Optimizer>;
-using MakeOptimizer = Optimizer (*)(std::vector<at::Tensor>);
-
-Optimizer fused_sgd(std::vector<at::Tensor> p) { return make_sgd(std::move(p), {.learning_rate = 0.05, .momentum = 0.9}); }
-Optimizer plain_sgd(std::vector<at::Tensor> p) { return std::make_shared<torch::optim::SGD>(std::move(p), torch::optim::SGDOptions(0.05).momentum(0.9)); }
-Optimizer fused_adamw(std::vector<at::Tensor> p) { return make_adamw(std::move(p), {.weight_decay = 0.01}); }
-Optimizer plain_adamw(std::vector<at::Tensor> p) { return std::make_shared<torch::optim::AdamW>(std::move(p), torch::optim::AdamWOptions(1e-3)); }
-
-nn::Sequential make_model() {
-    torch::manual_seed(1);
-    return nn::Sequential(nn::Flatten(), nn::Linear(784, 128), nn::ReLU(), nn::Linear(128, 10));
-}
-
-at::Tensor cross_entropy(const at::Tensor& output, const at::Tensor& targets) { return nn::functional::cross_entropy(output, targets); }
-
-double seconds_since(std::chrono::steady_clock::time_point begin) {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
-void discard(std::string_view) {}
-
-double hand_written(const TensorDataset& data, std::int64_t batch_size, MakeOptimizer make_optimizer, double& loss_mean) {
-    auto model = make_model();
-    const Optimizer optimizer = make_optimizer(model->parameters());
-    const auto begin = std::chrono::steady_clock::now();
-    auto drawn = begin;
-    model->train();
-    const at::Tensor order = torch::randperm(data.size());
-    double loss_sum = 0;
-    std::int64_t correct = 0, seen = 0;
-    for (std::int64_t at = 0; at < data.size(); at += batch_size) {
-        const std::int64_t count = std::min(batch_size, data.size() - at);
-        const at::Tensor index = order.narrow(0, at, count);
-        const at::Tensor inputs = data.inputs().index_select(0, index), targets = data.targets().index_select(0, index);
-        optimizer->zero_grad();
-        const at::Tensor output = model->forward(inputs);
-        const at::Tensor loss = cross_entropy(output, targets);
-        loss.backward();
-        optimizer->step();
-        loss_sum += loss.item<double>() * static_cast<double>(count);
-        correct += output.argmax(1).eq(targets).sum().item<std::int64_t>();
-        seen += count;
-        const auto now = std::chrono::steady_clock::now();
-        if (now - drawn > std::chrono::milliseconds(100)) {
-            drawn = now;
-            char line[120];
-            std::snprintf(line, sizeof line, "\r%lld/%lld loss %.4f accuracy %.4f", static_cast<long long>(seen), static_cast<long long>(data.size()),
-                          loss_sum / static_cast<double>(seen), static_cast<double>(correct) / static_cast<double>(seen));
-            discard(line);
-        }
-    }
-    loss_mean = loss_sum / static_cast<double>(seen);
-    return seconds_since(begin);
-}
 
 double with_torchbus(std::shared_ptr<TensorDataset> data, std::int64_t batch_size, MakeOptimizer make_optimizer, double& loss_mean) {
     auto model = make_model();
@@ -105,11 +52,11 @@ int main(int argc, char** argv) {
             for (const int threads : {1, 2}) {
                 torch::set_num_threads(threads);
                 std::vector<double> ours, fused, plain, to_fused, to_plain;
-                double loss_ours = 0, loss_theirs = 0;
+                double loss_ours = 0, loss_theirs = 0, accuracy = 0;
                 for (int round = -1; round < rounds; ++round) {  // the first one warms up
                     const double a = with_torchbus(data, batch_size, one.fused, loss_ours);
-                    const double b = hand_written(*data, batch_size, one.fused, loss_theirs);
-                    const double c = hand_written(*data, batch_size, one.plain, loss_theirs);
+                    const double b = hand_written(*data, batch_size, one.fused, loss_theirs, accuracy);
+                    const double c = hand_written(*data, batch_size, one.plain, loss_theirs, accuracy);
                     if (round < 0) continue;
                     ours.push_back(a), fused.push_back(b), plain.push_back(c);
                     to_fused.push_back(a / b), to_plain.push_back(a / c);

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Every example runs, and its last line is the one that its first comment promises.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+build=${TORCHBUS_BUILD:-build/release}
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+failed=0
+
+check() {  # check NAME PATTERN COMMAND...: the last line of the output must match
+    local name=$1 pattern=$2 last
+    shift 2
+    if ! "$@" >"$scratch/out" 2>"$scratch/err"; then
+        echo "$name failed:"
+        cat "$scratch/out" "$scratch/err"
+        failed=1
+        return
+    fi
+    last=$(tail -n 1 "$scratch/out")
+    if ! grep -qE -- "$pattern" <<<"$last"; then
+        echo "$name: the last line is '$last', expected it to match '$pattern'"
+        failed=1
+    fi
+}
+
+check 01_hello_bus '^greeter spent its time in 4 calls$' "$build/examples/01_hello_bus"
+check 02_custom_callback '^stopped by good_enough: the training loss is below 0.1$' "$build/examples/02_custom_callback"
+check 03_custom_event '^\{"worst_batch":\{"loss":[0-9.e-]+,"step":[0-9]+\}\}$' "$build/examples/03_custom_event"
+
+# Each example is built and has its check here.
+for source in examples/[0-9]*.cpp; do
+    name=$(basename "$source" .cpp)
+    [[ -x $build/examples/$name ]] || { echo "$name is not built"; failed=1; }
+    grep -q "check $name" "$0" || { echo "$name has no check in $0"; failed=1; }
+done
+
+# The two on MNIST need its files; a short run does here.
+if ! "$build/src/cli/torchbus" data fetch mnist >"$scratch/fetch" 2>&1; then
+    ((failed == 0)) || exit 1
+    cat "$scratch/fetch"
+    echo "the MNIST files could not be fetched: examples 04 and 05 were not run"
+    exit 77
+fi
+export TORCHBUS_LIMIT_BATCHES=200
+check 04_mnist '^test accuracy 9[0-9.]+ %$' "$build/examples/04_mnist"
+mnist_from_run_file() {
+    "$build/src/cli/torchbus" train examples/05_mnist.json --set "output=$scratch/mnist" --set train.epochs=1 &&
+        "$build/src/cli/torchbus" evaluate examples/05_mnist.json --weights "$scratch/mnist/model.safetensors" | tr -d '\n '
+}
+check 05_mnist '"eval.accuracy":0.9[0-9]+' mnist_from_run_file
+exit "$failed"
