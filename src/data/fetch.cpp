@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
-#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -12,19 +10,15 @@
 #include <utility>
 
 #include <fcntl.h>
-#include <poll.h>
-#include <spawn.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <fmt/format.h>
 
 #include <torchbus/error.hpp>
 
-extern char** environ;
+#include "program.hpp"
 
 namespace torchbus {
 namespace {
@@ -36,160 +30,21 @@ struct SourceError : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
-class Descriptor {
-public:
-    explicit Descriptor(int number = -1) : number_(number) {}
-    Descriptor(Descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
-    Descriptor& operator=(Descriptor&& other) noexcept {
-        std::swap(number_, other.number_);
-        return *this;
-    }
-    ~Descriptor() { close(); }
-    void close() {
-        if (number_ >= 0) ::close(std::exchange(number_, -1));
-    }
-    int operator*() const { return number_; }
-
-private:
-    int number_;
-};
-
-using Sink = std::function<void(std::span<const char>)>;
-
-/// Reads to the end, and says whether that went well.
-bool read_all(int from, const Sink& sink) {
-    std::vector<char> buffer(1 << 16);
-    for (;;) {
-        const ssize_t count = ::read(from, buffer.data(), buffer.size());
-        if (count < 0 && errno == EINTR) continue;
-        if (count <= 0) return count == 0;
-        sink(std::span(buffer).first(static_cast<std::size_t>(count)));
+/// As run_program, for a source. Throws: SourceError where the program fails.
+void run(const Invocation& invocation, const ByteSink& sink) {
+    try {
+        run_program(invocation, sink);
+    } catch (const ProgramError& error) {
+        throw SourceError(error.what());
     }
 }
-
-// ---- programs
-
-struct Invocation {
-    std::vector<std::string> arguments;  ///< the first is the program, looked up on the PATH; no shell
-    int input = -1;                      ///< a file; default: /dev/null
-    fs::path folder = {};                ///< to run in
-    int silence_seconds = 300;           ///< after which a program that writes nothing is killed
-};
-
-/// A running program; killed and reaped where the caller leaves early.
-class Program {
-public:
-    explicit Program(const Invocation& invocation) : name_(invocation.arguments.front()), complaints_(::memfd_create("complaints", MFD_CLOEXEC)) {
-        int ends[2] = {-1, -1};
-        if (::pipe2(ends, O_CLOEXEC) != 0) throw SourceError(fmt::format("no pipe for '{}': {}", name_, std::strerror(errno)));
-        output_ = Descriptor(ends[0]);
-        const Descriptor far_end(ends[1]);
-        if (const int error = spawn(invocation, *far_end))
-            throw SourceError(error == ENOENT ? fmt::format("'{}' is not installed", name_) : fmt::format("'{}' does not start: {}", name_, std::strerror(error)));
-    }
-    Program(const Program&) = delete;
-    ~Program() {
-        if (id_ > 0) {
-            ::kill(id_, SIGKILL);
-            reap();
-        }
-    }
-
-    /// Hands its output on until it ends. Throws: SourceError where it fails or falls silent.
-    void finish(const Sink& sink, int silence_seconds) {
-        char buffer[1 << 16];
-        while (await_output(silence_seconds)) {
-            const ssize_t count = ::read(*output_, buffer, sizeof buffer);
-            if (count < 0 && errno == EINTR) continue;
-            if (count <= 0) break;
-            sink({buffer, static_cast<std::size_t>(count)});
-        }
-        const int status = reap();
-        if (status != 0) throw SourceError(complaint(status));
-    }
-
-private:
-    int spawn(const Invocation& invocation, int output) {
-        posix_spawn_file_actions_t actions;
-        ::posix_spawn_file_actions_init(&actions);
-        if (invocation.input >= 0) ::posix_spawn_file_actions_adddup2(&actions, invocation.input, STDIN_FILENO);
-        else ::posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-        ::posix_spawn_file_actions_adddup2(&actions, output, STDOUT_FILENO);
-        ::posix_spawn_file_actions_adddup2(&actions, *complaints_, STDERR_FILENO);
-        if (!invocation.folder.empty()) ::posix_spawn_file_actions_addchdir_np(&actions, invocation.folder.c_str());
-        // A trainer blocks and ignores signals; the program starts with a clean slate.
-        posix_spawnattr_t attributes;
-        ::posix_spawnattr_init(&attributes);
-        sigset_t none, usual;
-        ::sigemptyset(&none);
-        ::sigemptyset(&usual);
-        for (const int signal : {SIGINT, SIGTERM, SIGPIPE}) ::sigaddset(&usual, signal);
-        ::posix_spawnattr_setsigmask(&attributes, &none);
-        ::posix_spawnattr_setsigdefault(&attributes, &usual);
-        ::posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-        std::vector<char*> arguments;
-        for (const std::string& argument : invocation.arguments) arguments.push_back(const_cast<char*>(argument.c_str()));
-        arguments.push_back(nullptr);
-        const int error = ::posix_spawnp(&id_, arguments.front(), &actions, &attributes, arguments.data(), environ);
-        if (error) id_ = -1;
-        ::posix_spawnattr_destroy(&attributes);
-        ::posix_spawn_file_actions_destroy(&actions);
-        return error;
-    }
-
-    bool await_output(int silence_seconds) const {
-        using namespace std::chrono;
-        const auto deadline = steady_clock::now() + seconds(silence_seconds);
-        for (;;) {
-            const auto left = duration_cast<milliseconds>(deadline - steady_clock::now()).count();
-            pollfd waiting = {*output_, POLLIN, 0};
-            const int ready = left > 0 ? ::poll(&waiting, 1, static_cast<int>(left)) : 0;
-            if (ready > 0) return true;
-            if (ready == 0) throw SourceError(fmt::format("'{}' sent nothing for {} s", name_, silence_seconds));
-            if (errno != EINTR) return false;
-        }
-    }
-
-    int reap() {
-        int status = -1;
-        while (::waitpid(id_, &status, 0) < 0 && errno == EINTR) {}
-        id_ = -1;
-        return status;
-    }
-
-    /// What it wrote to standard error, in one line and shortened.
-    std::string complaint(int status) const {
-        std::string text, line, said;
-        ::lseek(*complaints_, 0, SEEK_SET);
-        read_all(*complaints_, [&](std::span<const char> part) { said.append(part.data(), part.size()); });
-        said += '\n';
-        for (const char letter : said) {
-            if (letter != '\n') {
-                line += letter;
-                continue;
-            }
-            if (line.starts_with("npm error ")) line.erase(0, 10);
-            if (!line.empty() && !line.starts_with("A complete log")) text += (text.empty() ? "" : ", ") + line;
-            line.clear();
-        }
-        if (text.size() > 240) text = text.substr(0, 240) + "…";
-        if (!text.empty()) return text;
-        return WIFEXITED(status) ? fmt::format("'{}' ended with {}", name_, WEXITSTATUS(status)) : fmt::format("'{}' was killed", name_);
-    }
-
-    std::string name_;
-    Descriptor complaints_, output_;
-    pid_t id_ = -1;
-};
-
-void run(const Invocation& invocation, const Sink& sink) { Program(invocation).finish(sink, invocation.silence_seconds); }
 
 /// Source: FIPS 180-4, by coreutils: no library to link, and every Linux has it.
 std::string sha256_of(int file) {
     std::string printed;
     try {
-        run({.arguments = {"sha256sum"}, .input = file}, [&](std::span<const char> part) { printed.append(part.data(), part.size()); });
-    } catch (const SourceError& error) {
+        run_program({.arguments = {"sha256sum"}, .input = file}, [&](std::span<const char> part) { printed.append(part.data(), part.size()); });
+    } catch (const ProgramError& error) {
         throw ConfigError(fmt::format("sha256sum: {}, expected it to verify files; install coreutils", error.what()));
     }
     return printed.substr(0, printed.find(' '));
@@ -209,7 +64,7 @@ public:
         std::error_code error;
         fs::create_directories(folder_, error);
         if (error) refuse(folder_, "made", error.value());
-        handle_ = Descriptor(::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+        handle_ = FileDescriptor(::open(folder_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
         if (*handle_ < 0) refuse(folder_, "opened", errno);
         int locked = -1;
         while ((locked = ::flock(*handle_, LOCK_EX)) != 0 && errno == EINTR) {}
@@ -235,7 +90,7 @@ public:
     bool holds(const FetchFile& file) const {
         std::error_code ignored;
         if (!fs::is_regular_file(folder_ / file.name, ignored)) return false;
-        const Descriptor content(::open((folder_ / file.name).c_str(), O_RDONLY | O_CLOEXEC));
+        const FileDescriptor content(::open((folder_ / file.name).c_str(), O_RDONLY | O_CLOEXEC));
         return *content >= 0 && sha256_of(*content) == file.sha256;
     }
 
@@ -262,7 +117,7 @@ private:
     }
 
     fs::path folder_, staging_;
-    Descriptor handle_;
+    FileDescriptor handle_;
     bool locked_ = false;
 };
 
@@ -270,7 +125,7 @@ private:
 class Draft {
 public:
     Draft(Target& target, std::string name) : target_(target), name_(std::move(name)) {
-        file_ = Descriptor(::open((target_.staging() / name_).c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
+        file_ = FileDescriptor(::open((target_.staging() / name_).c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644));
         if (*file_ < 0) target_.fail(name_, errno);
     }
     void write(std::span<const char> part) {
@@ -280,7 +135,7 @@ public:
             if (count > 0) part = part.subspan(static_cast<std::size_t>(count));
         }
     }
-    Sink sink() {
+    ByteSink sink() {
         return [this](std::span<const char> part) { write(part); };
     }
     /// To be read from its beginning.
@@ -293,7 +148,7 @@ public:
 private:
     Target& target_;
     std::string name_;
-    Descriptor file_;
+    FileDescriptor file_;
 };
 
 void unpack(int packed, Draft& draft) { run({.arguments = {"gzip", "-dc"}, .input = packed}, draft.sink()); }
@@ -313,7 +168,7 @@ Source folder_source(const fs::path& folder) {
         if (const auto at = dotted.rfind("-idx"); at != std::string::npos) dotted[at] = '.';
         for (const std::string& spelling : {name, dotted, name + ".gz", dotted + ".gz"}) {
             const fs::path path = folder / spelling;
-            const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+            const FileDescriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
             if (*file < 0 && errno == ENOENT) continue;
             if (*file < 0) throw SourceError(std::strerror(errno));
             if (spelling.ends_with(".gz")) return unpack(*file, draft);

@@ -6,11 +6,12 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <fmt/format.h>
 
 #include <torchbus/error.hpp>
+
+#include "file_descriptor.hpp"
 
 namespace torchbus {
 namespace {
@@ -25,13 +26,6 @@ std::uint32_t big_endian(std::span<const std::byte> bytes) {
 }
 
 bool is_type(unsigned code) { return code >= 0x08 && code <= 0x0E && code != 0x0A; }
-
-struct Descriptor {
-    int number;
-    ~Descriptor() {
-        if (number >= 0) ::close(number);
-    }
-};
 
 }  // namespace
 
@@ -91,14 +85,14 @@ void IdxFile::fail(const std::string& found) const { throw DataError(path_.strin
 
 void IdxFile::map() {
     // O_NONBLOCK: a pipe of that name must not make the caller wait for a writer.
-    const Descriptor file{::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
+    const FileDescriptor file(::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     struct stat status = {};
-    if (file.number < 0 || ::fstat(file.number, &status) != 0)
+    if (*file < 0 || ::fstat(*file, &status) != 0)
         fail(fmt::format("cannot be opened ({}), expected an IDX file; {}", std::strerror(errno), remedy_));
     if (!S_ISREG(status.st_mode)) fail("not a regular file, expected an IDX file; give the path of the file itself");
     const auto size = static_cast<std::size_t>(status.st_size);
     if (size < kMagicBytes) fail(fmt::format("{} bytes, expected at least the {} of an IDX header; the file is truncated; {}", size, kMagicBytes, remedy_));
-    void* const start = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.number, 0);
+    void* const start = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, *file, 0);
     if (start == MAP_FAILED) fail(fmt::format("cannot be mapped ({}), expected {} bytes of address space; free some memory", std::strerror(errno), size));
     mapped_ = {static_cast<const std::byte*>(start), size};
 }

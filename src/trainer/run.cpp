@@ -2,6 +2,8 @@
 // an evaluation or prediction in run_evaluation.cpp.
 #include "run.hpp"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 #include <torch/torch.h>
 
@@ -10,7 +12,7 @@
 namespace torchbus {
 
 Run::Run(RunParts parts, Trigger kind) : parts_(std::move(parts)), kind_(kind), moment_(parts_.bus.moment()) {
-    moment_ = Moment{};
+    if (is_training_run()) moment_ = Moment{};  // an evaluation of what was trained is told with the position it was trained to
     moment_.mode = kind == Trigger::StartTraining ? Mode::Train : kind == Trigger::StartEvaluation ? Mode::Eval : Mode::Predict;
     default_step_ = [this](const Batch& batch) { return StepOutput{parts_.model->forward(batch), {}}; };
     if (parts_.handle_signals) signals_.emplace();
@@ -89,10 +91,16 @@ void Run::decide() {
             case Decision::StopEpoch: stop_epoch_ = true; break;
             case Decision::SkipBatch: skip_batch_ = true; break;
             case Decision::SkipUpdate: skip_update_ = request; break;
-            case Decision::EvaluateNow: evaluation_due_ = true; break;
+            case Decision::EvaluateNow: evaluation_due_ = has_evaluation(request); break;
             case Decision::SaveNow: save_reason_ = fmt::format("{}: {}", request.requester, request.reason); break;
         }
     }
+}
+
+bool Run::has_evaluation(const Request& request) const {
+    const bool any = std::ranges::any_of(parts_.plan.splits, [](const SplitPlan& split) { return split.mode == Mode::Eval; });
+    if (!any) warn(fmt::format("{} asked for an evaluation, but the run has no evaluation data; give train() some", request.requester));
+    return any;
 }
 
 Trigger Run::configure() {

@@ -62,6 +62,7 @@ private:
     void learn_lengths();
     /// Reduces the requests over ranks and takes what was agreed.
     void decide();
+    bool has_evaluation(const Request& request) const;
     bool stopping() const { return result_.outcome != Outcome::Finished; }
     void start_step();
     void end_step(bool skipped);

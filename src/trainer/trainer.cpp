@@ -96,6 +96,7 @@ struct Trainer::Parts {
         if (run && run->state() != State::Closed)
             throw StateError(fmt::format("a run is under way (in {}); let it end, or ask it to stop, before the next one", name_of(run->state())));
         run.reset();
+        requests.take();  // what was asked of a former run and came too late is not asked of this one
         if (seed) torch::manual_seed(*seed);
         RunParts parts{bus, model, loss, updates, requests, *consensus, handle_signals, std::move(plan), std::move(loaders)};
         run = std::make_unique<Run>(std::move(parts), kind);

@@ -266,3 +266,34 @@ TEST_CASE("a run without a known length trains on a stream, and its last window 
     trainer.train(std::make_shared<Stream>(), toy_data(4), {.epochs = 2, .batch_size = 4});
     CHECK(sizes == std::vector<std::int64_t>{4, 4, 2, 4, 4, 2});
 }
+
+TEST_CASE("a request that came too late for one run is not asked of the next", "[trainer][decision]") {
+    auto model = toy_model();
+    Trainer trainer(options_for(model, {callback_of("late", [](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainingRunEnd>(Stage::Observe, [&run](const TrainingRunEnd&) { run.asker.ask(Decision::StopRun, "too late"); });
+    })}));
+    for (int run = 0; run < 2; ++run) CHECK(trainer.train(toy_data(8), {.batch_size = 4}).outcome == Outcome::Finished);
+}
+
+TEST_CASE("a run after one that failed begins anew", "[trainer]") {
+    auto model = toy_model();
+    bool broken = true;
+    Trainer trainer(options_for(model, {make_metrics(), callback_of("broken", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<EvalStepEnd>(Stage::Observe, [&](const EvalStepEnd&) { if (broken) throw std::runtime_error("once"); });
+    })}));
+    CHECK_THROWS_AS(trainer.train(toy_data(8), toy_data(4), {.batch_size = 4}), SubscriberError);
+    broken = false;
+    CHECK(trainer.train(toy_data(8), toy_data(4), {.batch_size = 4}).outcome == Outcome::Finished);
+    CHECK(trainer.position().step == 2);
+    CHECK(trainer.history().epochs().size() == 1);
+    trainer.evaluate(toy_data(4));
+    CHECK(trainer.position().step == 2);  // an evaluation is told with the position of what it evaluates
+}
+
+TEST_CASE("an evaluation asked for without data is passed over, and the run goes on", "[trainer][decision]") {
+    auto model = toy_model();
+    Trainer trainer(options_for(model, {callback_of("curious", [](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd&) { run.asker.ask(Decision::EvaluateNow, "curious"); });
+    })}));
+    CHECK(trainer.train(toy_data(8), {.batch_size = 4}).outcome == Outcome::Finished);
+}
