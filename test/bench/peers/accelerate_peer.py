@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 import mnist
 
 
-def prepare(dataset):
+def prepare(dataset, clock):
     accelerator = Accelerator(cpu=True)
     model = mnist.make_model()
     optimizer = mnist.make_optimizer(model.parameters())
@@ -15,6 +15,7 @@ def prepare(dataset):
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
     def train_epoch():
+        clock.start()
         model.train()
         loss_sum, correct = 0.0, 0
         for inputs, targets in loader:
@@ -25,6 +26,7 @@ def prepare(dataset):
             optimizer.step()
             loss_sum += loss.item() * len(targets)
             correct += (outputs.argmax(1) == targets).sum().item()
+        clock.stop()
         return loss_sum / len(dataset), correct / len(dataset)
 
     return train_epoch
