@@ -48,7 +48,7 @@ std::int64_t count_correct(const float* outputs, const std::int64_t* targets, st
 
 struct Sums {
     DeferredSum loss, correct;
-    double weight = 0;
+    double weight = 0;  ///< of what has a loss
     std::int64_t samples = 0;
 };
 
@@ -97,9 +97,11 @@ private:
     void add(const ForwardEnd& event) {
         Sums& sums = sums_of(event);
         const Batch& batch = event.batch;
-        if (options_.loss && event.loss.defined()) sums.loss.add(event.loss, batch.weight);
+        if (options_.loss && event.loss.defined()) {
+            sums.loss.add(event.loss, batch.weight);
+            sums.weight += batch.weight;
+        }
         if (options_.accuracy) add_correct(event, sums);
-        sums.weight += batch.weight;
         sums.samples += batch.valid;
     }
 
@@ -163,8 +165,9 @@ private:
             if (name != prefix && !(prefix == "train" && name.starts_with("train."))) continue;
             std::array totals = {sums.loss.value(), sums.weight, sums.correct.value(), static_cast<double>(sums.samples)};
             run_->consensus.sum(totals);
-            if (options_.loss) run_->blackboard.publish(name + ".loss", totals[0] / totals[1]);
-            if (options_.accuracy) run_->blackboard.publish(name + ".accuracy", totals[2] / totals[3]);
+            withdraw(name);  // nothing is published of an epoch in which nothing counted
+            if (options_.loss && totals[1] > 0) run_->blackboard.publish(name + ".loss", totals[0] / totals[1]);
+            if (options_.accuracy && totals[3] > 0) run_->blackboard.publish(name + ".accuracy", totals[2] / totals[3]);
         }
     }
 

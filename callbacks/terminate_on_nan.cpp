@@ -18,6 +18,7 @@ public:
         return {.listens = {"forward_end", "gradients_ready"}, .reads = {"loss"}, .writes = {"gradients"}};
     }
     void attach(Attachment& run) override {
+        connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured&) { bad_ = at::Tensor(); });
         connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd& event) { note(event.loss); }, in(Mode::Train));
         connections_ += run.bus.intercept(Phase::Decide, [this, &run](GradientsReady& event) {
             if (!is_due()) return;

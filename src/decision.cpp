@@ -18,7 +18,7 @@ std::string_view name_of(Outcome outcome) {
 void Requests::ask(Decision decision, Request request) {
     const std::lock_guard lock(mutex_);
     auto& place = waiting_[static_cast<std::size_t>(decision)];
-    if (!place) place = std::move(request);
+    if (!place || (request.by_signal && !place->by_signal)) place = std::move(request);
 }
 
 RequestSet Requests::take() {

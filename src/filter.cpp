@@ -54,17 +54,27 @@ std::int64_t Filter::Clause::ticks(const Moment& moment, std::int64_t emissions)
     return static_cast<std::int64_t>(std::floor(std::max(done, 0.0) / every->amount + kTickTolerance));
 }
 
-void Filter::rebase(const Moment& moment, std::int64_t emissions) {
+bool Filter::Clause::uses(Interval::Unit unit) const {
+    const auto is = [unit](const std::optional<Interval>& interval) { return interval && interval->unit == unit; };
+    return is(every) || is(once) || is(after) || is(before);
+}
+
+void Filter::rebase(const Moment& moment, std::int64_t emissions, bool run_begins) {
     for (Clause& clause : clauses_) {
-        // A share of the run can only be measured once the run is planned; before that nothing is done.
-        const bool planned = moment.length.epochs || moment.length.steps;
-        const auto base = [&](const Interval& interval) { return planned || interval.unit != Interval::Unit::Run; };
-        if (clause.every) clause.last_ticks = base(*clause.every) ? clause.ticks(moment, emissions) : 0;
-        if (clause.once) clause.last_amount = base(*clause.once) ? measure(clause.once->unit, moment, emissions) : 0;
+        if (clause.uses(Interval::Unit::Run) && !is_measurable(Interval::Unit::Run, moment)) {
+            if (run_begins && moment.mode == Mode::Train) measure(Interval::Unit::Run, moment);  // throws
+            clause.last_ticks = 0;
+            clause.last_amount = 0;
+            continue;
+        }
+        if (clause.every) clause.last_ticks = clause.ticks(moment, emissions);
+        if (clause.once) clause.last_amount = measure(clause.once->unit, moment, emissions);
     }
 }
 
 bool Filter::Clause::passes(const Moment& moment, std::int64_t emissions) {
+    if (mode && moment.mode != *mode) return false;  // before a tick is taken: it belongs to an event of the right mode
+    if (uses(Interval::Unit::Run) && !is_measurable(Interval::Unit::Run, moment)) return false;
     bool due = true;
     if (every) {
         const std::int64_t now = ticks(moment, emissions);
@@ -78,7 +88,6 @@ bool Filter::Clause::passes(const Moment& moment, std::int64_t emissions) {
     }
     due = due && (!after || measure(after->unit, moment, emissions) > after->amount);
     due = due && (!before || measure(before->unit, moment, emissions) < before->amount);
-    due = due && (!mode || moment.mode == *mode);
     return due && (!predicate || predicate(moment));
 }
 

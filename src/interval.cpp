@@ -28,9 +28,8 @@ constexpr std::array kUnits = {
 /// Epochs done, with the fraction of the current one where its length is known.
 double epochs_done(const Moment& moment) {
     const Position& at = moment.position;
-    const auto& per_epoch = moment.length.steps_per_epoch;
-    const double part = per_epoch && *per_epoch > 0
-        ? static_cast<double>(at.in_epoch.attempts) / static_cast<double>(*per_epoch) : 0.0;
+    const auto& per_epoch = moment.length.batches_per_epoch;
+    const double part = per_epoch && *per_epoch > 0 ? static_cast<double>(at.in_epoch.micro_batch) / static_cast<double>(*per_epoch) : 0.0;
     return static_cast<double>(at.epoch) + std::min(part, 1.0);
 }
 
@@ -66,6 +65,10 @@ std::string to_string(Interval interval) {
     for (const UnitName& known : kUnits)
         if (known.unit == interval.unit) return fmt::format("{}{}", interval.amount, known.text);
     return {};
+}
+
+bool is_measurable(Interval::Unit unit, const Moment& moment) {
+    return unit != Run || (moment.length.steps && *moment.length.steps > 0) || (moment.length.epochs && *moment.length.epochs > 0);
 }
 
 double measure(Interval::Unit unit, const Moment& moment, std::int64_t emissions) {

@@ -13,7 +13,7 @@ std::vector<int> fires(Filter filter, int last, int first = 1, RunLength length 
     moment.length = length;
     moment.position.step = moment.position.attempts = first - 1;
     filter.resolve(Interval::Unit::Step);
-    filter.rebase(moment, 0);
+    filter.rebase(moment, 0, true);
     std::vector<int> steps;
     for (int step = first; step <= last; ++step) {
         moment.position.step = moment.position.attempts = step;
@@ -75,6 +75,26 @@ TEST_CASE("in(mode) and when(predicate) look at the moment", "[filter]") {
     moment.mode = Mode::Eval;
     CHECK(filter.passes(moment, 0));
     moment.position.epoch = 1;
+    CHECK_FALSE(filter.passes(moment, 0));
+}
+
+TEST_CASE("an event of another mode takes no tick", "[filter]") {
+    Moment moment;
+    Filter filter = every(1).in(Mode::Train);
+    filter.resolve(Interval::Unit::Step);
+    filter.rebase(moment, 0);
+    moment.position.step = 1;
+    moment.mode = Mode::Eval;
+    CHECK_FALSE(filter.passes(moment, 0));
+    moment.mode = Mode::Train;
+    CHECK(filter.passes(moment, 0));
+}
+
+TEST_CASE("a share of an evaluation run is never due", "[filter]") {
+    Moment moment;
+    moment.mode = Mode::Eval;
+    Filter filter = every("0.5run");
+    CHECK_NOTHROW(filter.rebase(moment, 0, true));
     CHECK_FALSE(filter.passes(moment, 0));
 }
 

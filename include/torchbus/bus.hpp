@@ -94,17 +94,28 @@ struct Link;              // what a Connection holds
 class BusCore;
 
 using AnySlot = std::function<void(void*)>;
+
+/// The exit of a wrapper that has entered, and whose it is: the subscriber counts as running until it has left.
+struct SpanExit {
+    std::shared_ptr<std::function<void()>> leave;
+    std::shared_ptr<SubscriberRecord> subscriber = {};
+    const EventType* span = nullptr;
+};
 /// What the slot of a span gets: where to leave the exit that belongs to its enter.
 struct SpanEntry {
     const void* span;
-    std::vector<std::pair<std::shared_ptr<void>, const std::function<void()>*>>* exits;
+    std::vector<SpanExit>* exits;
 };
 
 }  // namespace detail
 
-/// Concept of an event that a user may emit: any type that is not the trainer's own.
+/// What slots may be connected to: any plain struct but a span, which is wrapped with around().
 template <class E>
-concept UserEvent = !detail::is_one_of<std::remove_cvref_t<E>, TrainerEvents>;
+concept AnEvent = !detail::is_one_of<std::remove_cvref_t<E>, TrainerSpans>;
+
+/// What a user may emit: any event that is not the trainer's own.
+template <class E>
+concept UserEvent = AnEvent<E> && !detail::is_one_of<std::remove_cvref_t<E>, TrainerEvents>;
 
 /// An event of whatever type, as observe_all hands it on.
 class AnyEvent {
@@ -167,14 +178,14 @@ public:
     const std::string& id() const;
 
     /// Connects `slot(const E&)`. Stage: Observe, Report or Persist.
-    template <class E, std::invocable<const E&> Slot>
+    template <AnEvent E, std::invocable<const E&> Slot>
     [[nodiscard]] Connection observe(Stage stage, Slot slot, Filter filter = {}) {
         return connect(detail::event_type<E>(), {stage, {}, false}, std::move(filter),
                        [slot = std::move(slot)](void* event) mutable { slot(*static_cast<const E*>(event)); });
     }
 
     /// Connects `slot(E&)`, which may change what the event's documentation allows. Always critical.
-    template <class E, std::invocable<E&> Slot>
+    template <AnEvent E, std::invocable<E&> Slot>
         requires(!std::same_as<E, GradientsReady>)
     [[nodiscard]] Connection intercept(Slot slot, Filter filter = {}) {
         return connect(detail::event_type<E>(), {Stage::Transform, {}, true}, std::move(filter),
@@ -198,7 +209,7 @@ public:
                        [enter = std::move(enter), leave = std::move(leave)](void* event) mutable {
                            auto& entry = *static_cast<detail::SpanEntry*>(event);
                            enter(*static_cast<const Span*>(entry.span));
-                           entry.exits->emplace_back(leave, leave.get());
+                           entry.exits->push_back({leave});
                        });
     }
 
@@ -246,12 +257,12 @@ public:
     SpanGuard(const SpanGuard&) = delete;
     SpanGuard& operator=(const SpanGuard&) = delete;
     ~SpanGuard();
-    /// Runs the exits in reverse. Throws: what an exit threw first, after all have run.
+    /// Runs the exits in reverse. Throws: SubscriberError for the exit that threw first, after all have run.
     void close();
 
 private:
     friend class Bus;
-    std::vector<std::pair<std::shared_ptr<void>, const std::function<void()>*>> exits_;
+    std::vector<detail::SpanExit> exits_;
 };
 
 /// The bus as its owner sees it.
@@ -314,7 +325,7 @@ public:
 
     /// Queues work for the next flush(). Thread: any.
     void post(std::function<void()> task);
-    /// Runs what was queued: at poll points, and before RunClosed.
+    /// Runs what was queued until now: at poll points, and before RunClosed. What that queues waits for the next one.
     void flush();
 
     /// Time per subscriber and event since the bus was made, detached ones included.

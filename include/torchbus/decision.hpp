@@ -30,7 +30,7 @@ struct Request {
     bool by_signal = false;
 };
 
-/// At most one request of each kind; the first one asked wins.
+/// At most one request of each kind; the first one asked wins, and a signal wins over all others.
 using RequestSet = std::array<std::optional<Request>, kDecisionCount>;
 
 /// Where requests wait for the next decision point.

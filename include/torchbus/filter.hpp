@@ -10,7 +10,7 @@
 
 namespace torchbus {
 
-/// A union of clauses; each clause holds conditions that must all be met. Empty: fires always.
+/// A union of clauses (a chained condition joins the last one); each clause holds conditions that must all be met. Empty: fires always.
 ///
 /// `every(n)` fires when floor((position − after) / n) has grown since the last emission: a jump fires once,
 /// nothing is counted, and resuming changes nothing. every(5).after(8) fires at 13, 18, …
@@ -33,8 +33,9 @@ public:
     /// Gives bare numbers their unit: Step, or Emission for a user's own event.
     void resolve(Interval::Unit natural);
     /// Takes `moment` as the last one seen: at connection, at the start of a run and on resume.
-    void rebase(const Moment& moment, std::int64_t emissions);
-    /// Asked once an emission; remembers what it saw. Throws: ConfigError for Unit::Run of unknown length.
+    /// Throws: ConfigError for a share of the run, where a training run begins whose length is not known.
+    void rebase(const Moment& moment, std::int64_t emissions, bool run_begins = false);
+    /// Asked once an emission; remembers what it saw. What cannot be measured is not due.
     bool passes(const Moment& moment, std::int64_t emissions);
 
 private:
@@ -45,6 +46,7 @@ private:
         std::int64_t last_ticks = 0;   ///< floor((position − after) / every) at the last emission
         double last_amount = 0;        ///< position in the unit of `once` at the last emission
         std::int64_t ticks(const Moment& moment, std::int64_t emissions) const;
+        bool uses(Interval::Unit unit) const;
         bool passes(const Moment& moment, std::int64_t emissions);
     };
     Clause& clause();

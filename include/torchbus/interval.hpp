@@ -40,6 +40,9 @@ struct Interval {
 Interval parse_interval(std::string_view text);
 std::string to_string(Interval interval);
 
+/// Whether measure() has an answer: a share of the run has none where the run's length is not known.
+bool is_measurable(Interval::Unit unit, const Moment& moment);
+
 /// How much of `unit` is done at `moment`. `emissions` serves Unit::Emission.
 /// Throws: ConfigError for Run where the length of the run is unknown.
 double measure(Interval::Unit unit, const Moment& moment, std::int64_t emissions = 0);

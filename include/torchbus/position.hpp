@@ -27,7 +27,7 @@ struct Position : Counts {
 /// How long the run will be, as far as it is known (data without a length has no steps).
 struct RunLength {
     std::optional<std::int64_t> epochs;
-    std::optional<std::int64_t> steps_per_epoch;
+    std::optional<std::int64_t> batches_per_epoch;
     std::optional<std::int64_t> steps;
 };
 

@@ -38,7 +38,8 @@ public:
     /// Several named splits in one run.
     Metrics evaluate(std::vector<EvalSplit> splits, EvaluateOptions options = {});
 
-    /// The model's outputs in the order of the dataset. Shapes: [N, …].
+    /// The model's outputs in the order of the dataset; of its first batches only where limit_batches says so.
+    /// Shapes: [N, …]. Throws: StateError where the run was stopped.
     at::Tensor predict(std::shared_ptr<const Dataset> dataset, EvaluateOptions options = {});
 
     // The same, one transition at a time, for a loop of one's own:
@@ -46,6 +47,7 @@ public:
     //     while (trainer.advance()) { … }
     void start_training(std::shared_ptr<const Dataset> train, TrainOptions options = {});
     void start_training(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options = {});
+    void start_training(std::shared_ptr<IterableDataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options = {});
     /// Makes one transition: one data wait, one micro-batch, one update, one evaluation step, one save.
     /// Returns whether the run goes on. A failure is told by result(). Throws: StateError from another thread.
     bool advance();
@@ -62,7 +64,7 @@ public:
 
     /// Attaches an observer beside the composition. Thread: any.
     Subscriber subscribe(std::string id, SubscriberOptions options = {});
-    /// Asks for a decision. Thread: any.
+    /// Asks for a decision: of the run under way, or of the next one. Thread: any.
     void ask(Decision decision, std::string requester, std::string reason);
 
 private:

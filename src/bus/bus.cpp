@@ -12,6 +12,12 @@ std::uint64_t place_bits(Stage stage, Phase phase) {
     return (static_cast<std::uint64_t>(stage) << 60) | (static_cast<std::uint64_t>(phase) << 56);
 }
 
+void require_observer_stage(Stage stage, const std::string& subscriber, const std::string& event) {
+    if (stage == Stage::Transform)
+        throw ConfigError("subscriber '" + subscriber + "': an observer of " + event +
+                          " connects in stage Observe, Report or Persist; use intercept() to change an event");
+}
+
 }  // namespace
 
 Connection& Connection::operator=(Connection&& other) noexcept {
@@ -48,14 +54,13 @@ void Subscriber::detach() {
 }
 
 Connection Subscriber::connect(const detail::EventType& type, Place place, Filter filter, detail::AnySlot slot) {
-    if (!place.changes && place.stage == Stage::Transform)
-        throw ConfigError("subscriber '" + id() + "': an observer of " + type.name +
-                          " connects in stage Observe, Report or Persist; use intercept() to change an event");
+    if (!place.changes) require_observer_stage(place.stage, id(), type.name);
     return Connection(core_->connect(record_, type, place_bits(place.stage, place.phase), place.changes,
                                      std::move(filter), std::move(slot)));
 }
 
 Connection Subscriber::observe_all(Stage stage, std::function<void(const AnyEvent&)> slot, Filter filter) {
+    require_observer_stage(stage, id(), "all events");
     return Connection(core_->connect_to_all(record_, place_bits(stage, {}), std::move(filter), std::move(slot)));
 }
 
@@ -74,10 +79,10 @@ SpanGuard::~SpanGuard() {
 void SpanGuard::close() {
     std::exception_ptr first;
     while (!exits_.empty()) {
-        const auto [keep_alive, leave] = std::move(exits_.back());
+        const detail::SpanExit exit = std::move(exits_.back());
         exits_.pop_back();
         try {
-            (*leave)();
+            detail::BusCore::leave(exit);
         } catch (...) {
             if (!first) first = std::current_exception();
         }

@@ -1,6 +1,7 @@
 #include "bus_core.hpp"
 
 #include <algorithm>
+#include <iterator>
 
 #include <fmt/format.h>
 
@@ -23,18 +24,34 @@ std::string message_of(std::exception_ptr error) {
 /// plain store does for leaving; entering is sequentially consistent, against the store of `connected`.
 class Running {
 public:
-    explicit Running(SubscriberRecord& subscriber) : subscriber_(subscriber) {
-        depth_ = subscriber.running.load(std::memory_order_relaxed);
-        subscriber.running.store(depth_ + 1, std::memory_order_seq_cst);
-    }
+    explicit Running(SubscriberRecord& subscriber) : subscriber_(subscriber) { change(subscriber, 1, std::memory_order_seq_cst); }
     Running(const Running&) = delete;
     Running& operator=(const Running&) = delete;
-    ~Running() { subscriber_.running.store(depth_, std::memory_order_release); }
+    ~Running() { change(subscriber_, -1, std::memory_order_release); }
+    static void change(SubscriberRecord& subscriber, int by, std::memory_order order) {
+        subscriber.running.store(subscriber.running.load(std::memory_order_relaxed) + by, order);
+    }
 
 private:
     SubscriberRecord& subscriber_;
-    int depth_;
 };
+
+/// The exception being handled, as a SubscriberError that tells whose it is; one that tells already is kept.
+std::exception_ptr told(const std::string& subscriber, const std::string& event, const std::string& where, const Moment* moment) {
+    try {
+        throw;
+    } catch (const SubscriberError&) {
+        return std::current_exception();
+    } catch (...) {
+        const std::string cause = message_of(std::current_exception());
+        const std::string at = moment ? fmt::format(" (epoch {}, step {})", moment->position.epoch, moment->position.step) : "";
+        try {
+            std::throw_with_nested(SubscriberError(fmt::format("subscriber '{}' failed {} {}{}: {}", subscriber, where, event, at, cause), subscriber, event));
+        } catch (...) {
+            return std::current_exception();
+        }
+    }
+}
 
 }  // namespace
 
@@ -85,19 +102,39 @@ void BusCore::join(const std::shared_ptr<Link>& link, Channel& channel, std::uin
     record->changes = changes;
     record->connected = link->connected;
     record->filter.resolve(channel.type->of_trainer || channel.type->is_span ? Interval::Unit::Step : Interval::Unit::Emission);
-    record->filter.rebase(moment, 0);
+    base_filter(record);
     auto connection = channel.signal.connect(key, [this, record](Emission& emission) { run_slot(*record, emission); });
     link->joints.push_back({&channel, std::move(record), std::move(connection)});
     channel.slots.fetch_add(1, std::memory_order_release);
 }
 
-std::shared_ptr<Link> BusCore::connect(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& type,
-                                       std::uint64_t place, bool changes, Filter filter, AnySlot slot) {
-    const std::lock_guard lock(mutex_);
+/// On the training thread the filter starts from here and now. Elsewhere the moment may be changing: it starts at the
+/// next poll point, and the slot waits till then.
+void BusCore::base_filter(const std::shared_ptr<SlotRecord>& record) {
+    const auto emitting = emitting_thread_.load();
+    const bool here = emitting == std::thread::id() || emitting == std::this_thread::get_id();
+    const auto base = [this, record] {
+        record->filter.rebase(moment, record->emissions);
+        record->based.store(true, std::memory_order_release);
+    };
+    if (here || !record->filtered)
+        base();
+    else
+        post(base);
+}
+
+std::shared_ptr<Link> BusCore::new_link(const std::shared_ptr<SubscriberRecord>& subscriber) {
     if (!subscriber->attached) throw StateError(fmt::format("subscriber '{}' is detached and cannot connect", subscriber->id));
     auto link = std::make_shared<Link>();
     link->core = shared_from_this();
     link->subscriber = subscriber;
+    return link;
+}
+
+std::shared_ptr<Link> BusCore::connect(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& type,
+                                       std::uint64_t place, bool changes, Filter filter, AnySlot slot) {
+    const std::lock_guard lock(mutex_);
+    auto link = new_link(subscriber);
     const std::uint64_t key = place | (subscriber->order << 32) | next_connection_++;
     join(link, channel_of(type), key, changes, std::move(filter), std::move(slot));
     subscriber->links.push_back(link);
@@ -108,9 +145,9 @@ std::shared_ptr<Link> BusCore::connect(const std::shared_ptr<SubscriberRecord>& 
 std::shared_ptr<Link> BusCore::connect_to_all(const std::shared_ptr<SubscriberRecord>& subscriber, std::uint64_t place,
                                               Filter filter, std::function<void(const AnyEvent&)> slot) {
     const std::lock_guard lock(mutex_);
-    auto link = std::make_shared<Link>();
-    link->core = shared_from_this();
-    link->subscriber = subscriber;
+    // Found out now and not at the first event that it does not suit.
+    for (const auto unit : {Interval::Unit::Step, Interval::Unit::Emission}) Filter(filter).resolve(unit);
+    auto link = new_link(subscriber);
     link->every_event = true;
     link->tap = std::make_shared<std::function<void(const AnyEvent&)>>(std::move(slot));
     link->filter = std::move(filter);
@@ -127,15 +164,19 @@ std::shared_ptr<Link> BusCore::connect_to_all(const std::shared_ptr<SubscriberRe
 }
 
 void BusCore::disconnect(Link& link) {
+    bool done_by_another = false;
     {
         const std::lock_guard lock(mutex_);
-        if (!link.connected->exchange(false, std::memory_order_seq_cst)) return;
+        const bool first = link.connected->exchange(false, std::memory_order_seq_cst);
         for (auto& joint : link.joints) {
+            if (!first) break;
             joint.connection.disconnect();
             joint.channel->slots.fetch_sub(1, std::memory_order_release);
         }
+        if (!first) done_by_another = true;
     }
-    wait_until_idle(*link.subscriber);
+    wait_until_idle(*link.subscriber);  // also where somebody else has disconnected it, and may still be in the slot
+    if (done_by_another) return;
     const std::lock_guard lock(mutex_);
     for (const auto& joint : link.joints) fold(*joint.record);
     // A slot of this link may be further up the stack of this very thread; its emission holds the record.
@@ -145,14 +186,17 @@ void BusCore::disconnect(Link& link) {
 
 void BusCore::detach(const std::shared_ptr<SubscriberRecord>& subscriber) {
     std::vector<std::shared_ptr<Link>> links;
+    bool first = false;
     {
         const std::lock_guard lock(mutex_);
-        if (!subscriber->attached.exchange(false)) return;
+        first = subscriber->attached.exchange(false);
         for (const auto& weak : subscriber->links)
             if (auto link = weak.lock()) links.push_back(std::move(link));
         std::erase(subscribers_, subscriber);
     }
     for (const auto& link : links) disconnect(*link);
+    wait_until_idle(*subscriber);
+    if (!first) return;
     post([this, id = subscriber->id] {
         SubscriberDetached event{id};
         emit(event_type<SubscriberDetached>(), &event);
@@ -171,9 +215,10 @@ void BusCore::run_slot(SlotRecord& record, Emission& emission) {
     if (!record.connected->load(std::memory_order_seq_cst)) return;
     try {
         if (!record.type->of_trainer) ++record.emissions;
-        if (record.filtered && !record.filter.passes(moment, record.emissions)) return;
+        if (record.filtered && !(record.based.load(std::memory_order_acquire) && record.filter.passes(moment, record.emissions))) return;
         record.call(emission.event);
-        record.subscriber->failures_in_a_row = 0;
+        record.failures_in_a_row = 0;
+        if (record.type->is_span) hold_until_left(record, emission);
     } catch (...) {
         note_failure(record, emission);
     }
@@ -192,26 +237,33 @@ void BusCore::note_failure(SlotRecord& record, Emission& emission) noexcept {
         return;
     }
     if (!record.changes && subscriber.options.fault == Fault::Optional) {
-        ++subscriber.failures_in_a_row;
-        emission.optional_failures.emplace_back(record.subscriber, cause);
+        ++record.failures_in_a_row;
+        emission.optional_failures.emplace_back(&record, cause);
         return;
     }
     if (record.changes) emission.aborted = true;
     if (emission.error) return;  // the first failure is the cause
-    const Position& at = moment.position;
+    emission.error = told(subscriber.id, record.type->name, "at", &moment);
+}
+
+/// A wrapper that has entered counts as running until it has left, so that a detach waits for its exit.
+void BusCore::hold_until_left(const SlotRecord& record, const Emission& emission) {
+    SpanExit& exit = static_cast<SpanEntry*>(emission.event)->exits->back();
+    exit.subscriber = record.subscriber;
+    exit.span = record.type;
+    Running::change(*record.subscriber, 1, std::memory_order_seq_cst);
+}
+
+/// Throws: SubscriberError where the exit threw.
+void BusCore::leave(const SpanExit& exit) {
+    std::exception_ptr error;
     try {
-        throw;
-    } catch (const SubscriberError&) {
-        emission.error = std::current_exception();  // from an event that this slot emitted: already told
+        (*exit.leave)();
     } catch (...) {
-        try {
-            std::throw_with_nested(SubscriberError(
-                fmt::format("subscriber '{}' failed at {} (epoch {}, step {}): {}", subscriber.id, record.type->name,
-                            at.epoch, at.step, cause), subscriber.id, record.type->name));
-        } catch (...) {
-            emission.error = std::current_exception();
-        }
+        error = told(exit.subscriber->id, exit.span->name, "leaving", nullptr);
     }
+    Running::change(*exit.subscriber, -1, std::memory_order_release);
+    if (error) std::rethrow_exception(error);
 }
 
 void BusCore::emit(const EventType& type, void* event) {
@@ -227,7 +279,11 @@ void BusCore::dispatch(Channel& channel, void* event) {
     emitting_thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
     Emission emission{event, channel.type, read_ticks()};
     channel.signal(emission);
-    if (!emission.optional_failures.empty()) settle(emission);
+    try {
+        if (!emission.optional_failures.empty()) settle(emission);
+    } catch (...) {
+        if (!emission.error) emission.error = std::current_exception();  // the first failure is the cause
+    }
     if (emission.error) std::rethrow_exception(emission.error);
 }
 
@@ -239,8 +295,9 @@ void BusCore::dispatch_to_everyone(Channel& channel, void* event) noexcept {
 
 /// Tells of the optional subscribers that failed, and detaches those that fail too often.
 void BusCore::settle(Emission& emission) {
-    for (auto& [subscriber, cause] : emission.optional_failures) {
-        const bool too_often = subscriber->failures_in_a_row >= subscriber->options.max_failures;
+    for (auto& [slot, cause] : emission.optional_failures) {
+        const std::shared_ptr<SubscriberRecord> subscriber = slot->subscriber;
+        const bool too_often = slot->failures_in_a_row >= subscriber->options.max_failures;
         warn(fmt::format("optional subscriber '{}' failed at {}: {}{}", subscriber->id, emission.type->name, cause,
                          too_often ? "; it is detached" : ""));
         if (too_often) detach(subscriber);
@@ -258,18 +315,24 @@ void BusCore::post(std::function<void()> task) {
 
 void BusCore::flush() {
     if (!has_tasks_.load(std::memory_order_acquire)) return;
-    for (;;) {
-        std::function<void()> task;
-        {
+    std::deque<std::function<void()>> now;
+    {
+        const std::lock_guard lock(task_mutex_);
+        std::swap(now, tasks_);
+        has_tasks_.store(false, std::memory_order_release);
+    }
+    while (!now.empty()) {
+        const auto task = std::move(now.front());
+        now.pop_front();
+        try {
+            task();
+        } catch (...) {
+            // What is left is not lost: it comes first at the next poll point.
             const std::lock_guard lock(task_mutex_);
-            if (tasks_.empty()) {
-                has_tasks_.store(false, std::memory_order_release);
-                return;
-            }
-            task = std::move(tasks_.front());
-            tasks_.pop_front();
+            tasks_.insert(tasks_.begin(), std::make_move_iterator(now.begin()), std::make_move_iterator(now.end()));
+            has_tasks_.store(!tasks_.empty(), std::memory_order_release);
+            throw;
         }
-        task();
     }
 }
 
@@ -277,7 +340,7 @@ void BusCore::rebase_filters() {
     const std::lock_guard lock(mutex_);
     for (const auto& weak : links_)
         if (const auto link = weak.lock())
-            for (const auto& joint : link->joints) joint.record->filter.rebase(moment, joint.record->emissions);
+            for (const auto& joint : link->joints) joint.record->filter.rebase(moment, joint.record->emissions, true);
 }
 
 void BusCore::fold(const SlotRecord& record) {

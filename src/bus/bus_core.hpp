@@ -27,7 +27,6 @@ struct SubscriberRecord {
     std::uint64_t order = 0;
     std::atomic<bool> attached{true};
     std::atomic<int> running{0};  ///< depth of this subscriber's slots on the training thread
-    int failures_in_a_row = 0;
     std::vector<std::weak_ptr<Link>> links;  ///< guarded by the core's mutex
 };
 
@@ -41,6 +40,8 @@ struct SlotRecord {
     bool changes = false;  ///< an interceptor or wrapper: critical, and nothing runs after its failure
     std::shared_ptr<std::atomic<bool>> connected;
     std::int64_t emissions = 0;  ///< counted for a user's own events only
+    std::atomic<bool> based{false};  ///< the filter has its starting point; until then it does not pass
+    int failures_in_a_row = 0;
     std::atomic<std::uint64_t> calls{0};
     std::atomic<std::int64_t> ticks{0};
 };
@@ -71,7 +72,7 @@ struct Emission {
     bool closing = false;   ///< everyone hears it, whatever throws
     bool aborted = false;   ///< an interceptor failed: the event is not fit to be seen
     std::exception_ptr error = nullptr;
-    std::vector<std::pair<std::shared_ptr<SubscriberRecord>, std::string>> optional_failures = {};
+    std::vector<std::pair<SlotRecord*, std::string>> optional_failures = {};
 };
 
 /// Runs every slot. Slots never throw: they leave their failure in the Emission.
@@ -108,6 +109,7 @@ public:
 
     void emit(const EventType& type, void* event);
     void dispatch(Channel& channel, void* event);
+    static void leave(const SpanExit& exit);
     void dispatch_to_everyone(Channel& channel, void* event) noexcept;
 
     void post(std::function<void()> task);
@@ -121,6 +123,9 @@ private:
     void join(const std::shared_ptr<Link>& link, Channel& channel, std::uint64_t key, bool changes, Filter filter, AnySlot slot);
     void run_slot(SlotRecord& record, Emission& emission);
     void note_failure(SlotRecord& record, Emission& emission) noexcept;
+    void base_filter(const std::shared_ptr<SlotRecord>& record);
+    std::shared_ptr<Link> new_link(const std::shared_ptr<SubscriberRecord>& subscriber);
+    static void hold_until_left(const SlotRecord& record, const Emission& emission);
     void settle(Emission& emission);
     void wait_until_idle(const SubscriberRecord& subscriber) const;
     void fold(const SlotRecord& record);

@@ -124,6 +124,7 @@ public:
         halt();
         epoch_ = at.epoch;
         dataset_->begin(seed());
+        exhausted_ = false;
         for (std::int64_t skipped = 0; skipped < at.batches * options_.batch_size && dataset_->next(); ++skipped) {}
         restart(at);
     }
@@ -132,8 +133,9 @@ public:
 private:
     std::optional<Batch> make(std::int64_t number) override {
         std::vector<Item> items;
-        while (static_cast<std::int64_t>(items.size()) < options_.batch_size) {
+        while (!exhausted_ && static_cast<std::int64_t>(items.size()) < options_.batch_size) {
             std::optional<Item> item = dataset_->next();
+            exhausted_ = !item;  // a stream is not asked again after its end
             if (!item) break;
             items.push_back(std::move(*item));
         }
@@ -143,14 +145,17 @@ private:
     }
 
     std::shared_ptr<IterableDataset> dataset_;
+    bool exhausted_ = false;
 };
 
 }  // namespace
 
 std::unique_ptr<Loader> make_loader(std::shared_ptr<const Dataset> dataset, LoaderOptions options) {
+    if (!dataset) throw ConfigError("there is no dataset; give one");
     return std::make_unique<IndexedLoader>(std::move(dataset), std::move(options));
 }
 std::unique_ptr<Loader> make_loader(std::shared_ptr<IterableDataset> dataset, LoaderOptions options) {
+    if (!dataset) throw ConfigError("there is no dataset; give one");
     return std::make_unique<IterableLoader>(std::move(dataset), std::move(options));
 }
 

@@ -10,6 +10,21 @@
 #include <torchbus/error.hpp>
 
 namespace torchbus {
+namespace {
+
+/// Says that a transition is under way, so that a slot cannot make another.
+class TransitionMark {
+public:
+    explicit TransitionMark(bool& mark) : mark_(mark) { mark_ = true; }
+    TransitionMark(const TransitionMark&) = delete;
+    TransitionMark& operator=(const TransitionMark&) = delete;
+    ~TransitionMark() { mark_ = false; }
+
+private:
+    bool& mark_;
+};
+
+}  // namespace
 
 Run::Run(RunParts parts, Trigger kind) : parts_(std::move(parts)), kind_(kind), moment_(parts_.bus.moment()) {
     if (is_training_run()) moment_ = Moment{};  // an evaluation of what was trained is told with the position it was trained to
@@ -22,10 +37,12 @@ bool Run::advance() {
     if (std::this_thread::get_id() != thread_)
         throw StateError("advance() was called from another thread than the one that started the run; "
                          "call it from that one, and ask() for decisions from any");
+    if (in_transition_) throw StateError("advance() was called from within a slot; ask() for a decision instead");
     if (state_ == State::Closed) return false;
+    const TransitionMark mark(in_transition_);
     Trigger trigger = Trigger::Failed;
     try {
-        poll();
+        if (state_ != State::Failing && state_ != State::Closing) poll();
         trigger = act();
     } catch (const std::exception& error) {
         failure_ = std::current_exception();
@@ -82,6 +99,10 @@ void Run::decide() {
         if (!agreed[kind]) continue;
         const Request& request = *agreed[kind];
         const auto decision = static_cast<Decision>(kind);
+        if (!has_effect(decision)) {
+            warn(fmt::format("{} asked for {} ({}), which has no effect in {}", request.requester, name_of(decision), request.reason, name_of(state_)));
+            continue;
+        }
         parts_.bus.emit([&] { return DecisionTaken{position(), decision, request}; });
         switch (decision) {
             case Decision::FailRun: throw Error(fmt::format("{}: {}", request.requester, request.reason));
@@ -89,18 +110,40 @@ void Run::decide() {
                 result_ = {request.by_signal ? Outcome::Signalled : Outcome::Stopped, request.requester, request.reason, request.exit_code};
                 break;
             case Decision::StopEpoch: stop_epoch_ = true; break;
-            case Decision::SkipBatch: skip_batch_ = true; break;
+            case Decision::SkipBatch: skip_batch_ = request; break;
             case Decision::SkipUpdate: skip_update_ = request; break;
-            case Decision::EvaluateNow: evaluation_due_ = has_evaluation(request); break;
+            case Decision::EvaluateNow: evaluation_due_ = true; break;
             case Decision::SaveNow: save_reason_ = fmt::format("{}: {}", request.requester, request.reason); break;
         }
     }
 }
 
-bool Run::has_evaluation(const Request& request) const {
-    const bool any = std::ranges::any_of(parts_.plan.splits, [](const SplitPlan& split) { return split.mode == Mode::Eval; });
-    if (!any) warn(fmt::format("{} asked for an evaluation, but the run has no evaluation data; give train() some", request.requester));
-    return any;
+bool Run::has_effect(Decision decision) const {
+    switch (decision) {
+        case Decision::FailRun:
+        case Decision::StopRun: return true;
+        case Decision::StopEpoch: return state_ == State::Deciding;
+        case Decision::EvaluateNow:
+            return is_training_run() && std::ranges::any_of(parts_.plan.splits, [](const SplitPlan& split) { return split.mode == Mode::Eval; });
+        case Decision::SkipBatch:
+        case Decision::SkipUpdate:
+        case Decision::SaveNow: return is_training_run();
+    }
+    return false;
+}
+
+/// What RunConfigured's interceptors must leave as it is.
+void Run::check_plan() const {
+    const RunPlan& plan = parts_.plan;
+    const auto refuse = [](const char* what) { throw ConfigError(std::string("the plan, after RunConfigured: ") + what); };
+    if (plan.micro_batches_per_step < 1) refuse("micro_batches_per_step must be at least 1");
+    if (plan.max_passes < 1) refuse("max_passes must be at least 1");
+    if (plan.max_steps && *plan.max_steps < 1) refuse("max_steps must be at least 1; leave it out to train all epochs");
+    if (plan.views.empty()) refuse("an evaluation needs at least one weights view");
+    if (plan.splits.size() != parts_.loaders.size()) refuse("splits may be limited, but neither added nor removed");
+    if (!is_training_run()) return;
+    if (parts_.updates.empty() || std::ranges::none_of(parts_.updates, [](const Update& update) { return update.every == 1; }))
+        refuse("one update must be due on every window");
 }
 
 Trigger Run::configure() {
@@ -109,10 +152,12 @@ Trigger Run::configure() {
     for (std::size_t i = 0; i < plan.splits.size(); ++i) plan.splits[i].batches = parts_.loaders[i]->batches();
     learn_lengths();
     bus.emit(RunConfigured{position(), plan, parts_.model, parts_.updates});
+    check_plan();
     learn_lengths();
     bus.rebase_filters();
     for (const Update& update : parts_.updates)
         gradients_.push_back(std::make_unique<GradientsView>(update.parameters()));
+    if (is_training_run()) clear_gradients();  // a run that failed, or the user, may have left some
     switch (kind_) {
         case Trigger::StartTraining: bus.emit([&] { return TrainingRunStart{position(), plan}; }); break;
         case Trigger::StartEvaluation: bus.emit([&] { return EvaluationRunStart{position(), plan}; }); break;
@@ -126,14 +171,13 @@ void Run::learn_lengths() {
     if (!is_training_run()) return;
     const RunPlan& plan = parts_.plan;
     RunLength& length = moment_.length;
-    length = {plan.epochs, {}, plan.max_steps};
-    const auto batches = plan.splits.front().length();
-    if (!batches) return;
+    length = {plan.epochs, plan.splits.front().length(), plan.max_steps};
+    if (!length.batches_per_epoch || !plan.epochs) return;
+    const auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
+    const std::int64_t windows = ceil_div(*length.batches_per_epoch, plan.micro_batches_per_step) * *plan.epochs;
     std::int64_t steps = 0;
-    const std::int64_t windows = (*batches + plan.micro_batches_per_step - 1) / plan.micro_batches_per_step;
-    for (const Update& update : parts_.updates) steps += (windows + update.every - 1) / update.every;
-    length.steps_per_epoch = steps;
-    if (plan.epochs) length.steps = std::min(plan.max_steps.value_or(steps * *plan.epochs), steps * *plan.epochs);
+    for (const Update& update : parts_.updates) steps += ceil_div(windows, std::max<std::int64_t>(update.every, 1));
+    length.steps = std::min(plan.max_steps.value_or(steps), steps);
 }
 
 Trigger Run::start_epoch() {
@@ -151,8 +195,8 @@ Trigger Run::start_epoch() {
 Trigger Run::decide_before_step() {
     decide();
     if (stopping()) return Trigger::RunStopped;
-    if (std::exchange(evaluation_due_, false)) return Trigger::EvaluationDue;
     if (save_reason_) return Trigger::SaveDue;
+    if (std::exchange(evaluation_due_, false)) return Trigger::EvaluationDue;
     const RunPlan& plan = parts_.plan;
     const auto limit = plan.splits.front().max_batches;
     const bool batches_done = limit && parts_.loaders.front()->position().batches >= *limit;
@@ -188,7 +232,7 @@ Trigger Run::save_epoch() {
     parts_.bus.emit([&] { return TrainingRunEpochEnd{position()}; });
     decide();
     parts_.bus.emit([&] { return EpochCheckpoint{position()}; });
-    save_reason_.reset();  // whatever asked for a save has got one
+    if (save_reason_) save_step();
     return stopping() ? Trigger::RunStopped : Trigger::SaveDone;
 }
 
@@ -209,6 +253,19 @@ Trigger Run::fail() {
     return Trigger::FailureTold;
 }
 
+/// What was asked for too late is said, and a signal still decides the exit code.
+void Run::tell_late_requests() {
+    if (signals_) signals_->poll(parts_.requests);
+    const RequestSet late = parts_.requests.take();
+    for (std::size_t kind = 0; kind < kDecisionCount; ++kind) {
+        if (!late[kind]) continue;
+        const Request& request = *late[kind];
+        warn(fmt::format("{} asked for {} ({}) when the run was over", request.requester, name_of(static_cast<Decision>(kind)), request.reason));
+        if (static_cast<Decision>(kind) == Decision::StopRun && request.by_signal && result_.outcome != Outcome::Failed)
+            result_ = {Outcome::Signalled, request.requester, request.reason, request.exit_code};
+    }
+}
+
 Trigger Run::close() {
     try {
         show_view("training");
@@ -216,8 +273,13 @@ Trigger Run::close() {
     } catch (const std::exception& error) {
         warn(fmt::format("while the run was closing: {}", error.what()));
     }
+    tell_late_requests();
     parts_.bus.emit_to_everyone(RunClosed{position(), result_});
     signals_.reset();
+    parts_.loaders.clear();  // their threads and their data are no longer needed
+    window_ = {};
+    output_ = {};
+    loss_ = window_loss_ = at::Tensor();
     return Trigger::RunClosed;
 }
 

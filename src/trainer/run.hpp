@@ -62,7 +62,6 @@ private:
     void learn_lengths();
     /// Reduces the requests over ranks and takes what was agreed.
     void decide();
-    bool has_evaluation(const Request& request) const;
     bool stopping() const { return result_.outcome != Outcome::Finished; }
     void start_step();
     void end_step(bool skipped);
@@ -71,6 +70,9 @@ private:
     void check_loss() const;
     Trigger evaluation_step(Loader& loader, const SplitPlan& split);
     bool begin_split(std::size_t index);
+    void check_plan() const;
+    bool has_effect(Decision decision) const;
+    void tell_late_requests();
     void end_split(bool completed);
     Trigger finish_evaluation(Trigger trigger);
     void save_within_evaluation();
@@ -95,6 +97,7 @@ private:
     std::exception_ptr failure_;
     std::string failed_subscriber_, failed_event_;
     std::optional<SignalCatcher> signals_;
+    bool in_transition_ = false;
 
     // the step under way
     Window window_;
@@ -102,6 +105,7 @@ private:
     std::int64_t windows_ = 0;      ///< finished windows, for the updates' `every`
     std::int64_t micro_ = 0;        ///< next micro-batch of the window
     int pass_ = 0;
+    bool window_is_fresh_ = false;  ///< no update has gone through it yet
     Output output_;
     at::Tensor loss_;               ///< of the last micro-batch
     at::Tensor window_loss_;        ///< mean over the window so far
@@ -112,7 +116,7 @@ private:
     bool evaluation_due_ = false;
     std::optional<std::string> save_reason_;
     std::optional<Request> skip_update_;
-    bool skip_batch_ = false;
+    std::optional<Request> skip_batch_;
     bool stop_epoch_ = false;
 
     // the evaluation under way

@@ -49,11 +49,13 @@ Trigger Run::finish_evaluation(Trigger trigger) {
 
 Trigger Run::evaluate() {
     if (!evaluating_) {
+        evaluation_due_ = false;  // this one serves
         view_index_ = 0;
         evaluating_ = begin_split(0);
         if (!evaluating_) return finish_evaluation(Trigger::EvaluationDone);
     }
     const Trigger trigger = evaluation_step(*parts_.loaders[split_index_], parts_.plan.splits[split_index_]);
+    if (trigger == Trigger::DataPending) return trigger;  // decision points go by steps, never by time
     const bool split_done = trigger == Trigger::EvaluationDone;
     if (split_done) end_split(true);
     if (split_done || eval_step_ % kStepsBetweenDecisions == 0) {
@@ -103,7 +105,7 @@ Trigger Run::evaluation_step(Loader& loader, const SplitPlan& split) {
         bus.emit([&] { return EvalStepStart{position(), scope, eval_step_}; });
     {
         const at::NoGradGuard no_grad;
-        bus.emit(BatchReady{position(), scope, MicroBatch{}, batch});
+        bus.emit([&] { return BatchReady{position(), scope, MicroBatch{}, batch}; });
         const StepFunction& step = parts_.updates.empty() || !parts_.updates.front().step ? default_step_ : parts_.updates.front().step;
         forward(batch, predicting ? default_step_ : step, scope, MicroBatch{});
     }

@@ -19,10 +19,10 @@ Trigger Run::fetch_window() {
         case Fetch::Exhausted: return Trigger::DataExhausted;
         case Fetch::Ready: break;
     }
-    if (std::exchange(skip_batch_, false))
+    // Agreed on by all ranks, it concerns the one that asked.
+    if (skip_batch_ && skip_batch_->rank == parts_.consensus.rank())
         for (Batch& batch : window_.batches) batch.weight = 0;
-    window_.total_weight = 0;
-    for (const Batch& batch : window_.batches) window_.total_weight += batch.weight;
+    window_is_fresh_ = true;
     update_index_ = 0;
     while (windows_ % current_update().every != 0) ++update_index_;  // one of them is due on every window
     start_step();
@@ -32,7 +32,9 @@ Trigger Run::fetch_window() {
 void Run::start_step() {
     micro_ = 0;
     pass_ = 0;
-    parts_.bus.emit(TrainStepStart{position(), current_update(), window_});
+    window_.total_weight = 0;
+    for (const Batch& batch : window_.batches) window_.total_weight += batch.weight;
+    parts_.bus.emit([&] { return TrainStepStart{position(), current_update(), window_}; });
 }
 
 /// Model, OutputReady and loss, within the wrappers of Forward. Leaves output_ and loss_.
@@ -45,9 +47,11 @@ void Run::forward(Batch& batch, const StepFunction& step, Scope scope, MicroBatc
         StepOutput result = step(batch);
         output_ = std::move(result.output);
         loss_ = std::move(result.loss);
-        bus.emit(OutputReady{position(), scope, micro_batch, batch, output_, loss_});
+        bus.emit([&] { return OutputReady{position(), scope, micro_batch, batch, output_, loss_}; });
         const bool computes_loss = !loss_.defined() && scope.mode != Mode::Predict && parts_.loss;
         if (computes_loss) loss_ = parts_.loss(output_, batch);
+        if (loss_.defined() && loss_.numel() != 1)
+            throw ConfigError(fmt::format("the loss has shape [{}], expected a scalar; reduce it, e.g. with mean()", fmt::join(loss_.sizes(), ", ")));
         guard.close();
     }
     bus.emit([&] { return ForwardEnd{position(), scope, micro_batch, batch, output_, loss_}; });
@@ -56,9 +60,6 @@ void Run::forward(Batch& batch, const StepFunction& step, Scope scope, MicroBatc
 void Run::check_loss() const {
     if (!loss_.defined())
         throw ConfigError("the step function returned no loss, and the trainer has no loss function; give one of the two");
-    if (loss_.numel() != 1)
-        throw ConfigError(fmt::format("the loss has shape [{}], expected a scalar; reduce it, e.g. with mean()",
-                                      fmt::join(loss_.sizes(), ", ")));
     if (!loss_.requires_grad())
         throw ConfigError("the loss does not depend on any trainable parameter; is everything frozen or detached?");
 }
@@ -69,16 +70,16 @@ Trigger Run::run_micro_batch() {
     const Scope scope{Mode::Train, parts_.plan.splits.front().name, "training"};
     const MicroBatch micro_batch{micro_, window_.count(), pass_, update.name};
     Batch& batch = window_.batches[static_cast<std::size_t>(micro_)];
-    const bool first_time = pass_ == 0 && update_index_ == 0;
-    if (first_time) bus.emit(BatchReady{position(), scope, micro_batch, batch});
+    const bool first_time = pass_ == 0 && window_is_fresh_;
+    if (first_time) bus.emit([&] { return BatchReady{position(), scope, micro_batch, batch}; });
 
     forward(batch, update.step ? update.step : default_step_, scope, micro_batch);
     check_loss();
     const double share = window_.share(micro_);
     at::Tensor root = share == 1.0 ? loss_ : loss_ * share;
-    window_loss_ = micro_ == 0 ? root.detach() : window_loss_ + root.detach();
+    if (pass_ == 0) window_loss_ = micro_ == 0 ? root.detach() : window_loss_ + root.detach();
 
-    bus.emit(BackwardStart{position(), micro_batch, root});
+    bus.emit([&] { return BackwardStart{position(), micro_batch, root}; });
     {
         SpanGuard guard;
         bus.enter(guard, Backward{micro_batch});
@@ -92,6 +93,8 @@ Trigger Run::run_micro_batch() {
             counts.tokens += batch.tokens;
         });
     bus.emit([&] { return BackwardEnd{position(), micro_batch}; });
+    output_ = {};  // not to be alive beside those of the next forward
+    loss_ = at::Tensor();
     return ++micro_ == window_.count() ? Trigger::WindowDone : Trigger::MicroBatchDone;
 }
 
@@ -100,6 +103,7 @@ Trigger Run::update() {
     const Update& update = current_update();
     GradientsReady ready{position(), update, window_, *gradients_[update_index_], pass_};
     if (skip_update_) ready.skip(skip_update_->requester, skip_update_->reason);
+    if (skip_batch_ && window_.total_weight == 0) ready.skip(skip_batch_->requester, skip_batch_->reason);
     bus.emit(ready);
     if (ready.repeat && pass_ + 1 < parts_.plan.max_passes) {
         clear_gradients();
@@ -135,13 +139,17 @@ void Run::end_step(bool skipped) {
 
 /// Starts the step of the next update that is due on this window. Returns whether there is one.
 bool Run::next_update() {
+    window_is_fresh_ = false;
+    const auto max_steps = parts_.plan.max_steps;
     while (++update_index_ < parts_.updates.size()) {
-        if (windows_ % current_update().every != 0) continue;
+        const bool enough = max_steps && position().step >= *max_steps;
+        if (enough || windows_ % current_update().every != 0) continue;
         start_step();
         return true;
     }
     update_index_ = 0;
     ++windows_;
+    skip_batch_.reset();
     return false;
 }
 

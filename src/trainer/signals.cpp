@@ -51,6 +51,9 @@ SignalCatcher::~SignalCatcher() {
     if (!active_) return;
     for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i].number, &former_[i], nullptr);
     catching = false;
+    // What arrived after the last look finds the handler that it would have found without a run.
+    for (std::size_t i = 0; i < kSignals.size(); ++i)
+        if (arrived[i]) std::raise(kSignals[i].number);
 }
 
 void SignalCatcher::poll(Requests& requests) {

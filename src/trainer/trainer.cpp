@@ -92,12 +92,15 @@ struct Trainer::Parts {
         require(loss || computed_by_steps, "the trainer has no loss; give TrainerOptions::loss, or a step function for every update");
     }
 
-    void begin(RunPlan plan, std::vector<std::unique_ptr<Loader>> loaders, Trigger kind) {
+    void require_idle() const {
         if (run && run->state() != State::Closed)
             throw StateError(fmt::format("a run is under way (in {}); let it end, or ask it to stop, before the next one", name_of(run->state())));
+    }
+
+    void begin(RunPlan plan, std::vector<std::unique_ptr<Loader>> loaders, Trigger kind) {
+        require_idle();
         run.reset();
-        requests.take();  // what was asked of a former run and came too late is not asked of this one
-        if (seed) torch::manual_seed(*seed);
+        if (seed && kind == Trigger::StartTraining) torch::manual_seed(*seed);
         RunParts parts{bus, model, loss, updates, requests, *consensus, handle_signals, std::move(plan), std::move(loaders)};
         run = std::make_unique<Run>(std::move(parts), kind);
     }
@@ -119,6 +122,7 @@ struct Trainer::Parts {
 
     template <class TrainDataset>
     void start_training(std::shared_ptr<TrainDataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
+        require_idle();
         require_trainable();
         require(options.epochs > 0, "epochs must be at least 1");
         RunPlan plan;
@@ -162,6 +166,9 @@ void Trainer::start_training(std::shared_ptr<const Dataset> train, TrainOptions 
 void Trainer::start_training(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
     parts_->start_training(std::move(train), std::move(eval), std::move(options));
 }
+void Trainer::start_training(std::shared_ptr<IterableDataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
+    parts_->start_training(std::move(train), std::move(eval), std::move(options));
+}
 
 bool Trainer::advance() {
     if (!parts_->run) throw StateError("advance() without a run; call start_training() first");
@@ -180,7 +187,9 @@ Metrics Trainer::evaluate(std::vector<EvalSplit> splits, EvaluateOptions options
     require(!splits.empty(), "there is nothing to evaluate; give at least one split");
     for (const EvalSplit& split : splits)
         parts_->plan_eval(plan, loaders, split, LoaderOptions{options.batch_size, {}, false, 0, options.workers});
-    const auto before = parts_->blackboard.names();
+    parts_->require_idle();
+    for (const std::string& name : parts_->blackboard.names())
+        if (name.starts_with("eval.")) parts_->blackboard.withdraw(name);  // those of another split or another time
     parts_->begin(std::move(plan), std::move(loaders), Trigger::StartEvaluation);
     parts_->finish();
     Metrics metrics;
@@ -200,7 +209,9 @@ at::Tensor Trainer::predict(std::shared_ptr<const Dataset> dataset, EvaluateOpti
         outputs.push_back(event.output.tensor.narrow(0, 0, event.batch.valid).cpu());
     });
     parts_->begin(std::move(plan), std::move(loaders), Trigger::StartPrediction);
-    parts_->finish();
+    const RunResult result = parts_->finish();
+    if (result.outcome != Outcome::Finished)
+        throw StateError(fmt::format("the prediction was stopped by {} ({}); its outputs are not complete", result.requester, result.reason));
     return torch::cat(outputs);
 }
 

@@ -111,6 +111,105 @@ TEST_CASE("an optional observer is told of, and detached after failures in a row
     CHECK_FALSE(bad.attached());
 }
 
+TEST_CASE("failures in a row are a slot's own: a healthy neighbour does not hide them", "[bus][fault]") {
+    Bus bus;
+    int calls = 0;
+    auto subscriber = bus.subscribe("half", {Fault::Optional, 3});
+    const auto bad = subscriber.observe<TrainEpochStart>(Stage::Observe, [&](const TrainEpochStart&) { ++calls; throw std::runtime_error("no"); });
+    const auto good = subscriber.observe<TrainEpochStart>(Stage::Report, [](const TrainEpochStart&) {});
+    for (int i = 0; i < 9; ++i) bus.emit(epoch_start(bus));
+    CHECK(calls == 3);
+}
+
+TEST_CASE("a wrapper that fails while leaving is named, and the others leave", "[bus][wrapper]") {
+    Bus bus;
+    bool left = false;
+    auto subscriber = bus.subscribe("clumsy");
+    const auto outer = subscriber.around<Backward>([](const Backward&) {}, [&] { left = true; });
+    const auto inner = subscriber.around<Backward>([](const Backward&) {}, [] { throw std::runtime_error("stuck"); });
+    SpanGuard guard;
+    bus.enter(guard, Backward{});
+    CHECK_THROWS_WITH(guard.close(), "subscriber 'clumsy' failed leaving backward: stuck");
+    CHECK(left);
+}
+
+TEST_CASE("a detach from another thread waits until a wrapper has left", "[bus][wrapper][thread]") {
+    Bus bus;
+    auto subscriber = bus.subscribe("s");
+    std::atomic<bool> left{false}, returned_too_early{false};
+    const auto wrapper = subscriber.around<Backward>([](const Backward&) {}, [&] { left = true; });
+    SpanGuard guard;
+    bus.enter(guard, Backward{});
+    std::thread detacher([&] {
+        subscriber.detach();
+        returned_too_early = !left;
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    guard.close();
+    detacher.join();
+    CHECK_FALSE(returned_too_early);
+}
+
+TEST_CASE("a second detach waits like the first", "[bus][thread]") {
+    Bus bus;
+    auto subscriber = bus.subscribe("s");
+    std::atomic<bool> detached{false}, left{false}, returned_too_early{false};
+    auto connection = subscriber.observe<TrainEpochStart>(Stage::Observe, [&](const TrainEpochStart&) {
+        subscriber.detach();  // its own slot: does not wait
+        detached = true;
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        left = true;
+    });
+    std::thread other([&] {
+        while (!detached) std::this_thread::yield();
+        connection.disconnect();
+        returned_too_early = !left;
+    });
+    bus.emit(epoch_start(bus));
+    other.join();
+    CHECK_FALSE(returned_too_early);
+}
+
+TEST_CASE("what a task queues waits for the next flush", "[bus]") {
+    Bus bus;
+    auto subscriber = bus.subscribe("heart");
+    bus.flush();
+    int beats = 0;
+    const auto beat = subscriber.observe<SampleDrawn>(Stage::Observe, [&](const SampleDrawn&) { ++beats; subscriber.post(SampleDrawn{}); });
+    subscriber.post(SampleDrawn{});
+    for (int i = 1; i <= 3; ++i) {
+        bus.flush();
+        CHECK(beats == i);
+    }
+}
+
+TEST_CASE("a filter connected from another thread starts at the next poll point", "[bus][filter][thread]") {
+    Bus bus;
+    bus.moment().position.step = 5;
+    bus.emit(epoch_start(bus));
+    auto subscriber = bus.subscribe("s");
+    auto keep = subscriber.observe<TrainEpochStart>(Stage::Observe, [](const TrainEpochStart&) {});
+    bus.emit(epoch_start(bus));
+    int calls = 0;
+    Connection connection;
+    std::thread([&] { connection = subscriber.observe<TrainEpochStart>(Stage::Observe, [&](const TrainEpochStart&) { ++calls; }, every(5)); }).join();
+    bus.emit(epoch_start(bus));
+    bus.flush();
+    for (int step = 6; step <= 10; ++step) {
+        bus.moment().position.step = step;
+        bus.emit(epoch_start(bus));
+    }
+    CHECK(calls == 1);  // at 10, not at once
+}
+
+TEST_CASE("a detached subscriber cannot connect, and a tap is no interceptor", "[bus]") {
+    Bus bus;
+    auto subscriber = bus.subscribe("s");
+    CHECK_THROWS_WITH(subscriber.observe_all(Stage::Transform, [](const AnyEvent&) {}), Catch::StartsWith("subscriber 's': an observer of all events connects in stage"));
+    subscriber.detach();
+    CHECK_THROWS_WITH(subscriber.observe_all(Stage::Observe, [](const AnyEvent&) {}), "subscriber 's' is detached and cannot connect");
+}
+
 TEST_CASE("RunClosed is heard by everyone, whatever throws", "[bus][fault]") {
     Bus bus;
     int heard = 0;

@@ -121,7 +121,7 @@ TEST_CASE("SIGUSR1 saves and goes on; SIGUSR2 saves and stops with 0", "[trainer
     }
 }
 
-TEST_CASE("an evaluation in mid-epoch, then a save, then the epoch goes on", "[trainer][golden]") {
+TEST_CASE("a save, then an evaluation in mid-epoch, then the epoch goes on", "[trainer][golden]") {
     Setup setup({asks_at(1, Decision::EvaluateNow, "curious"), callback_of("saver", [](Attachment& run, Connections& connections) {
         connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd& event) {
             if (event.position.step == 1) run.asker.ask(Decision::SaveNow, "every step");

@@ -133,7 +133,7 @@ TEST_CASE("a decision may be asked for from another thread while the run goes on
     CHECK(trainer.result().requester == "operator");
 }
 
-TEST_CASE("skip_update leaves the parameters; skip_batch gives the window no weight", "[trainer][decision]") {
+TEST_CASE("skip_update and skip_batch leave the parameters; the attempt counts, the step does not", "[trainer][decision]") {
     for (const Decision decision : {Decision::SkipUpdate, Decision::SkipBatch}) {
         auto model = toy_model();
         std::vector<at::Tensor> before;
@@ -144,13 +144,13 @@ TEST_CASE("skip_update leaves the parameters; skip_batch gives the window no wei
                     run.asker.ask(decision, "a spike");
                 } else if (event.position.attempts == 2) {
                     CHECK(equal_bits(before, copies_of(model->parameters())));
-                    CHECK(event.skipped == (decision == Decision::SkipUpdate));
+                    CHECK(event.skipped);
                 }
             });
         })}));
         trainer.train(toy_data(12), {.epochs = 1, .batch_size = 4, .shuffle = false});
         CHECK(trainer.position().attempts == 3);
-        CHECK(trainer.position().step == (decision == Decision::SkipUpdate ? 2 : 3));
+        CHECK(trainer.position().step == 2);
     }
 }
 
@@ -296,4 +296,156 @@ TEST_CASE("an evaluation asked for without data is passed over, and the run goes
         connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd&) { run.asker.ask(Decision::EvaluateNow, "curious"); });
     })}));
     CHECK(trainer.train(toy_data(8), {.batch_size = 4}).outcome == Outcome::Finished);
+}
+
+TEST_CASE("a window's batches are made ready and counted once, whichever update is due on it", "[trainer][updates]") {
+    auto first = toy_model(1), second = toy_model(2);
+    const auto step_of = [](torch::nn::Sequential model) {
+        return [model](const Batch& batch) mutable {
+            at::Tensor output = model->forward(batch.inputs);
+            return StepOutput{output, cross_entropy(output, batch.targets)};
+        };
+    };
+    int ready = 0;
+    std::vector<double> weights;
+    Trainer trainer({.model = first,
+                     .updates = {{"slow", make_sgd(first->parameters(), {}), step_of(first), 2}, {"fast", make_sgd(second->parameters(), {}), step_of(second), 1}},
+                     .callbacks = {callback_of("log", [&](Attachment& run, Connections& connections) {
+                         connections += run.bus.intercept<BatchReady>([&](BatchReady&) { ++ready; });
+                         connections += run.bus.intercept<TrainStepStart>([&](TrainStepStart& event) {
+                             weights.push_back(event.window.total_weight);
+                             event.window.total_weight *= 2;  // as a reducer of two ranks does
+                         });
+                     })},
+                     .handle_signals = false});
+    trainer.train(toy_data(16), {.epochs = 1, .batch_size = 4});
+    CHECK(ready == 4);
+    CHECK(trainer.position().samples == 16);
+    CHECK(weights == std::vector<double>(6, 4.0));
+}
+
+TEST_CASE("gradients that a failed run left do not enter the next", "[trainer]") {
+    auto model = toy_model(), plain = toy_model();
+    const auto data = toy_data(4);
+    bool broken = true;
+    std::vector<at::Tensor> gradients;
+    Trainer trainer(options_for(model, {callback_of("broken", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<BackwardEnd>(Stage::Observe, [&](const BackwardEnd&) { if (broken) throw std::runtime_error("once"); });
+        connections += run.bus.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady& event) { gradients = copies_of(event.gradients.owned()); });
+    })}));
+    CHECK_THROWS_AS(trainer.train(data, {.batch_size = 4, .shuffle = false}), SubscriberError);
+    broken = false;
+    trainer.train(data, {.batch_size = 4, .shuffle = false});
+    cross_entropy(plain->forward(data->inputs()), data->targets()).backward();
+    std::vector<at::Tensor> expected;
+    for (const at::Tensor& parameter : plain->parameters()) expected.push_back(parameter.grad());
+    CHECK(equal_bits(gradients, expected));
+}
+
+TEST_CASE("a tap that throws at every event still lets the run fail and close", "[trainer][fault]") {
+    auto model = toy_model();
+    int closed = 0;
+    Trainer trainer(options_for(model, {callback_of("tap", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe_all(Stage::Observe, [&](const AnyEvent& event) {
+            if (event.name() == "run_closed") ++closed;
+            throw std::runtime_error("always");
+        });
+    })}));
+    for (int run = 1; run <= 2; ++run) {
+        CHECK_THROWS_WITH(trainer.train(toy_data(4)), Catch::StartsWith("subscriber 'tap' failed at ") && Catch::EndsWith(": always"));
+        CHECK(trainer.state() == State::Closed);
+        CHECK(closed == run);
+    }
+}
+
+TEST_CASE("advance() within a slot is refused", "[trainer][advance]") {
+    auto model = toy_model();
+    Trainer trainer(options_for(model));
+    auto subscriber = trainer.subscribe("greedy");
+    const auto connection = subscriber.observe<TrainStepStart>(Stage::Observe, [&](const TrainStepStart&) { trainer.advance(); });
+    CHECK_THROWS_WITH(trainer.train(toy_data(4)), Catch::EndsWith("advance() was called from within a slot; ask() for a decision instead"));
+}
+
+TEST_CASE("the plan is looked at after RunConfigured", "[trainer][errors]") {
+    const auto error_with = [](std::function<void(RunPlan&)> change) -> std::string {
+        auto model = toy_model();
+        Trainer trainer(options_for(model, {callback_of("meddler", [=](Attachment& run, Connections& connections) {
+            connections += run.bus.intercept<RunConfigured>([=](RunConfigured& event) { change(event.plan); });
+        })}));
+        try {
+            trainer.train(toy_data(4));
+        } catch (const ConfigError& error) {
+            return error.what();
+        }
+        return "no error";
+    };
+    CHECK(error_with([](RunPlan& plan) { plan.micro_batches_per_step = 0; }) == "the plan, after RunConfigured: micro_batches_per_step must be at least 1");
+    CHECK(error_with([](RunPlan& plan) { plan.views.clear(); }) == "the plan, after RunConfigured: an evaluation needs at least one weights view");
+    CHECK(error_with([](RunPlan& plan) { plan.splits.clear(); }) == "the plan, after RunConfigured: splits may be limited, but neither added nor removed");
+    CHECK(error_with([](RunPlan& plan) { plan.max_steps = 0; }) == "the plan, after RunConfigured: max_steps must be at least 1; leave it out to train all epochs");
+    auto model = toy_model();
+    CHECK_THROWS_WITH(Trainer(options_for(model)).train(std::shared_ptr<const Dataset>()), "there is no dataset; give one");
+}
+
+TEST_CASE("a batch that is skipped moves no weight, decay included", "[trainer][decision]") {
+    auto model = toy_model();
+    std::vector<at::Tensor> before;
+    TrainerOptions options = options_for(model, {callback_of("skipper", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) {
+            if (event.position.attempts == 1) {
+                before = copies_of(model->parameters());
+                run.asker.ask(Decision::SkipBatch, "a spike");
+            } else {
+                CHECK(event.skipped);
+                CHECK(equal_bits(before, copies_of(model->parameters())));
+            }
+        });
+    })});
+    options.optimizer = make_adamw(model->parameters(), {.weight_decay = 0.5});
+    int calls = 0;
+    options.loss = [&](const at::Tensor& output, const at::Tensor& targets) {
+        return cross_entropy(output, targets) * (++calls == 2 ? std::numeric_limits<double>::infinity() : 1.0);
+    };
+    Trainer(std::move(options)).train(toy_data(8), {.batch_size = 4});
+}
+
+TEST_CASE("a refused start leaves the run under way as it is", "[trainer]") {
+    auto model = toy_model();
+    Trainer trainer(options_for(model, {make_metrics()}));
+    trainer.start_training(toy_data(4), {.epochs = 2});
+    while (trainer.history().epochs().size() < 1) trainer.advance();
+    CHECK_THROWS_AS(trainer.start_training(toy_data(4)), StateError);
+    CHECK(trainer.history().epochs().size() == 1);
+    while (trainer.advance()) {}
+}
+
+TEST_CASE("evaluate() returns the metrics of its own split only", "[trainer][evaluation]") {
+    auto model = toy_model();
+    Trainer trainer(options_for(model, {make_metrics()}));
+    trainer.train(toy_data(8), toy_data(4), {.eval_splits = {{"noisy", toy_data(4, 9)}}});
+    const Metrics metrics = trainer.evaluate(toy_data(4));
+    CHECK(metrics.size() == 1);
+    CHECK(metrics.contains("eval.loss"));
+}
+
+TEST_CASE("a prediction that was stopped is not handed out as whole", "[trainer][evaluation]") {
+    auto model = toy_model();
+    Trainer trainer(options_for(model));
+    trainer.ask(Decision::StopRun, "operator", "lunch");
+    CHECK_THROWS_WITH(trainer.predict(toy_data(64), {.batch_size = 1}), "the prediction was stopped by operator (lunch); its outputs are not complete");
+}
+
+TEST_CASE("two updates of different rhythm have the length that is announced", "[trainer][updates]") {
+    auto model = toy_model();
+    std::optional<std::int64_t> announced;
+    Trainer trainer({.model = model, .loss = cross_entropy,
+                     .updates = {{"a", make_sgd(model->parameters(), {}), {}, 1}, {"b", make_sgd(model->parameters(), {}), {}, 2}},
+                     .callbacks = {callback_of("log", [&](Attachment& run, Connections& connections) {
+                         connections += run.bus.observe<TrainEpochStart>(Stage::Observe, [&](const TrainEpochStart&) { announced = run.moment.length.steps; });
+                     })},
+                     .handle_signals = false});
+    trainer.train(toy_data(12), {.epochs = 2, .batch_size = 4});
+    CHECK(announced == trainer.position().step);
+    trainer.train(toy_data(12), {.epochs = 2, .max_steps = 1, .batch_size = 4});
+    CHECK(trainer.position().step == 1);
 }
