@@ -10,15 +10,15 @@
 namespace torchbus {
 namespace {
 
-void write_to_stdout(std::string_view text) {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
+void write_to_stderr(std::string_view text) {
+    std::fwrite(text.data(), 1, text.size(), stderr);
+    std::fflush(stderr);
 }
 
 class ProgressLines final : public Callback {
 public:
     explicit ProgressLines(ProgressLinesOptions options) : options_(std::move(options)) {
-        if (!options_.write) options_.write = write_to_stdout;
+        if (!options_.write) options_.write = write_to_stderr;
     }
     std::string kind() const override { return "progress_lines"; }
     Declaration declare() const override {

@@ -4,11 +4,12 @@
 #include <torchbus/state_machine.hpp>
 
 #include "support/catch.hpp"
+#include "support/source_root.hpp"
 
 using namespace torchbus;
 
 TEST_CASE("the README's picture of the state machine is that of `torchbus graph`", "[state-machine]") {
-    std::ifstream readme(std::filesystem::path(TORCHBUS_SOURCE_ROOT) / "README.md");
+    std::ifstream readme(std::filesystem::path(test::source_root()) / "README.md");
     const std::string text((std::istreambuf_iterator<char>(readme)), std::istreambuf_iterator<char>());
     CHECK(text.find("```mermaid\n" + state_graph_mermaid() + "```") != std::string::npos);
 }

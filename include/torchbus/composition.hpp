@@ -18,7 +18,7 @@ namespace torchbus {
 /// Throws: ConfigError: file missing, malformed JSON with line and column, a key twice, an override that does not fit.
 nlohmann::json read_run_file(const std::filesystem::path& path, const std::vector<std::string>& overrides = {});
 
-/// A callback of a run file that has been made, or one that code adds.
+/// All that a run file names, made.
 struct Composition {
     std::string name;                            ///< the file's name, for messages
     TrainerOptions trainer;

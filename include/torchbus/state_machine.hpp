@@ -10,8 +10,8 @@
 namespace torchbus {
 
 enum class State : std::uint8_t {
-    Ready,             ///< configured, nothing emitted yet
-    StartingEpoch,     ///< TrainingRunStart before the first one; TrainEpochStart
+    Ready,             ///< RunConfigured, and the Start event of the run
+    StartingEpoch,     ///< TrainEpochStart
     Deciding,          ///< the decision point before a step
     FetchingWindow,    ///< waiting for the batches of the next step
     RunningWindow,     ///< one micro-batch forward and backward

@@ -1,8 +1,5 @@
 #include <torchbus/checkpoint/safetensors.hpp>
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <array>
 #include <bit>
 #include <cerrno>
@@ -14,6 +11,7 @@
 #include <nlohmann/json.hpp>
 #include <torch/torch.h>
 
+#include <torchbus/checkpoint/atomic_file.hpp>
 #include <torchbus/error.hpp>
 
 namespace torchbus {
@@ -34,56 +32,6 @@ constexpr auto kTypes = std::to_array<TypeName>({
 });
 
 [[noreturn]] void fail(const path& file, const std::string& what) { throw CheckpointError(fmt::format("{}: {}", file.string(), what)); }
-[[noreturn]] void fail_errno(const path& file, const char* action) {
-    fail(file, fmt::format("cannot {}: {}; nothing was changed", action, std::strerror(errno)));
-}
-
-/// A file that is removed again unless it was committed.
-class TemporaryFile {
-public:
-    explicit TemporaryFile(const path& target) : target_(target), name_(target.string() + ".part") {
-        descriptor_ = ::open(name_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-        if (descriptor_ < 0) fail_errno(name_, "create the file");
-    }
-    TemporaryFile(const TemporaryFile&) = delete;
-    TemporaryFile& operator=(const TemporaryFile&) = delete;
-    ~TemporaryFile() {
-        if (descriptor_ >= 0) ::close(descriptor_);
-        if (!committed_) ::unlink(name_.c_str());
-    }
-    void write(const void* bytes, std::size_t count) {
-        const auto* next = static_cast<const char*>(bytes);
-        while (count > 0) {
-            const ssize_t written = ::write(descriptor_, next, count);
-            if (written < 0 && errno == EINTR) continue;
-            if (written < 0) fail_errno(name_, "write");
-            next += written;
-            count -= static_cast<std::size_t>(written);
-        }
-    }
-    void commit() {
-        if (::fsync(descriptor_) != 0) fail_errno(name_, "sync");
-        const int closed = ::close(std::exchange(descriptor_, -1));
-        if (closed != 0) fail_errno(name_, "close");
-        if (::rename(name_.c_str(), target_.c_str()) != 0) fail_errno(target_, "rename to it");
-        committed_ = true;
-        sync_folder();
-    }
-
-private:
-    void sync_folder() const {
-        const path folder = target_.has_parent_path() ? target_.parent_path() : path(".");
-        const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (descriptor < 0) fail_errno(folder, "open the folder");
-        const int synced = ::fsync(descriptor);
-        ::close(descriptor);
-        if (synced != 0) fail_errno(folder, "sync the folder");
-    }
-    path target_, name_;
-    int descriptor_ = -1;
-    bool committed_ = false;
-};
-
 at::Tensor read_tensor(const path& file, const std::string& name, const json& entry, const std::string& bytes) {
     const auto where = fmt::format("tensor '{}'", name);
     try {
@@ -96,7 +44,7 @@ at::Tensor read_tensor(const path& file, const std::string& name, const json& en
         if (offsets[0] > offsets[1] || offsets[1] > bytes.size() || offsets[1] - offsets[0] != tensor.nbytes())
             fail(file, fmt::format("{} lies at bytes {} to {} of {}, expected {} bytes; the file is damaged or truncated", where, offsets[0],
                                    offsets[1], bytes.size(), tensor.nbytes()));
-        std::memcpy(tensor.mutable_data_ptr(), bytes.data() + offsets[0], tensor.nbytes());
+        if (tensor.nbytes() > 0) std::memcpy(tensor.mutable_data_ptr(), bytes.data() + offsets[0], tensor.nbytes());
         return tensor;
     } catch (const json::exception& error) {
         fail(file, fmt::format("{} is described wrongly: {}", where, error.what()));
@@ -119,7 +67,7 @@ void save_safetensors(const path& file, const std::vector<NamedTensor>& tensors)
     std::string text = header.dump();
     text.resize((text.size() + 7) / 8 * 8, ' ');  // the data begins at a multiple of eight
     const std::uint64_t length = text.size();
-    TemporaryFile temporary(file);
+    AtomicFile temporary(file);
     temporary.write(&length, sizeof length);
     temporary.write(text.data(), text.size());
     for (const at::Tensor& content : contents) temporary.write(content.const_data_ptr(), content.nbytes());

@@ -28,6 +28,9 @@ int check(const nlohmann::json& options) {
         row("writes", declared.writes);
         row("publishes", declared.publishes);
     }
+    const LoaderOptions loading{.batch_size = made.train.batch_size, .sampler = made.train.sampler, .drop_last = made.train.drop_last};
+    make_loader(made.train_dataset, loading);
+    const Trainer trainer(std::move(made.trainer));  // refuses what does not go together
     std::printf("%s: nothing stands against this run\n", file.c_str());
     return 0;
 }

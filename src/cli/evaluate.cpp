@@ -9,7 +9,6 @@
 
 namespace torchbus::cli {
 
-/// Loads the weights that the options name, or those of the run's output folder.
 void load_weights_for(const nlohmann::json& options, Composition& made) {
     std::string weights = options.at("weights");
     if (weights.empty()) {

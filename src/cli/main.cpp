@@ -2,6 +2,7 @@
 // libtorchbus_cli.so, which is loaded when one of them is called.
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
 
@@ -25,6 +26,7 @@ int run_with_torch(const std::string& command, const json& options) {
     }
     using Run = int (*)(const char*, const char*);
     const auto run = reinterpret_cast<Run>(dlsym(library, "torchbus_run_command"));
+    if (!run) throw torchbus::Error("libtorchbus_cli.so is of another version than this program; install both anew");
     return run(command.c_str(), options.dump().c_str());
 }
 
@@ -88,6 +90,16 @@ int run(const CLI::App& app, const Arguments& arguments) {
                                  {"name", arguments.name}});
 }
 
+/// CLI11 would only say that a subcommand is required.
+void refuse_unknown_command(const CLI::App& app, int argc, char** argv) {
+    if (argc < 2 || argv[1][0] == '-') return;
+    std::vector<std::string> known;
+    for (const CLI::App* command : app.get_subcommands({})) known.push_back(command->get_name());
+    if (std::find(known.begin(), known.end(), argv[1]) != known.end()) return;
+    throw torchbus::ConfigError("unknown command '" + std::string(argv[1]) + "'" + torchbus::did_you_mean(argv[1], known) +
+                                " (torchbus --help lists them)");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -104,8 +116,11 @@ int main(int argc, char** argv) {
     Arguments arguments;
     add_commands(app, arguments);
     try {
+        refuse_unknown_command(app, argc, argv);
         app.parse(argc, argv);
-        return run(app, arguments);
+        const int exit_code = run(app, arguments);
+        if (!std::cout.flush()) throw torchbus::Error("standard output: cannot write; is the disk full?");
+        return exit_code;
     } catch (const CLI::ParseError& error) {
         return app.exit(error) == 0 ? 0 : 2;
     } catch (const torchbus::ConfigError& error) {

@@ -12,8 +12,6 @@
 
 namespace torchbus::cli {
 
-void load_weights_for(const nlohmann::json& options, Composition& made);
-
 /// One JSON object a sample, in the order of the evaluation data: {"index": 0, "output": [...], "class": 7}.
 int predict(const nlohmann::json& options) {
     const std::string file = options.at("run_file");
@@ -32,7 +30,7 @@ int predict(const nlohmann::json& options) {
         const nlohmann::json line = {{"index", i}, {"output", std::vector<float>(row, row + outputs.size(1))}, {"class", classes[i].item<std::int64_t>()}};
         out << line.dump() << '\n';
     }
-    if (!out.flush()) throw ConfigError((target.empty() ? "standard output" : target) + ": cannot write the predictions; is the folder there, and the disk not full?");
+    if (!out.flush()) throw Error((target.empty() ? "standard output" : target) + ": cannot write the predictions; is the folder there, and the disk not full?");
     return trainer.result().exit_code;
 }
 

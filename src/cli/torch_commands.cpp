@@ -5,6 +5,8 @@
 #include <map>
 #include <string>
 
+#include <c10/util/Exception.h>
+
 #include <torchbus/error.hpp>
 
 namespace torchbus::cli {
@@ -25,7 +27,12 @@ const std::map<std::string, Command>& commands() {
 extern "C" int torchbus_run_command(const char* name, const char* options_json) {
     using namespace torchbus;
     try {
-        return cli::commands().at(name)(nlohmann::json::parse(options_json));
+        const int exit_code = cli::commands().at(name)(nlohmann::json::parse(options_json));
+        if (std::fflush(stdout) != 0 || std::ferror(stdout)) throw Error("standard output: cannot write; is the disk full?");
+        return exit_code;
+    } catch (const c10::Error& error) {
+        std::fprintf(stderr, "torchbus: %s\n", error.what_without_backtrace());
+        return 1;
     } catch (const ConfigError& error) {
         std::fprintf(stderr, "torchbus: %s\n", error.what());
         return 2;

@@ -3,7 +3,14 @@
 
 #include <nlohmann/json.hpp>
 
+namespace torchbus {
+struct Composition;
+}
+
 namespace torchbus::cli {
+
+/// Loads the weights that the options name, or those of the run's output folder.
+void load_weights_for(const nlohmann::json& options, Composition& made);
 
 // Each takes the options of its command line as JSON and returns the exit code. Throws: what went wrong.
 int train(const nlohmann::json& options);

@@ -1,11 +1,8 @@
 #include <cstdio>
-#include <fstream>
 
-#include <fmt/format.h>
-
+#include <torchbus/checkpoint/atomic_file.hpp>
 #include <torchbus/checkpoint/safetensors.hpp>
 #include <torchbus/composition.hpp>
-#include <torchbus/error.hpp>
 #include <torchbus/trainer.hpp>
 
 #include "torch_commands.hpp"
@@ -16,8 +13,9 @@ namespace {
 void write_history(const std::filesystem::path& path, const RunHistory& history) {
     nlohmann::json epochs = nlohmann::json::array();
     for (const EpochRecord& record : history.epochs()) epochs.push_back({{"epoch", record.epoch}, {"step", record.step}, {"metrics", record.metrics}});
-    std::ofstream file(path);
-    if (!(file << epochs.dump(2) << '\n').flush()) throw CheckpointError(path.string() + ": cannot write the history; is the disk full?");
+    AtomicFile file(path);
+    file.write(epochs.dump(2) + "\n");
+    file.commit();
 }
 
 }  // namespace

@@ -44,6 +44,9 @@ bool Run::advance() {
     try {
         if (state_ != State::Failing && state_ != State::Closing) poll();
         trigger = act();
+    } catch (const c10::Error& error) {
+        failure_ = std::current_exception();
+        result_ = {Outcome::Failed, {}, error.what_without_backtrace(), 1};
     } catch (const std::exception& error) {
         failure_ = std::current_exception();
         result_ = {Outcome::Failed, {}, error.what(), 1};

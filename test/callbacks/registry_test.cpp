@@ -11,6 +11,7 @@
 #include <torchbus/events_reference.hpp>
 
 #include "support/catch.hpp"
+#include "support/source_root.hpp"
 #include "support/toy.hpp"
 
 using namespace torchbus;
@@ -88,7 +89,7 @@ TEST_CASE("every option has a line about it", "[callbacks][registry]") {
 
 TEST_CASE("the registry, the folders and the README name the same callbacks", "[callbacks][registry]") {
     namespace fs = std::filesystem;
-    const fs::path root = TORCHBUS_SOURCE_ROOT;
+    const fs::path root = source_root();
     std::set<std::string> registered, sources, headers;
     for (const CallbackEntry& entry : callback_registry()) registered.emplace(entry.kind);
     for (const auto& file : fs::directory_iterator(root / "callbacks"))

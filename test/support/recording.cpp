@@ -6,6 +6,8 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "source_root.hpp"
+
 namespace torchbus::test {
 namespace {
 
@@ -43,7 +45,7 @@ std::vector<std::string> Recording::names() const {
 }
 
 std::string compare_with_golden(const std::string& name, const std::vector<std::string>& lines) {
-    const std::string path = std::string(TORCHBUS_SOURCE_ROOT) + "/test/golden/" + name + ".txt";
+    const std::string path = source_root() + "/test/golden/" + name + ".txt";
     const char* update = std::getenv("TORCHBUS_UPDATE_GOLDEN");
     if (update && *update == '1') {
         std::ofstream file(path);

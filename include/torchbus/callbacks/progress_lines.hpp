@@ -12,7 +12,7 @@ namespace torchbus {
 /// eval.*. Stage: Report.
 struct ProgressLinesOptions {
     Interval every = {};                               ///< between lines within an epoch; 0: none
-    std::function<void(std::string_view)> write = {};  ///< default: standard output
+    std::function<void(std::string_view)> write = {};  ///< default: standard error, as programs print results to standard output
 };
 std::unique_ptr<Callback> make_progress_lines(ProgressLinesOptions options = {});
 

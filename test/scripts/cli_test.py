@@ -1,0 +1,434 @@
+#!/usr/bin/env python3
+"""Runs the torchbus program as its users do, and looks at exit codes, messages and files.
+
+usage: cli_test.py [CLASS[.test]...]; the program is the one in $TORCHBUS_BUILD, default build/release.
+"""
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ROOT / os.environ.get("TORCHBUS_BUILD", "build/release") / "src/cli/torchbus"
+PATIENCE_S = 120  # for whatever takes a second on an idle machine; a hang, not slowness, is the failure
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TORCHBUS_")}
+ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "LC_ALL": "C"}
+COMMANDS = ["train", "evaluate", "predict", "check", "summary", "callbacks", "events", "graph", "data"]
+
+RUN = {
+    "seed": 3,
+    "output": "out",
+    "model": {"kind": "mlp", "inputs": 16, "hidden": [8], "classes": 4},
+    "data": {"kind": "synthetic", "samples": 400},
+    "optimizer": {"kind": "sgd", "learning_rate": 0.1},
+    "schedule": {"kind": "cosine"},
+    "train": {"epochs": 3, "batch_size": 16, "eval_batch_size": 24},  # 100 samples for evaluation: the last batch is not full
+    "callbacks": [{"kind": "metrics", "accuracy": True}, {"kind": "gradient_clipping", "max_norm": 1.0},
+                  {"kind": "terminate_on_nan"}, {"kind": "progress_bar"}],
+}
+# A step takes a second or more on one core: 0.15 TFLOP.
+SLOW = RUN | {
+    "model": {"kind": "mlp", "inputs": 1024, "hidden": [2048, 2048], "classes": 4},
+    "data": {"kind": "synthetic", "samples": 4 * 4096, "features": 1024},
+    "train": {"epochs": 1000, "batch_size": 4096},
+    "callbacks": [{"kind": "progress_lines", "every": "1step"}, {"kind": "progress_bar"}],
+}
+
+
+def snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
+
+
+class Case(unittest.TestCase):
+    """Has a temporary folder, which is the working folder of the program, with a run file in it."""
+
+    def setUp(self):
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory(prefix="torchbus-cli-")))
+        self.write_run(RUN)
+
+    def enterContext(self, manager):  # in unittest since Python 3.11
+        entered = manager.__enter__()
+        self.addCleanup(manager.__exit__, None, None, None)
+        return entered
+
+    def write_run(self, run):
+        (self.folder / "run.json").write_text(json.dumps(run, indent=2))
+
+    def history(self):
+        return json.loads((self.folder / "out/history.json").read_text())
+
+    def outcome(self, *command, environment=(), stdout=subprocess.PIPE):
+        return subprocess.run([str(part) for part in command], cwd=self.folder, env=ENVIRONMENT | dict(environment),
+                              stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S)
+
+    def torchbus(self, *arguments, code=0, **how):
+        """Runs the program, requires the exit code, and returns standard output for 0, else standard error."""
+        done = self.outcome(PROGRAM, *arguments, **how)
+        self.assertEqual(done.returncode, code, f"torchbus {' '.join(map(str, arguments))}: {done.stdout or ''}{done.stderr}")
+        return done.stdout if code == 0 else done.stderr
+
+    def refused(self, code, message, *arguments, **how):
+        """The program ends with the code, and says the message and nothing else."""
+        self.assertEqual(self.torchbus(*arguments, code=code, **how), f"torchbus: {message}\n")
+
+    def start(self, *arguments):
+        return self.enterContext(Running(self, arguments))
+
+
+class Running:
+    """The program under way, its output in files; killed where the test does not wait for its end."""
+
+    def __init__(self, case, arguments):
+        self.case, self.folder = case, case.folder
+        with open(self.folder / "stdout", "wb") as out, open(self.folder / "stderr", "wb") as err:
+            self.process = subprocess.Popen([PROGRAM, *arguments], cwd=self.folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL,
+                                            stdout=out, stderr=err)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def said(self, stream="stderr"):
+        return (self.folder / stream).read_text(errors="replace")
+
+    def wait_until(self, claim, what):
+        deadline = time.monotonic() + PATIENCE_S
+        while not claim():
+            self.case.assertIsNone(self.process.poll(), f"ended before {what}: {self.said()}")
+            self.case.assertLess(time.monotonic(), deadline, f"no {what} within {PATIENCE_S} s: {self.said()}")
+            time.sleep(0.01)
+
+    def wait_for_line(self, pattern, stream="stderr"):
+        self.wait_until(lambda: re.search(pattern, self.said(stream), re.M), f"'{pattern}'")
+
+    def signals(self, field):
+        """A set of signals in /proc: SigCgt has those with a handler, ShdPnd those not delivered yet."""
+        mask = re.search(rf"^{field}:\s*(\w+)", Path(f"/proc/{self.process.pid}/status").read_text(), re.M)
+        return int(mask[1], 16) if mask else 0
+
+    def wait_for_handler(self):
+        self.wait_until(lambda: self.signals("SigCgt") & 1 << signal.SIGINT - 1, "handler for SIGINT")
+
+    def wait_for_delivery(self, number):
+        self.wait_until(lambda: not self.signals("ShdPnd") & 1 << number - 1, "delivery of the signal")
+
+    def end(self):
+        try:
+            return self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.case.fail(f"still running after {PATIENCE_S} s: {self.said()}")
+
+
+class Reference(Case):
+    """What the program prints without a run file."""
+
+    def test_help_has_examples_and_needs_no_libtorch(self):
+        seconds = []
+        for _ in range(11):
+            began = time.perf_counter()
+            printed = self.torchbus("--help")
+            seconds.append(time.perf_counter() - began)
+        print(f"median of 11 runs of --help: {statistics.median(seconds) * 1000:.1f} ms", flush=True)
+        self.assertIn("Examples:\n  torchbus data fetch mnist\n", printed)
+        for command in COMMANDS:
+            self.assertRegex(printed, rf"(?m)^  {command} ")
+        tools = [tool for tool in (["readelf", "-d"], ["ldd"]) if shutil.which(tool[0])]
+        self.assertTrue(tools, "neither readelf nor ldd is there")
+        for tool in tools:
+            listed = self.outcome(*tool, PROGRAM).stdout
+            self.assertIn("libc.so", listed)
+            self.assertNotRegex(listed, r"libtorch|libc10")  # libtorchbus.so, too
+
+    def test_version(self):
+        self.assertRegex(self.torchbus("--version"), r"^torchbus \d+\.\d+\.\d+\n$")
+
+    def test_every_command_has_help(self):
+        for command in [*COMMANDS, "data fetch"]:
+            with self.subTest(command):
+                self.assertIn("Usage:", self.torchbus(*command.split(), "--help"))
+
+    def test_a_usage_error_names_what_is_wrong(self):
+        for command, named in [("evalate", "evalate"), ("", "subcommand"), ("train", "RUN.json"), ("train run.json --epochs 3", "--epochs"),
+                               ("graph --format svg", "svg"), ("data fetch cifar", "cifar")]:
+            with self.subTest(command):
+                self.assertIn(named, self.torchbus(*command.split(), code=2))
+
+    def test_the_graph_has_every_state(self):
+        header = (ROOT / "include/torchbus/state_machine.hpp").read_text()
+        states = re.findall(r"^    (\w+),", re.search(r"enum class State .*?\{(.*?)\};", header, re.S)[1], re.M)
+        self.assertGreater(len(states), 10)
+        graphs = {"mermaid": self.torchbus("graph", "--format", "mermaid"), "dot": self.torchbus("graph", "--format", "dot")}
+        self.assertTrue(graphs["mermaid"].startswith("stateDiagram-v2\n"))
+        self.assertTrue(graphs["dot"].startswith("digraph torchbus {\n"))
+        self.assertEqual(self.torchbus("graph"), graphs["mermaid"])
+        for name, graph in graphs.items():
+            for state in states:
+                self.assertRegex(graph, rf"\b{snake_case(state)}\b", name)
+
+    def test_events_lists_all_and_tells_of_one(self):
+        header = (ROOT / "include/torchbus/events.hpp").read_text()
+        events = set(re.findall(r"^struct (\w+)", header, re.M)) - {"Scope", "MicroBatch", "Forward", "Backward", "OptimizerStep"}
+        listed = re.findall(r"^(\w+)$", self.torchbus("events"), re.M)
+        self.assertEqual(sorted(listed), sorted(map(snake_case, events)))
+        self.assertTrue(self.torchbus("events", "gradients_ready").startswith("gradients_ready\n    fires      once an update"))
+        self.refused(2, "unknown event 'gradients_redy'; did you mean 'gradients_ready'? (torchbus events lists them)",
+                     "events", "gradients_redy")
+
+    def test_callbacks_lists_all_and_the_options_of_one(self):
+        listed = re.findall(r"^(\w+) +[A-Z]", self.torchbus("callbacks"), re.M)
+        headers = {path.stem for path in (ROOT / "include/torchbus/callbacks").glob("*.hpp")} - {"registry"}
+        self.assertEqual(sorted(listed), sorted(headers))
+        self.assertRegex(self.torchbus("callbacks", "gradient_clipping"), r"(?m)^  max_norm +number +default 1\.0 ")
+        self.refused(2, "unknown callback 'gradient_cliping'; did you mean 'gradient_clipping'? (torchbus callbacks lists them)",
+                     "callbacks", "gradient_cliping")
+
+
+class Training(Case):
+    def test_evaluate_gives_what_the_last_epoch_gave(self):
+        self.torchbus("train", "run.json")
+        self.assertTrue((self.folder / "out/model.safetensors").exists())
+        history = self.history()
+        self.assertEqual([(epoch["epoch"], epoch["step"]) for epoch in history], [(1, 25), (2, 50), (3, 75)])
+        evaluated = json.loads(self.torchbus("evaluate", "run.json"))
+        self.assertEqual(set(evaluated), {"eval.loss", "eval.accuracy"})
+        self.assertEqual(evaluated, {name: history[-1]["metrics"][name] for name in evaluated})
+        self.assertGreater(evaluated["eval.accuracy"], 0.4)  # of four classes
+
+    def test_evaluate_prints_json_whatever_the_callbacks_print(self):
+        self.write_run(RUN | {"callbacks": [*RUN["callbacks"], {"kind": "progress_lines"}]})
+        self.torchbus("train", "run.json")
+        printed = self.torchbus("evaluate", "run.json")
+        try:
+            json.loads(printed)
+        except ValueError:
+            self.fail(f"not JSON:\n{printed}")
+
+    def test_weights_can_be_named_and_must_be_there(self):
+        self.torchbus("train", "run.json", "--set", "train.epochs=1")
+        self.assertIn("eval.loss", self.torchbus("evaluate", "run.json", "--weights", "out/model.safetensors", "--set", "output="))
+        self.refused(2, "run.json: there are no weights to load; give --weights FILE, or an output folder in the run file",
+                     "evaluate", "run.json", "--set", "output=")
+        self.refused(1, "nowhere: cannot open the file: No such file or directory", "evaluate", "run.json", "--weights", "nowhere")
+
+    def test_set_overrides_the_run_file(self):
+        self.torchbus("train", "run.json", "--set", "train.epochs=1", "--set", "callbacks[1].max_norm=2", "--set", "train.batch_size=40")
+        self.assertEqual([(epoch["epoch"], epoch["step"]) for epoch in self.history()], [(1, 10)])
+        self.refused(2, "run.json: callbacks[1].max_norm: -2 is out of range; give a positive number", "train", "run.json",
+                     "--set", "callbacks[1].max_norm=-2")
+        self.refused(2, "--set seed: expected path=value, e.g. --set optimizer.learning_rate=0.01", "train", "run.json", "--set", "seed")
+
+    def test_limit_batches_makes_a_smoke_run(self):
+        self.torchbus("train", "run.json", environment={"TORCHBUS_LIMIT_BATCHES": "2"})
+        self.assertEqual([epoch["step"] for epoch in self.history()], [2, 4, 6])
+        self.refused(2, "TORCHBUS_LIMIT_BATCHES: 'two' is not a number of batches; give at least 1, or unset it", "train", "run.json",
+                     environment={"TORCHBUS_LIMIT_BATCHES": "two"})
+
+    def test_check_and_summary_train_nothing(self):
+        checked = self.torchbus("check", "run.json")
+        self.assertIn("data       synthetic: 400 training and 100 evaluation samples\n", checked)
+        for callback in [*(callback["kind"] for callback in RUN["callbacks"]), "schedule"]:
+            self.assertIn(f"callback   {callback}\n", checked)
+        self.assertTrue(checked.endswith("run.json: nothing stands against this run\n"))
+        # 16 x 8 weights and 8 biases, 8 x 4 weights and 4 biases.
+        self.assertTrue(self.torchbus("summary", "run.json").endswith("172 parameters, 172 trainable\n"))
+        self.assertFalse((self.folder / "out/model.safetensors").exists())
+
+    def test_a_loss_that_is_not_finite_fails_the_run(self):
+        said = self.torchbus("train", "run.json", "--set", "optimizer.learning_rate=1e30", code=1)
+        self.assertRegex(said, r"(?m)^torchbus: terminate_on_nan: the training loss is (-?nan|-?inf) in epoch 1 after step \d+; lower the "
+                               r"learning rate, clip the gradients, or look at the batch$")
+        self.assertFalse((self.folder / "out/model.safetensors").exists())
+
+
+class Mistakes(Case):
+    def test_a_run_file_that_is_missing_or_malformed(self):
+        self.refused(2, "nowhere.json: cannot open the run file: No such file or directory", "train", "nowhere.json")
+        for text, place in [('{\n  "seed": 1,\n  "model": {]\n}\n', "line 3, column 13"), ('{"seed": 1', "line 1, column 11"),
+                            ("", "line 1, column 1")]:
+            with self.subTest(text):
+                (self.folder / "run.json").write_text(text)
+                self.assertTrue(self.torchbus("train", "run.json", code=2).startswith(f"torchbus: run.json: {place}: syntax error "))
+
+    def test_an_unknown_key_and_a_value_out_of_range(self):
+        self.assertTrue(self.torchbus("train", "run.json", "--set", "optimiser.kind=sgd", code=2).startswith(
+            "torchbus: run.json: optimiser: unknown key; did you mean 'optimizer'? (known: "))
+        self.refused(2, "run.json: optimizer.learning_rate: -0.1 is out of range; give a number of at least 0", "train", "run.json",
+                     "--set", "optimizer.learning_rate=-0.1")
+
+    def test_a_model_that_does_not_fit_the_data_is_told_in_a_few_lines(self):
+        said = self.torchbus("train", "run.json", "--set", "model.inputs=17", code=1)
+        self.assertIn("mat1 and mat2 shapes cannot be multiplied (16x16 and 17x8)", said)
+        self.assertLess(said.count("\n"), 10, "a stack trace of LibTorch is no message")
+
+    def test_an_output_folder_that_cannot_be_written(self):
+        self.refused(2, "run.json: output: cannot write to the folder 'run.json/out': Not a directory; give another folder, or leave the "
+                        "key out to write nothing", "train", "run.json", "--set", "output=run.json/out")
+
+
+class Mnist(Case):
+    """With a data set of its own: rows of noise, brighter where the label says."""
+
+    LABELS = {"train": [i * 7 % 10 for i in range(200)], "t10k": [i * 3 % 10 for i in range(70)]}
+
+    def setUp(self):
+        super().setUp()
+        noise = random.Random(1)
+        for part, labels in self.LABELS.items():
+            pixels = bytes(noise.randrange(128) + (127 if row // 2 == label else 0)
+                           for label in labels for row in range(28) for _ in range(28))
+            (self.folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, len(labels), 28, 28) + pixels)
+            (self.folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, len(labels)) + bytes(labels))
+        self.write_run(RUN | {"model": {"kind": "mlp", "inputs": 784, "hidden": [32], "classes": 10},
+                              "data": {"kind": "mnist", "folder": ".", "flatten": True},
+                              "optimizer": {"kind": "adam", "learning_rate": 0.0003}})
+
+    def test_predictions_are_those_that_evaluate_counts(self):
+        self.torchbus("train", "run.json")
+        self.assertEqual(self.torchbus("predict", "run.json", "--to", "predictions"), "")
+        lines = [json.loads(line) for line in (self.folder / "predictions").read_text().splitlines()]
+        labels = self.LABELS["t10k"]
+        self.assertEqual([line["index"] for line in lines], list(range(len(labels))))
+        for line in lines:
+            self.assertEqual(len(line["output"]), 10)
+            self.assertEqual(line["class"], line["output"].index(max(line["output"])))
+        correct = sum(line["class"] == label for line, label in zip(lines, labels))
+        self.assertEqual(json.loads(self.torchbus("evaluate", "run.json"))["eval.accuracy"], correct / len(labels))
+        self.assertTrue(10 < correct < 70, f"{correct} of 70 tells little")
+        self.assertEqual(self.torchbus("predict", "run.json"), (self.folder / "predictions").read_text())
+
+    def test_a_folder_without_the_files(self):
+        self.refused(1, "/nonexistent: holds no train-images-idx3-ubyte, expected the MNIST files; fetch them with 'torchbus data fetch "
+                        "mnist', or name the folder they lie in", "train", "run.json", "--set", "data.folder=/nonexistent")
+
+    def test_a_truncated_file(self):
+        os.truncate(self.folder / "train-images-idx3-ubyte", 16 + 200 * 784 - 100)
+        self.refused(1, "./train-images-idx3-ubyte: 156716 bytes, expected 156816; the file is truncated; fetch it again with 'torchbus "
+                        "data fetch mnist'", "train", "run.json")
+
+
+class FullDisk(Case):
+    def train_on(self, size, *arguments):
+        """Trains with an output folder of that size, mounted for this one command. Returns what was said, and the files left."""
+        (self.folder / "out").mkdir()
+        mount = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c",
+                 'mount -t tmpfs -o size="$0" torchbus out || exit 99; "$@"; code=$?; mkdir left; cp -a out/. left; exit $code', size]
+        try:
+            if (found := self.outcome(*mount, "true")).returncode != 0:
+                self.skipTest(f"no tmpfs can be mounted here: {found.stderr.strip()}")
+        except FileNotFoundError:
+            self.skipTest("no tmpfs can be mounted here: unshare is not installed")
+        (self.folder / "left").rmdir()
+        done = self.outcome(*mount, PROGRAM, "train", "run.json", *arguments)
+        self.assertEqual(done.returncode, 1, done.stderr)
+        return done.stderr, sorted(path.name for path in (self.folder / "left").iterdir())
+
+    def test_no_room_for_the_weights(self):
+        said, left = self.train_on("16k", "--set", "model.hidden=[1024]")  # 86 kB
+        self.assertIn("torchbus: out/model.safetensors.part: cannot write: No space left on device; nothing was changed\n", said)
+        self.assertEqual(left, [])
+
+    def test_no_room_for_the_history(self):
+        said, left = self.train_on("4k")  # one page: the weights take it
+        self.assertIn("torchbus: out/history.json.part: cannot write: No space left on device; nothing was changed\n", said)
+        self.assertEqual(left, ["model.safetensors"], "an empty file is no history")
+
+    def test_no_room_for_predictions(self):
+        self.torchbus("train", "run.json")
+        said = self.torchbus("predict", "run.json", "--to", "/dev/full", code=1)
+        self.assertIn("torchbus: /dev/full: cannot write the predictions; ", said)
+
+    def test_results_that_cannot_be_printed_are_a_failure(self):
+        self.torchbus("train", "run.json")
+        for command in ["evaluate run.json", "predict run.json", "check run.json", "summary run.json", "callbacks", "events", "graph"]:
+            with self.subTest(command), open("/dev/full", "w") as full:
+                self.torchbus(*command.split(), code=1, stdout=full)
+
+
+class Signals(Case):
+    ENDLESS = ("train", "run.json", "--set", "train.epochs=1000000")
+
+    def stopped(self, running, number, name, code):
+        """One signal stops the run in good order: it says by whom, and writes weights and history."""
+        running.process.send_signal(number)
+        self.assertEqual(running.end(), code, running.said())
+        self.assertRegex(running.said(), rf"(?m)^stopped after \d+ steps by {name}: {name} was received$")
+        self.assertTrue((self.folder / "out/model.safetensors").exists())
+        self.assertTrue(self.history())
+
+    def test_ctrl_c_stops_the_run_in_good_order(self):
+        running = self.start(*self.ENDLESS)
+        running.wait_for_line(r"^epoch 1/1000000: train loss ")
+        self.stopped(running, signal.SIGINT, "SIGINT", 130)
+
+    def test_sigusr2_stops_the_run_with_0(self):
+        running = self.start(*self.ENDLESS)
+        running.wait_for_line(r"^epoch 1/1000000: ")
+        self.stopped(running, signal.SIGUSR2, "SIGUSR2", 0)
+
+    def test_sigusr1_goes_on_and_sigterm_stops(self):
+        running = self.start(*self.ENDLESS)
+        running.wait_for_line(r"^epoch 1/1000000: ")
+        running.process.send_signal(signal.SIGUSR1)
+        running.wait_for_delivery(signal.SIGUSR1)
+        epochs = running.said().count("epoch ")
+        running.wait_until(lambda: running.said().count("epoch ") > epochs + 2, "further epochs after SIGUSR1")
+        self.stopped(running, signal.SIGTERM, "SIGTERM", 143)
+
+    def test_a_second_ctrl_c_ends_at_once(self):
+        self.write_run(SLOW)
+        running = self.start("train", "run.json")
+        running.wait_for_line(r"^epoch 1, step 1: ", "stderr")
+        time.sleep(0.3)  # into the next step
+        running.process.send_signal(signal.SIGINT)
+        running.wait_for_delivery(signal.SIGINT)
+        running.process.send_signal(signal.SIGINT)
+        self.assertEqual(running.end(), 130, running.said())
+        self.assertNotIn("stopped after", running.said())
+        self.assertFalse((self.folder / "out/model.safetensors").exists())
+
+    def test_ctrl_c_before_the_first_step_is_over(self):
+        self.write_run(SLOW)
+        running = self.start("train", "run.json")
+        running.wait_for_handler()
+        running.process.send_signal(signal.SIGINT)
+        self.assertEqual(running.end(), 130, running.said())
+        self.assertRegex(running.said(), r"(?m)^stopped after [01] steps by SIGINT: SIGINT was received$")
+
+    def test_ctrl_c_before_the_run(self):
+        # Nothing catches the signal yet while LibTorch and the data are loaded.
+        for delay in (0.0, 0.05, 0.1):
+            with self.subTest(delay):
+                running = self.start(*self.ENDLESS)
+                time.sleep(delay)
+                running.process.send_signal(signal.SIGINT)
+                self.assertIn(running.end(), (130, -signal.SIGINT), running.said())
+
+
+def main():
+    if not os.access(PROGRAM, os.X_OK):
+        print(f"{PROGRAM} is not built")
+        return 77
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so would the program
+    loader = unittest.TestLoader()
+    names = sys.argv[1:]
+    module = sys.modules["__main__"]
+    tests = loader.loadTestsFromNames(names, module) if names else loader.loadTestsFromModule(module)
+    return 0 if unittest.TextTestRunner(stream=sys.stdout, verbosity=2).run(tests).wasSuccessful() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
