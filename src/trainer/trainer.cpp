@@ -83,6 +83,8 @@ struct Trainer::Parts {
     void require_trainable() const {
         require(!updates.empty(), "the trainer has no optimizer; give TrainerOptions::optimizer to train");
         for (const Update& update : updates) {
+            if (dynamic_cast<torch::optim::LBFGS*>(update.optimizer.get()))
+                throw ConfigError("L-BFGS evaluates the loss several times an update, which the trainer does not do yet; take another optimizer");
             const auto parameters = update.parameters();
             const bool any = std::ranges::any_of(parameters, [](const at::Tensor& p) { return p.requires_grad(); });
             if (!any) throw ConfigError(fmt::format("the model has no trainable parameters in {}; add some, or unfreeze one (requires_grad)",

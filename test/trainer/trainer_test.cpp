@@ -217,6 +217,10 @@ TEST_CASE("a trainer that lacks a part says which", "[trainer][errors]") {
                       "batch_size: 9 is above the 8 samples of an epoch, and drop_last leaves nothing; give a smaller batch or keep the last one");
     CHECK_THROWS_WITH(Trainer(options_for(model)).train(std::make_shared<TensorDataset>(torch::empty({0, 6}))), "the dataset is empty; there is nothing to load");
     CHECK_THROWS_WITH(Trainer(options_for(model)).train(data, data, {.eval_splits = {{"eval", data}}}), "two splits are called 'eval'; give one of them another name");
+    TrainerOptions second_order = options_for(model);
+    second_order.optimizer = std::make_shared<torch::optim::LBFGS>(model->parameters());
+    CHECK_THROWS_WITH(Trainer(std::move(second_order)).train(data),
+                      "L-BFGS evaluates the loss several times an update, which the trainer does not do yet; take another optimizer");
     for (const at::Tensor& parameter : model->parameters()) parameter.requires_grad_(false);
     CHECK_THROWS_WITH(Trainer(options_for(model)).train(data),
                       "the model has no trainable parameters in its optimizer; add some, or unfreeze one (requires_grad)");
