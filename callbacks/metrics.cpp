@@ -150,10 +150,15 @@ private:
         run_->blackboard.withdraw(prefix + ".accuracy");
     }
 
-    /// Starts anew all sums of a prefix, those of named updates included.
+    /// Whether sums are those of a prefix; the sums of named updates belong to "train".
+    static bool belongs_to(std::string_view name, std::string_view prefix) {
+        return name == prefix || (prefix == "train" && name.starts_with("train."));
+    }
+
+    /// Starts anew all sums of a prefix.
     void forget(const std::string& prefix) {
         for (auto& [name, sums] : sums_) {
-            if (name != prefix && !(prefix == "train" && name.starts_with("train."))) continue;
+            if (!belongs_to(name, prefix)) continue;
             sums = {};
             publish_running(name, sums);
         }
@@ -162,7 +167,7 @@ private:
     /// Sums over ranks, and publishes the epoch's values.
     void conclude(const std::string& prefix) {
         for (const auto& [name, sums] : sums_) {
-            if (name != prefix && !(prefix == "train" && name.starts_with("train."))) continue;
+            if (!belongs_to(name, prefix)) continue;
             std::array totals = {sums.loss.value(), sums.weight, sums.correct.value(), static_cast<double>(sums.samples)};
             run_->consensus.sum(totals);
             withdraw(name);  // nothing is published of an epoch in which nothing counted

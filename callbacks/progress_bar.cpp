@@ -19,11 +19,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-void write_to_stderr(std::string_view text) {
-    std::fwrite(text.data(), 1, text.size(), stderr);
-    std::fflush(stderr);
-}
-
 bool stderr_is_terminal() {
     const char* term = std::getenv("TERM");
     return isatty(STDERR_FILENO) == 1 && (!term || std::string_view(term) != "dumb");
@@ -83,7 +78,7 @@ public:
         });
         connections_ += bus.observe<TrainingRunEnd>(Stage::Report, [this](const TrainingRunEnd& event) {
             if (event.result.outcome == Outcome::Finished) return erase();
-            line(fmt::format("stopped after {} steps by {}: {}", event.position.step, event.result.requester, event.result.reason));
+            line(stop_text(event));
         });
         connections_ += bus.observe<RunFailed>(Stage::Report, [this](const RunFailed& event) { line("failed: " + event.error); });
     }

@@ -10,11 +10,6 @@
 namespace torchbus {
 namespace {
 
-void write_to_stderr(std::string_view text) {
-    std::fwrite(text.data(), 1, text.size(), stderr);
-    std::fflush(stderr);
-}
-
 class ProgressLines final : public Callback {
 public:
     explicit ProgressLines(ProgressLinesOptions options) : options_(std::move(options)) {
@@ -41,7 +36,7 @@ public:
         });
         connections_ += bus.observe<TrainingRunEnd>(Stage::Report, [this](const TrainingRunEnd& event) {
             if (event.result.outcome != Outcome::Finished)
-                line(fmt::format("stopped after {} steps by {}: {}", event.position.step, event.result.requester, event.result.reason));
+                line(stop_text(event));
         });
     }
     void detach() override {

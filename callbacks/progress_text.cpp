@@ -1,6 +1,7 @@
 #include "progress_text.hpp"
 
 #include <cmath>
+#include <cstdio>
 
 #include <fmt/format.h>
 
@@ -37,6 +38,15 @@ std::string epoch_text(const Blackboard& blackboard, std::int64_t epoch, std::in
         separator = "; ";
     }
     return text;
+}
+
+std::string stop_text(const TrainingRunEnd& event) {
+    return fmt::format("stopped after {} steps by {}: {}", event.position.step, event.result.requester, event.result.reason);
+}
+
+void write_to_stderr(std::string_view text) {
+    std::fwrite(text.data(), 1, text.size(), stderr);
+    std::fflush(stderr);
 }
 
 std::string duration_text(double seconds) {

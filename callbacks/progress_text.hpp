@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include <torchbus/blackboard.hpp>
+#include <torchbus/events.hpp>
 
 namespace torchbus {
 
@@ -14,6 +15,12 @@ std::string metrics_text(const Blackboard& blackboard, std::string_view role);
 
 /// "epoch 1/3: train loss …, …; eval loss …, …"
 std::string epoch_text(const Blackboard& blackboard, std::int64_t epoch, std::int64_t epochs);
+
+/// "stopped after 12 steps by SIGINT: SIGINT was received"
+std::string stop_text(const TrainingRunEnd& event);
+
+/// Where both write by default: programs print results to standard output.
+void write_to_stderr(std::string_view text);
 
 /// 73 → "1:13", 3725 → "1:02:05"
 std::string duration_text(double seconds);

@@ -34,11 +34,9 @@ double epochs_done(const Moment& moment) {
 }
 
 double run_done(const Moment& moment) {
-    const auto& length = moment.length;
-    if (length.steps && *length.steps > 0)
-        return static_cast<double>(moment.position.attempts) / static_cast<double>(*length.steps);
-    if (length.epochs && *length.epochs > 0)
-        return epochs_done(moment) / static_cast<double>(*length.epochs);
+    const auto& [epochs, batches_per_epoch, steps] = moment.length;
+    if (steps && *steps > 0) return static_cast<double>(moment.position.attempts) / static_cast<double>(*steps);
+    if (is_measurable(Run, moment)) return epochs_done(moment) / static_cast<double>(*epochs);
     throw ConfigError("an interval in 'run' needs a run of known length; give epochs, or use 'step' or 'epoch'");
 }
 

@@ -164,19 +164,16 @@ std::shared_ptr<Link> BusCore::connect_to_all(const std::shared_ptr<SubscriberRe
 }
 
 void BusCore::disconnect(Link& link) {
-    bool done_by_another = false;
-    {
+    const bool first = link.connected->exchange(false, std::memory_order_seq_cst);
+    if (first) {
         const std::lock_guard lock(mutex_);
-        const bool first = link.connected->exchange(false, std::memory_order_seq_cst);
         for (auto& joint : link.joints) {
-            if (!first) break;
             joint.connection.disconnect();
             joint.channel->slots.fetch_sub(1, std::memory_order_release);
         }
-        if (!first) done_by_another = true;
     }
     wait_until_idle(*link.subscriber);  // also where somebody else has disconnected it, and may still be in the slot
-    if (done_by_another) return;
+    if (!first) return;
     const std::lock_guard lock(mutex_);
     for (const auto& joint : link.joints) fold(*joint.record);
     // A slot of this link may be further up the stack of this very thread; its emission holds the record.

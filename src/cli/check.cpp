@@ -12,9 +12,8 @@ namespace torchbus::cli {
 
 /// Makes everything that the run file names and prints it, without training.
 int check(const nlohmann::json& options) {
-    const std::string file = options.at("run_file");
-    Composition made = compose(read_run_file(file, options.at("set")), file);
-    if (made.output) require_writable_folder(*made.output, file + ": output");
+    Composition made = composition_of(options);
+    if (made.output) require_writable_folder(*made.output, made.name + ": output");
     std::printf("data       %s\n", made.data.c_str());
     std::printf("epochs     %lld of batches of %lld\n", static_cast<long long>(made.train.epochs), static_cast<long long>(made.train.batch_size));
     for (const ComposedCallback& composed : made.trainer.callbacks) {
@@ -31,13 +30,12 @@ int check(const nlohmann::json& options) {
     const LoaderOptions loading{.batch_size = made.train.batch_size, .sampler = made.train.sampler, .drop_last = made.train.drop_last};
     make_loader(made.train_dataset, loading);
     const Trainer trainer(std::move(made.trainer));  // refuses what does not go together
-    std::printf("%s: nothing stands against this run\n", file.c_str());
+    std::printf("%s: nothing stands against this run\n", made.name.c_str());
     return 0;
 }
 
 int summary(const nlohmann::json& options) {
-    const std::string file = options.at("run_file");
-    Composition made = compose(read_run_file(file, options.at("set")), file);
+    Composition made = composition_of(options);
     made.trainer.callbacks.clear();
     std::printf("%s", Trainer(std::move(made.trainer)).summary().c_str());
     return 0;

@@ -9,19 +9,19 @@
 
 namespace torchbus::cli {
 
-void load_weights_for(const nlohmann::json& options, Composition& made) {
+Composition trained_composition_of(const nlohmann::json& options) {
+    Composition made = composition_of(options);
     std::string weights = options.at("weights");
     if (weights.empty()) {
         if (!made.output) throw ConfigError(made.name + ": there are no weights to load; give --weights FILE, or an output folder in the run file");
         weights = *made.output / "model.safetensors";
     }
     load_weights(weights, made.trainer.model);
+    return made;
 }
 
 int evaluate(const nlohmann::json& options) {
-    const std::string file = options.at("run_file");
-    Composition made = compose(read_run_file(file, options.at("set")), file);
-    load_weights_for(options, made);
+    Composition made = trained_composition_of(options);
     const std::int64_t batch_size = made.train.eval_batch_size.value_or(made.train.batch_size);
     Trainer trainer(std::move(made.trainer));
     const Metrics metrics = trainer.evaluate(made.eval_dataset, {.batch_size = batch_size});

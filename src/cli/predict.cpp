@@ -14,9 +14,7 @@ namespace torchbus::cli {
 
 /// One JSON object a sample, in the order of the evaluation data: {"index": 0, "output": [...], "class": 7}.
 int predict(const nlohmann::json& options) {
-    const std::string file = options.at("run_file");
-    Composition made = compose(read_run_file(file, options.at("set")), file);
-    load_weights_for(options, made);
+    Composition made = trained_composition_of(options);
     const std::int64_t batch_size = made.train.eval_batch_size.value_or(made.train.batch_size);
     Trainer trainer(std::move(made.trainer));
     const at::Tensor outputs = trainer.predict(made.eval_dataset, {.batch_size = batch_size}).to(torch::kFloat).flatten(1).contiguous();

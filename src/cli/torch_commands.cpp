@@ -7,6 +7,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <torchbus/composition.hpp>
 #include <torchbus/error.hpp>
 
 namespace torchbus::cli {
@@ -21,6 +22,12 @@ const std::map<std::string, Command>& commands() {
 }
 
 }  // namespace
+
+Composition composition_of(const nlohmann::json& options) {
+    const std::string file = options.at("run_file");
+    return compose(read_run_file(file, options.at("set")), file);
+}
+
 }  // namespace torchbus::cli
 
 /// Returns the exit code: 0 done, 1 the run failed, 2 usage or configuration, 128 + n by a signal.

@@ -9,8 +9,10 @@ struct Composition;
 
 namespace torchbus::cli {
 
-/// Loads the weights that the options name, or those of the run's output folder.
-void load_weights_for(const nlohmann::json& options, Composition& made);
+/// What the run file of the options names, with the overrides of `--set`.
+Composition composition_of(const nlohmann::json& options);
+/// The same, with the weights that the options name, or those of the run's output folder.
+Composition trained_composition_of(const nlohmann::json& options);
 
 // Each takes the options of its command line as JSON and returns the exit code. Throws: what went wrong.
 int train(const nlohmann::json& options);

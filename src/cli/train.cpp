@@ -21,9 +21,8 @@ void write_history(const std::filesystem::path& path, const RunHistory& history)
 }  // namespace
 
 int train(const nlohmann::json& options) {
-    const std::string file = options.at("run_file");
-    Composition made = compose(read_run_file(file, options.at("set")), file);
-    if (made.output) require_writable_folder(*made.output, file + ": output");  // now, not after the night
+    Composition made = composition_of(options);
+    if (made.output) require_writable_folder(*made.output, made.name + ": output");  // now, not after the night
     Model model = made.trainer.model;
     Trainer trainer(std::move(made.trainer));
     const RunResult result = trainer.train(made.train_dataset, made.eval_dataset, made.train);

@@ -29,9 +29,8 @@ public:
         const auto deadline = std::chrono::steady_clock::now() + std::min<std::chrono::milliseconds>(wait, kLongestWait);
         window.batches.clear();
         while (static_cast<std::int64_t>(pending_.size()) < count) {
-            const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
             Batch batch;
-            const Fetch fetch = queue_.take(std::max(left, std::chrono::milliseconds(0)), batch);
+            const Fetch fetch = queue_.take(deadline, batch);
             if (fetch == Fetch::Pending) return Fetch::Pending;
             if (fetch == Fetch::Exhausted) break;
             pending_.push_back(std::move(batch));

@@ -41,7 +41,7 @@ void PrefetchQueue::work() {
     }
 }
 
-Fetch PrefetchQueue::take(std::chrono::milliseconds wait, Batch& batch) {
+Fetch PrefetchQueue::take(std::chrono::steady_clock::time_point deadline, Batch& batch) {
     if (workers_ == 0) {
         std::optional<Batch> made = make_(next_to_take_);
         if (!made) return Fetch::Exhausted;
@@ -50,7 +50,7 @@ Fetch PrefetchQueue::take(std::chrono::milliseconds wait, Batch& batch) {
         return Fetch::Ready;
     }
     std::unique_lock lock(mutex_);
-    if (!made_.wait_for(lock, wait, [&] { return ready_.contains(next_to_take_); })) return Fetch::Pending;
+    if (!made_.wait_until(lock, deadline, [&] { return ready_.contains(next_to_take_); })) return Fetch::Pending;
     Made& made = ready_.at(next_to_take_);
     if (made.error) std::rethrow_exception(made.error);
     if (!made.batch) return Fetch::Exhausted;

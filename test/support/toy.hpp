@@ -30,11 +30,27 @@ inline std::vector<at::Tensor> copies_of(const std::vector<at::Tensor>& tensors)
     return copies;
 }
 
+inline std::vector<at::Tensor> gradients_of(const torch::nn::Sequential& model) {
+    std::vector<at::Tensor> gradients;
+    for (const at::Tensor& parameter : model->parameters()) gradients.push_back(parameter.grad());
+    return gradients;
+}
+
 inline bool equal_bits(const std::vector<at::Tensor>& left, const std::vector<at::Tensor>& right) {
     if (left.size() != right.size()) return false;
     for (std::size_t i = 0; i < left.size(); ++i)
         if (!left[i].equal(right[i])) return false;
     return true;
+}
+
+/// The largest difference of any element, as a share of the largest element on the right.
+inline double relative_difference(const std::vector<at::Tensor>& left, const std::vector<at::Tensor>& right) {
+    double difference = 0, largest = 0;
+    for (std::size_t i = 0; i < left.size(); ++i) {
+        difference = std::max(difference, (left[i] - right[i]).abs().max().item<double>());
+        largest = std::max(largest, right[i].abs().max().item<double>());
+    }
+    return difference / largest;
 }
 
 }  // namespace torchbus::test

@@ -19,6 +19,14 @@ TrainerOptions options_for(torch::nn::Sequential& model, std::vector<ComposedCal
             .callbacks = std::move(callbacks), .handle_signals = false};
 }
 
+/// Forward and loss of one model, for an update of its own.
+StepFunction step_of(torch::nn::Sequential model) {
+    return [model](const Batch& batch) mutable {
+        at::Tensor output = model->forward(batch.inputs);
+        return StepOutput{output, cross_entropy(output, batch.targets)};
+    };
+}
+
 }  // namespace
 
 TEST_CASE("GradientsReady answered `again` repeats forward and backward; metrics and counters happen once", "[trainer][again]") {
@@ -51,9 +59,7 @@ TEST_CASE("the second pass of `again` starts from no gradient", "[trainer][again
     })}));
     trainer.train(data, {.epochs = 1, .batch_size = 4, .shuffle = false});
     cross_entropy(plain->forward(data->inputs()), data->targets()).backward();
-    std::vector<at::Tensor> expected;
-    for (const at::Tensor& parameter : plain->parameters()) expected.push_back(parameter.grad());
-    CHECK(equal_bits(gradients, expected));
+    CHECK(equal_bits(gradients, gradients_of(plain)));
 }
 
 TEST_CASE("`again` without end is refused", "[trainer][again]") {
@@ -67,12 +73,6 @@ TEST_CASE("`again` without end is refused", "[trainer][again]") {
 
 TEST_CASE("two updates follow each other on each window, each with its own loss and rhythm", "[trainer][updates]") {
     auto first = toy_model(1), second = toy_model(2);
-    const auto step_of = [](torch::nn::Sequential model) {
-        return [model](const Batch& batch) mutable {
-            at::Tensor output = model->forward(batch.inputs);
-            return StepOutput{output, cross_entropy(output, batch.targets)};
-        };
-    };
     std::vector<std::string> updates;
     Trainer trainer({.model = first,
                      .updates = {{"critic", make_sgd(first->parameters(), {.learning_rate = 0.1}), step_of(first), 1},
@@ -304,12 +304,6 @@ TEST_CASE("an evaluation asked for without data is passed over, and the run goes
 
 TEST_CASE("a window's batches are made ready and counted once, whichever update is due on it", "[trainer][updates]") {
     auto first = toy_model(1), second = toy_model(2);
-    const auto step_of = [](torch::nn::Sequential model) {
-        return [model](const Batch& batch) mutable {
-            at::Tensor output = model->forward(batch.inputs);
-            return StepOutput{output, cross_entropy(output, batch.targets)};
-        };
-    };
     int ready = 0;
     std::vector<double> weights;
     Trainer trainer({.model = first,
@@ -341,9 +335,7 @@ TEST_CASE("gradients that a failed run left do not enter the next", "[trainer]")
     broken = false;
     trainer.train(data, {.batch_size = 4, .shuffle = false});
     cross_entropy(plain->forward(data->inputs()), data->targets()).backward();
-    std::vector<at::Tensor> expected;
-    for (const at::Tensor& parameter : plain->parameters()) expected.push_back(parameter.grad());
-    CHECK(equal_bits(gradients, expected));
+    CHECK(equal_bits(gradients, gradients_of(plain)));
 }
 
 TEST_CASE("a tap that throws at every event still lets the run fail and close", "[trainer][fault]") {
