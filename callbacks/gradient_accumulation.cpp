@@ -13,7 +13,7 @@ class GradientAccumulation final : public Callback {
 public:
     explicit GradientAccumulation(GradientAccumulationOptions options) : options_(options) {}
     std::string kind() const override { return "gradient_accumulation"; }
-    Declaration declare() const override { return {.listens = {"run_configured"}, .writes = {"plan"}}; }
+    Declaration declare() const override { return {.listens = {"run_configured"}, .writes = {"plan.window"}}; }
     void attach(Attachment& run) override {
         connections_ += run.bus.intercept<RunConfigured>(
             [this](RunConfigured& event) { event.plan.micro_batches_per_step = options_.micro_batches; });

@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include <fmt/format.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <torchbus/error.hpp>
 
@@ -27,8 +27,8 @@ public:
     explicit GradientClipping(GradientClippingOptions options) : options_(options) {}
     std::string kind() const override { return "gradient_clipping"; }
     Declaration declare() const override {
-        Declaration declared{.listens = {"gradients_ready"}, .reads = {"gradients"}, .writes = {"gradients"}};
-        if (options_.by != By::Value) declared.publishes = {"grad_norm"};
+        Declaration declared{.listens = {"gradients_ready"}, .reads = {"gradients"}, .writes = {"gradients.change"}};
+        if (options_.by != By::Value) declared.publishes = {{"grad_norm", "gradients_ready", Stage::Transform}};
         return declared;
     }
     void attach(Attachment& run) override {

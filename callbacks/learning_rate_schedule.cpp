@@ -3,7 +3,7 @@
 #include <unordered_map>
 
 #include <nlohmann/json.hpp>
-#include <torch/torch.h>
+#include <torch/optim/optimizer.h>
 
 #include <torchbus/error.hpp>
 
@@ -17,7 +17,9 @@ public:
     explicit LearningRateSchedule(LearningRateScheduleOptions options) : options_(std::move(options)) {}
     std::string kind() const override { return "learning_rate_schedule"; }
     Declaration declare() const override {
-        return {.listens = {"train_step_start"}, .writes = {"learning_rate"}, .publishes = {"learning_rate"}};
+        return {.listens = {"run_configured", "train_step_start"},
+                .writes = {options_.update.empty() ? "learning_rate" : "learning_rate:" + options_.update},
+                .publishes = {{published_name(), "train_step_start", Stage::Transform}}};
     }
     void attach(Attachment& run) override {
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { remember_base(event.updates); });
@@ -27,14 +29,16 @@ public:
             const auto& base = base_rates_.at(event.update.name);
             auto& groups = event.update.optimizer->param_groups();
             for (std::size_t i = 0; i < groups.size(); ++i) groups[i].options().set_lr(base[i] * factor);
-            run.blackboard.publish("learning_rate", base.front() * factor);
+            run.blackboard.publish(published_name(), base.front() * factor);
         });
     }
     void detach() override { connections_.clear(); }
-    nlohmann::json state() const override { return {{"base_rates", base_rates_}}; }
-    void load_state(const nlohmann::json& state) override { state.at("base_rates").get_to(base_rates_); }
+    SavedState state() const override { return {{{"base_rates", base_rates_}}}; }
+    void load_state(const SavedState& state) override { state.values.at("base_rates").get_to(base_rates_); }
 
 private:
+    std::string published_name() const { return options_.update.empty() ? "learning_rate" : "learning_rate." + options_.update; }
+
     /// The rates that the optimizer came with, taken once: a second run starts from them, not from where the first ended.
     void remember_base(const std::vector<Update>& updates) {
         for (const Update& update : updates) {

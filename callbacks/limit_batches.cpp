@@ -18,7 +18,7 @@ class LimitBatches final : public Callback {
 public:
     explicit LimitBatches(LimitBatchesOptions options) : options_(options) {}
     std::string kind() const override { return "limit_batches"; }
-    Declaration declare() const override { return {.listens = {"run_configured"}, .writes = {"plan"}}; }
+    Declaration declare() const override { return {.listens = {"run_configured"}, .writes = {"plan.limits"}}; }
     void attach(Attachment& run) override {
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) {
             for (SplitPlan& split : event.plan.splits) {

@@ -5,7 +5,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <torchbus/error.hpp>
 
@@ -59,9 +59,10 @@ public:
     Declaration declare() const override {
         Declaration declared{.listens = {"train_epoch_start", "eval_epoch_start", "forward_end", "train_epoch_end", "eval_epoch_end"},
                              .reads = {"batch", "output", "loss"}, .collectives = true};
-        for (const char* role : {"train", "eval"}) {
-            if (options_.loss) declared.publishes.push_back(fmt::format("{}.loss", role));
-            if (options_.accuracy) declared.publishes.push_back(fmt::format("{}.accuracy", role));
+        // The running mean of training is there from the first batch on.
+        for (const auto& [role, event] : {std::pair{"train", "forward_end"}, std::pair{"eval", "eval_epoch_end"}}) {
+            if (options_.loss) declared.publishes.emplace_back(fmt::format("{}.loss", role), event);
+            if (options_.accuracy) declared.publishes.emplace_back(fmt::format("{}.accuracy", role), event);
         }
         return declared;
     }

@@ -3,7 +3,7 @@
 #include <ATen/autocast_mode.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <torchbus/error.hpp>
 
@@ -45,11 +45,12 @@ public:
           saved_scale_(options.initial_scale) {}
     std::string kind() const override { return "mixed_precision"; }
     Declaration declare() const override {
-        Declaration declared{.listens = {"forward"}, .reads = {"output"}, .writes = {"output"}};
+        Declaration declared{.listens = {"run_configured", "forward"}, .writes = {"precision"}};
         if (scales_) {
-            declared.listens = {"forward", "backward_start", "gradients_ready", "optimizer_step_end", "optimizer_step_skipped"};
-            declared.reads = declared.writes = {"output", "loss", "gradients"};
-            declared.publishes = {"loss_scale"};
+            declared.listens = {"run_configured", "forward", "backward_start", "gradients_ready", "optimizer_step_end", "optimizer_step_skipped"};
+            declared.reads = {"gradients"};
+            declared.writes = {"precision", "root", "gradients.finalize", "gradients.decide"};
+            declared.publishes = {{"loss_scale", "run_configured", Stage::Transform}};
         }
         return declared;
     }
@@ -66,14 +67,14 @@ public:
         if (scales_) attach_scaler(run);
     }
     void detach() override { connections_.clear(); }
-    nlohmann::json state() const override {
+    SavedState state() const override {
         const double scale = scale_.defined() ? scale_.item<double>() : saved_scale_;
         const int growth = growth_tracker_.defined() ? growth_tracker_.item<int>() : saved_growth_;
-        return {{"scale", scale}, {"growth_tracker", growth}};
+        return {{{"scale", scale}, {"growth_tracker", growth}}};
     }
-    void load_state(const nlohmann::json& state) override {
-        saved_scale_ = state.at("scale");
-        saved_growth_ = state.at("growth_tracker");
+    void load_state(const SavedState& state) override {
+        saved_scale_ = state.values.at("scale");
+        saved_growth_ = state.values.at("growth_tracker");
         if (scale_.defined()) scale_.fill_(saved_scale_);
         if (growth_tracker_.defined()) growth_tracker_.fill_(saved_growth_);
     }
@@ -88,9 +89,9 @@ private:
             if (!gradients.empty()) at::_amp_foreach_non_finite_check_and_unscale_(gradients, found_inf_, scale_.reciprocal());
             found_inf_ = event.gradients.sum_over_owners(found_inf_);
         });
-        connections_ += run.bus.intercept(Phase::Decide, [this](GradientsReady& event) {
+        connections_ += run.bus.intercept(Phase::Decide, [this, id = run.bus.id()](GradientsReady& event) {
             if (found_inf_.item<float>() > 0)
-                event.skip("mixed_precision", fmt::format("the gradients are not finite at loss scale {}", scale_.item<double>()));
+                event.skip(id, fmt::format("the gradients are not finite at loss scale {}", scale_.item<double>()));
         });
         const auto new_scale = [this](const auto&) {
             const at::NoGradGuard no_grad;

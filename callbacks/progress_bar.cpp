@@ -51,7 +51,7 @@ public:
     std::string kind() const override { return "progress_bar"; }
     Declaration declare() const override {
         return {.listens = {"training_run_start", "train_epoch_start", "train_step_end", "eval_epoch_start", "eval_step_end",
-                            "training_run_epoch_end", "evaluation_run_end", "training_run_end", "run_failed"},
+                            "training_run_epoch_end", "evaluation_run_start", "evaluation_run_end", "training_run_end", "run_failed"},
                 .reads = {"blackboard"}};
     }
     void attach(Attachment& run) override {

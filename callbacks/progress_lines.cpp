@@ -17,8 +17,9 @@ public:
     }
     std::string kind() const override { return "progress_lines"; }
     Declaration declare() const override {
-        return {.listens = {"training_run_start", "train_step_end", "training_run_epoch_end", "evaluation_run_end", "training_run_end"},
-                .reads = {"blackboard"}};
+        Declaration declared{.listens = {"training_run_start", "training_run_epoch_end", "evaluation_run_end", "training_run_end"}, .reads = {"blackboard"}};
+        if (options_.every.amount > 0) declared.listens.emplace_back("train_step_end");
+        return declared;
     }
     void attach(Attachment& run) override {
         run_ = &run;

@@ -1,7 +1,7 @@
 #include <torchbus/callbacks/terminate_on_nan.hpp>
 
 #include <fmt/format.h>
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <torchbus/error.hpp>
 
@@ -15,7 +15,8 @@ public:
     explicit TerminateOnNan(TerminateOnNanOptions options) : options_(options) {}
     std::string kind() const override { return "terminate_on_nan"; }
     Declaration declare() const override {
-        return {.listens = {"forward_end", "gradients_ready"}, .reads = {"loss"}, .writes = {"gradients"}};
+        return {.listens = {"run_configured", "forward_end", "gradients_ready"}, .reads = {"loss"}, .writes = {"gradients.decide"},
+                .asks = {Decision::FailRun}};
     }
     void attach(Attachment& run) override {
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured&) { bad_ = at::Tensor(); });

@@ -11,7 +11,7 @@ class GoodEnough final : public torchbus::Callback {
 public:
     explicit GoodEnough(double target) : target_(target) {}
     std::string kind() const override { return "good_enough"; }
-    torchbus::Declaration declare() const override { return {.listens = {"training_run_epoch_end"}, .reads = {"train.loss"}}; }
+    torchbus::Declaration declare() const override { return {.listens = {"training_run_epoch_end"}, .needs = {"train.loss"}}; }
     void attach(torchbus::Attachment& run) override {
         connections_ += run.bus.observe<torchbus::TrainingRunEpochEnd>(torchbus::Stage::Report, [this, &run](const auto& event) {
             const double loss = run.blackboard.number("train.loss").value();

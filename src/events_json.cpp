@@ -160,8 +160,11 @@ void to_json(json& out, const DecisionTaken& event) {
     out = {{"position", event.position}, {"decision", name_of(event.decision)}, {"requester", event.request.requester},
            {"reason", event.request.reason}, {"rank", event.request.rank}};
 }
-void to_json(json& out, const SubscriberAttached& event) { out = {{"id", event.id}}; }
-void to_json(json& out, const SubscriberDetached& event) { out = {{"id", event.id}}; }
+void to_json(json& out, const OptionChanged& event) {
+    out = {{"position", event.position}, {"subscriber", event.subscriber}, {"option", event.option}, {"from", event.from}, {"to", event.to}, {"requester", event.requester}};
+}
+void to_json(json& out, const SubscriberAttached& event) { out = {{"id", event.id}, {"requester", event.requester}}; }
+void to_json(json& out, const SubscriberDetached& event) { out = {{"id", event.id}, {"requester", event.requester}}; }
 void to_json(json& out, const SubscriberFailed& event) {
     out = {{"position", event.position}, {"id", event.id}, {"event", event.event}, {"error", event.error},
            {"detached", event.detached}};

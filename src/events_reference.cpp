@@ -40,6 +40,7 @@ constexpr auto kEvents = std::to_array<EventReference>({
     {"predict_step_end", "once a batch of a prediction", kAll, ""},
     {"prediction_run_end", "once a prediction run that did not fail", kAll, ""},
     {"parameters_changed", "when a subscriber changed the set of trainable parameters", kAll, ""},
+    {"option_changed", "when a number that steers the run was changed while it ran, at a decision point", kAll, ""},
     {"weights_view_changed", "before and after an evaluation of other weights than those in training", kAll, "the parameters, by whoever owns the view"},
     {"decision_taken", "at a decision point, once for each request that took effect", kAll, ""},
     {"subscriber_attached", "at the poll point after a subscriber was attached", kLocal, ""},

@@ -42,15 +42,16 @@ std::string OptionReader::path_of(std::string_view name) const {
     return where_.empty() || where_.ends_with(' ') ? fmt::format("{}{}", where_, name) : fmt::format("{}.{}", where_, name);
 }
 
-const json* OptionReader::find(std::string_view name, std::string_view type, const json& fallback, std::string_view about) {
-    described_.push_back({std::string(name), std::string(type), fallback.dump(), std::string(about)});
+const json* OptionReader::find(std::string_view name, std::string_view type, const json& fallback, std::string_view about,
+                               Range range, std::vector<std::string> allowed) {
+    described_.push_back({std::string(name), std::string(type), fallback.dump(), std::string(about), range, std::move(allowed)});
     taken_.emplace_back(name);
     const auto found = options_->find(std::string(name));
     return found == options_->end() ? nullptr : &*found;
 }
 
 OptionReader& OptionReader::number(std::string_view name, double& value, std::string_view about, Range range) {
-    if (const json* found = find(name, "number", std::isfinite(value) ? json(value) : json("inf"), about)) {
+    if (const json* found = find(name, "number", std::isfinite(value) ? json(value) : json("inf"), about, range)) {
         if (!found->is_number()) wrong_type(path_of(name), *found, "a number");
         check_range(found->get<double>(), range, path_of(name));
         value = found->get<double>();
@@ -59,7 +60,7 @@ OptionReader& OptionReader::number(std::string_view name, double& value, std::st
 }
 
 OptionReader& OptionReader::integer(std::string_view name, std::int64_t& value, std::string_view about, Range range) {
-    if (const json* found = find(name, "integer", value, about)) {
+    if (const json* found = find(name, "integer", value, about, range)) {
         if (!found->is_number_integer()) wrong_type(path_of(name), *found, "an integer");
         check_range(found->get<double>(), range, path_of(name));
         value = found->get<std::int64_t>();
@@ -96,25 +97,45 @@ OptionReader& OptionReader::interval(std::string_view name, Interval& value, std
 }
 
 OptionReader& OptionReader::choice(std::string_view name, std::string& value, std::vector<std::string> allowed, std::string_view about) {
-    text(name, value, fmt::format("{}; one of {}", about, fmt::join(allowed, ", ")));
+    if (const json* found = find(name, "string", value, fmt::format("{}; one of {}", about, fmt::join(allowed, ", ")), {}, allowed)) {
+        if (!found->is_string()) wrong_type(path_of(name), *found, "a string");
+        value = found->get<std::string>();
+    }
     if (std::ranges::find(allowed, value) == allowed.end())
         throw ConfigError(fmt::format("{}: '{}' is not known{} (expected one of {})", path_of(name), value, did_you_mean(value, allowed),
                                       fmt::join(allowed, ", ")));
     return *this;
 }
 
-OptionReader& OptionReader::integers(std::string_view name, std::vector<std::int64_t>& value, std::string_view about, Range range) {
-    if (const json* found = find(name, "array of integer", value, about)) {
-        if (!found->is_array()) wrong_type(path_of(name), *found, "an array of integers");
-        value.clear();
-        for (std::size_t i = 0; i < found->size(); ++i) {
-            const std::string path = fmt::format("{}[{}]", path_of(name), i);
-            const json& entry = (*found)[i];
-            if (!entry.is_number_integer()) wrong_type(path, entry, "an integer");
-            check_range(entry.get<double>(), range, path);
-            value.push_back(entry.get<std::int64_t>());
-        }
+/// Reads an array whose entries `accepts` and `in_range` let pass.
+template <class T>
+void OptionReader::array(std::string_view name, std::vector<T>& value, const char* type, const char* entry_type, std::string_view about,
+                         Range range, bool (*accepts)(const json&)) {
+    const json* found = find(name, type, value, about, range);
+    if (!found) return;
+    if (!found->is_array()) wrong_type(path_of(name), *found, fmt::format("an {}s", type));
+    value.clear();
+    for (std::size_t i = 0; i < found->size(); ++i) {
+        const std::string path = fmt::format("{}[{}]", path_of(name), i);
+        const json& entry = (*found)[i];
+        if (!accepts(entry)) wrong_type(path, entry, entry_type);
+        if constexpr (std::is_arithmetic_v<T>) check_range(entry.get<double>(), range, path);
+        value.push_back(entry.get<T>());
     }
+}
+
+OptionReader& OptionReader::integers(std::string_view name, std::vector<std::int64_t>& value, std::string_view about, Range range) {
+    array(name, value, "array of integer", "an integer", about, range, [](const json& entry) { return entry.is_number_integer(); });
+    return *this;
+}
+
+OptionReader& OptionReader::numbers(std::string_view name, std::vector<double>& value, std::string_view about, Range range) {
+    array(name, value, "array of number", "a number", about, range, [](const json& entry) { return entry.is_number(); });
+    return *this;
+}
+
+OptionReader& OptionReader::texts(std::string_view name, std::vector<std::string>& value, std::string_view about) {
+    array(name, value, "array of string", "a string", about, {}, [](const json& entry) { return entry.is_string(); });
     return *this;
 }
 

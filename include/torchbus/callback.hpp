@@ -1,29 +1,18 @@
 #pragma once
 /// A callback: one packaged behaviour, composed at run time.
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include <nlohmann/json_fwd.hpp>
-
 #include <torchbus/blackboard.hpp>
 #include <torchbus/bus.hpp>
 #include <torchbus/consensus.hpp>
+#include <torchbus/declaration.hpp>
+#include <torchbus/run_state.hpp>
 
 namespace torchbus {
-
-/// What a callback says of itself before it runs. From this a composition is sorted and checked.
-struct Declaration {
-    std::vector<std::string> listens;    ///< names of events, as in the JSON form
-    std::vector<std::string> reads;      ///< out of batch, output, loss, gradients, parameters, weights_view
-    std::vector<std::string> writes;     ///< out of the same
-    std::vector<std::string> publishes;  ///< names on the blackboard
-    std::vector<std::string> before;     ///< kinds of callbacks that must run later within a stage
-    std::vector<std::string> after;      ///< kinds of callbacks that must run earlier within a stage
-    SubscriberOptions subscriber = {};   ///< fault policy of its observers
-    bool collectives = false;            ///< performs collectives: on all ranks or on none
-};
 
 /// Asks for decisions in a callback's name. Thread: any.
 class Asker {
@@ -46,6 +35,16 @@ struct Attachment {
     Consensus& consensus;
     const Moment& moment;  ///< where the run is now, and how long it will be
     Asker asker;
+    RunState& run_state;   ///< for savers, and for who puts a state back
+};
+
+/// A run that is about to begin, as Callback::check sees it.
+struct Outlook {
+    const RunPlan& plan;
+    const RunLength& length;
+    const Model& model;
+    const std::vector<Update>& updates;
+    bool has_split(Mode mode) const;
 };
 
 class Callback {
@@ -58,20 +57,44 @@ public:
     virtual void attach(Attachment& run) = 0;
     /// Drops the connections; after it the callback may be attached again.
     virtual void detach() = 0;
-    /// All that a resumed run needs; an empty object where there is no state.
-    virtual nlohmann::json state() const;
-    virtual void load_state(const nlohmann::json& state);
+    /// What stands against this run, beyond what follows from declarations. Asked when the plan is known.
+    virtual std::vector<Finding> check(const Outlook& /*run*/) const { return {}; }
+    /// All that a resumed run needs; empty where there is no state.
+    virtual SavedState state() const { return {}; }
+    virtual void load_state(const SavedState& state);
+    /// Changes a numeric option while a run is under way, at a decision point. Returns the value until now.
+    /// Throws: ConfigError for an option that cannot be changed so, or a value out of range.
+    virtual double change_option(std::string_view option, double value);
+
+private:
+    friend class CallbackClaim;
+    std::atomic<bool> claimed_{false};
+};
+
+/// One trainer's hold on a callback: it cannot serve two at a time. Throws: ConfigError where it is held already.
+class CallbackClaim {
+public:
+    CallbackClaim(std::shared_ptr<Callback> callback, const std::string& id);
+    CallbackClaim(const CallbackClaim&) = delete;
+    CallbackClaim& operator=(const CallbackClaim&) = delete;
+    ~CallbackClaim() { callback_->claimed_ = false; }
+
+private:
+    std::shared_ptr<Callback> callback_;
 };
 
 /// A callback with an id of its own, so that two of one kind live side by side.
 struct ComposedCallback {
     std::string id;
     std::shared_ptr<Callback> callback;
+    std::vector<std::string> before = {};  ///< ids or kinds that must run later; overrides an order of the library's
+    std::vector<std::string> after = {};   ///< ids or kinds that must run earlier
     template <std::derived_from<Callback> T>
     ComposedCallback(std::unique_ptr<T> made)  // NOLINT
         : ComposedCallback(std::shared_ptr<Callback>(std::move(made))) {}
     ComposedCallback(std::shared_ptr<Callback> made) : id(made->kind()), callback(std::move(made)) {}  // NOLINT
-    ComposedCallback(std::string its_id, std::shared_ptr<Callback> made) : id(std::move(its_id)), callback(std::move(made)) {}
+    ComposedCallback(std::string its_id, std::shared_ptr<Callback> made, std::vector<std::string> ahead_of = {}, std::vector<std::string> behind = {})
+        : id(std::move(its_id)), callback(std::move(made)), before(std::move(ahead_of)), after(std::move(behind)) {}
 };
 
 }  // namespace torchbus

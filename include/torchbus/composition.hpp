@@ -35,7 +35,12 @@ Composition compose(const nlohmann::json& run, const std::string& name);
 /// Losses by name: cross_entropy, mse, l1, binary_cross_entropy. Throws: ConfigError for another.
 Loss loss_from_json(const nlohmann::json& json, const std::string& where);
 
-/// Creates the folder if need be and makes sure that a file can be written there. Throws: ConfigError.
-void require_writable_folder(const std::filesystem::path& folder, const std::string& where);
+enum class Probe : std::uint8_t {
+    Create,        ///< the folder is there afterwards
+    LeaveNoTrace,  ///< what was made to find out is removed again
+};
+
+/// Makes sure that a file can be written in a folder, which need not be there yet. Throws: ConfigError.
+void require_writable_folder(const std::filesystem::path& folder, const std::string& where, Probe probe = Probe::Create);
 
 }  // namespace torchbus

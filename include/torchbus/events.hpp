@@ -161,11 +161,14 @@ struct PredictStepEnd { Position position; Scope scope; std::int64_t step; const
 struct PredictionRunEnd { Position position; const RunResult& result; };
 
 // ── what happens beside the loop ─────────────────────────────────────────────────────────────────────────────────
+/// The set of trainable parameters has changed. Announced by who changed it, before the next forward.
 struct ParametersChanged { Position position; std::vector<at::Tensor> added; };
+/// A number that steers the run was changed while it ran, e.g. the option max_norm of a callback.
+struct OptionChanged { Position position; std::string subscriber; std::string option; std::string from; std::string to; std::string requester; };
 struct WeightsViewChanged { Position position; std::string_view from; std::string_view to; };
 struct DecisionTaken { Position position; Decision decision; Request request; };
-struct SubscriberAttached { std::string id; };
-struct SubscriberDetached { std::string id; };
+struct SubscriberAttached { std::string id; std::string requester; };  ///< requester: who asked for it while a run was under way
+struct SubscriberDetached { std::string id; std::string requester; };
 struct SubscriberFailed { Position position; std::string id; std::string event; std::string error; bool detached; };
 struct RunFailed { Position position; std::string error; std::string subscriber; std::string event; };
 struct RunClosed { Position position; const RunResult& result; };
@@ -176,8 +179,11 @@ using TrainerEvents = std::tuple<
     ForwardEnd, BackwardStart, BackwardEnd, GradientsReady, OptimizerStepStart, OptimizerStepEnd,
     OptimizerStepSkipped, TrainStepEnd, StepCheckpoint, TrainEpochEnd, EvalEpochStart, EvalStepStart, EvalStepEnd,
     EvalEpochEnd, TrainingRunEpochEnd, EpochCheckpoint, TrainingRunEnd, EvaluationRunStart, EvaluationRunEnd,
-    PredictionRunStart, PredictStepStart, PredictStepEnd, PredictionRunEnd, ParametersChanged, WeightsViewChanged,
+    PredictionRunStart, PredictStepStart, PredictStepEnd, PredictionRunEnd, ParametersChanged, OptionChanged, WeightsViewChanged,
     DecisionTaken, SubscriberAttached, SubscriberDetached, SubscriberFailed, CheckpointSaved, RunFailed, RunClosed>;
+
+/// Those by which subscribers announce what they did; a subscriber may emit them.
+using AnnouncedEvents = std::tuple<ParametersChanged, OptionChanged, CheckpointSaved>;
 
 // ── spans: what `around` can wrap. Each lies within one transition, so nothing thread-local leaks to the caller ──
 struct Forward { Scope scope; MicroBatch micro_batch; };   ///< model, OutputReady and loss of one batch

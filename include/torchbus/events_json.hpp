@@ -46,6 +46,7 @@ void to_json(nlohmann::json& out, const PredictStepStart& event);
 void to_json(nlohmann::json& out, const PredictStepEnd& event);
 void to_json(nlohmann::json& out, const PredictionRunEnd& event);
 void to_json(nlohmann::json& out, const ParametersChanged& event);
+void to_json(nlohmann::json& out, const OptionChanged& event);
 void to_json(nlohmann::json& out, const WeightsViewChanged& event);
 void to_json(nlohmann::json& out, const DecisionTaken& event);
 void to_json(nlohmann::json& out, const SubscriberAttached& event);

@@ -16,14 +16,6 @@
 
 namespace torchbus {
 
-/// What is known of one option.
-struct OptionDescription {
-    std::string name;
-    std::string type;           ///< number, integer, boolean, string, interval, or array of one of them
-    std::string default_value;  ///< as JSON
-    std::string about;          ///< meaning, unit and range
-};
-
 /// Where a number must lie.
 struct Range {
     double low = -std::numeric_limits<double>::infinity();
@@ -32,6 +24,16 @@ struct Range {
     static constexpr Range positive() { return {0, std::numeric_limits<double>::infinity(), false}; }
     static constexpr Range at_least(double low) { return {low}; }
     static constexpr Range between(double low, double high) { return {low, high}; }
+};
+
+/// What is known of one option.
+struct OptionDescription {
+    std::string name;
+    std::string type;           ///< number, integer, boolean, string, interval, or array of one of them
+    std::string default_value;  ///< as JSON
+    std::string about;          ///< meaning, unit and range
+    Range range = {};           ///< of numbers, integers and arrays of them
+    std::vector<std::string> allowed = {};  ///< the only values, where there is a choice
 };
 
 /// A key that is not read is an error of finish(), with a suggestion. All errors name the JSON path.
@@ -51,6 +53,8 @@ public:
     OptionReader& interval(std::string_view name, Interval& value, std::string_view about);
     /// One of `allowed`.
     OptionReader& choice(std::string_view name, std::string& value, std::vector<std::string> allowed, std::string_view about);
+    OptionReader& texts(std::string_view name, std::vector<std::string>& value, std::string_view about);
+    OptionReader& numbers(std::string_view name, std::vector<double>& value, std::string_view about, Range range = {});
     OptionReader& integers(std::string_view name, std::vector<std::int64_t>& value, std::string_view about, Range range = {});
     /// A part with a form of its own; the caller reads it. nullptr where it is absent.
     const nlohmann::json* part(std::string_view name, std::string_view type, std::string_view about);
@@ -63,7 +67,11 @@ public:
     std::string path_of(std::string_view name) const;
 
 private:
-    const nlohmann::json* find(std::string_view name, std::string_view type, const nlohmann::json& fallback, std::string_view about);
+    const nlohmann::json* find(std::string_view name, std::string_view type, const nlohmann::json& fallback, std::string_view about,
+                               Range range = {}, std::vector<std::string> allowed = {});
+    template <class T>
+    void array(std::string_view name, std::vector<T>& value, const char* type, const char* entry_type, std::string_view about, Range range,
+               bool (*accepts)(const nlohmann::json&));
     std::unique_ptr<nlohmann::json> options_;
     std::string where_;
     std::vector<std::string> taken_;

@@ -4,6 +4,7 @@
 ///     torchbus::Trainer trainer({.model = net, .loss = cross_entropy, .optimizer = optimizer, .callbacks = {…}});
 ///     trainer.train(train_dataset, eval_dataset, {.epochs = 3, .batch_size = 32});
 
+#include <future>
 #include <map>
 #include <memory>
 #include <optional>
@@ -18,6 +19,18 @@ namespace torchbus {
 
 /// Metrics by name, as on the blackboard.
 using Metrics = std::map<std::string, double, std::less<>>;
+
+/// A run as it would be. Order: by event, stage, phase, subscriber.
+struct CompositionReport {
+    struct Precedence {
+        std::string first, second;
+        std::string why;
+    };
+    std::vector<ConnectedSlot> slots;
+    std::vector<Precedence> precedences;
+    std::vector<Finding> findings;
+    RunPlan plan;
+};
 
 /// Thread: the one that started the run, unless stated otherwise.
 class Trainer {
@@ -51,6 +64,17 @@ public:
     /// Makes one transition: one data wait, one micro-batch, one update, one evaluation step, one save.
     /// Returns whether the run goes on. A failure is told by result(). Throws: StateError from another thread.
     bool advance();
+
+    /// What would run, in which order and why, and what stands against it; without running it.
+    CompositionReport check(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval = nullptr, TrainOptions options = {});
+
+    // The composition may change while a run is under way: observers at the next poll point, all else at the next
+    // decision point, checked as before a run. A refusal is logged, and thrown by the future as a ConfigError.
+    // `requester` says who asked, for the event that tells of it. Thread: any, but between runs that of the trainer.
+    std::future<void> attach(ComposedCallback callback, std::string requester);
+    std::future<void> detach(std::string id, std::string requester);
+    /// A numeric option of a callback, e.g. ("gradient_clipping", "max_norm", 0.5, "dashboard").
+    std::future<void> change_option(std::string id, std::string option, double value, std::string requester);
 
     State state() const;
     const Position& position() const;

@@ -7,11 +7,6 @@
 namespace torchbus {
 namespace {
 
-/// The upper bits of a slot's sort key: stage, then phase. Below them the core puts subscriber and connection.
-std::uint64_t place_bits(Stage stage, Phase phase) {
-    return (static_cast<std::uint64_t>(stage) << 60) | (static_cast<std::uint64_t>(phase) << 56);
-}
-
 void require_observer_stage(Stage stage, const std::string& subscriber, const std::string& event) {
     if (stage == Stage::Transform)
         throw ConfigError("subscriber '" + subscriber + "': an observer of " + event +
@@ -19,6 +14,16 @@ void require_observer_stage(Stage stage, const std::string& subscriber, const st
 }
 
 }  // namespace
+
+std::string_view name_of(Stage stage) {
+    constexpr std::string_view kNames[] = {"transform", "observe", "report", "persist"};
+    return kNames[static_cast<std::size_t>(stage)];
+}
+
+std::string_view name_of(Phase phase) {
+    constexpr std::string_view kNames[] = {"finalize", "inspect", "change", "decide"};
+    return kNames[static_cast<std::size_t>(phase)];
+}
 
 Connection& Connection::operator=(Connection&& other) noexcept {
     if (this != &other) {
@@ -49,19 +54,21 @@ Subscriber& Subscriber::operator=(Subscriber&& other) noexcept {
 const std::string& Subscriber::id() const { return record_->id; }
 bool Subscriber::attached() const { return record_ && record_->attached; }
 
-void Subscriber::detach() {
-    if (record_) core_->detach(record_);
+void Subscriber::detach(std::string requester) {
+    if (record_) core_->detach(record_, std::move(requester));
 }
+
+std::vector<AccountingRow> Subscriber::accounting() const { return core_->accounting(); }
 
 Connection Subscriber::connect(const detail::EventType& type, Place place, Filter filter, detail::AnySlot slot) {
     if (!place.changes) require_observer_stage(place.stage, id(), type.name);
-    return Connection(core_->connect(record_, type, place_bits(place.stage, place.phase), place.changes,
+    return Connection(core_->connect(record_, type, detail::place_bits(place.stage, place.phase), place.changes,
                                      std::move(filter), std::move(slot)));
 }
 
 Connection Subscriber::observe_all(Stage stage, std::function<void(const AnyEvent&)> slot, Filter filter) {
     require_observer_stage(stage, id(), "all events");
-    return Connection(core_->connect_to_all(record_, place_bits(stage, {}), std::move(filter), std::move(slot)));
+    return Connection(core_->connect_to_all(record_, detail::place_bits(stage, {}), std::move(filter), std::move(slot)));
 }
 
 void Subscriber::emit_event(const detail::EventType& type, void* event) { core_->emit(type, event); }
@@ -98,8 +105,8 @@ Bus::Bus() : core_(std::make_shared<detail::BusCore>()), channels_(core_->channe
 }
 Bus::~Bus() = default;
 
-Subscriber Bus::subscribe(std::string id, SubscriberOptions options) {
-    auto record = core_->subscribe(std::move(id), options);
+Subscriber Bus::subscribe(std::string id, SubscriberOptions options, std::string_view before, std::string requester) {
+    auto record = core_->subscribe(std::move(id), options, before, std::move(requester));
     return Subscriber(core_, std::move(record));
 }
 
@@ -107,6 +114,10 @@ Moment& Bus::moment() { return core_->moment; }
 void Bus::rebase_filters() { core_->rebase_filters(); }
 void Bus::post(std::function<void()> task) { core_->post(std::move(task)); }
 void Bus::flush() { core_->flush(); }
+void Bus::drain() { core_->drain(); }
+std::vector<ConnectedSlot> Bus::slots() const { return core_->slots(); }
+std::map<std::string, std::int64_t> Bus::emission_counts() const { return core_->emission_counts(); }
+void Bus::restore_emission_counts(const std::map<std::string, std::int64_t>& counts) { core_->restore_emission_counts(counts); }
 std::vector<AccountingRow> Bus::accounting() const { return core_->accounting(); }
 void Bus::reset_accounting() { core_->reset_accounting(); }
 

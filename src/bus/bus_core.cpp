@@ -59,20 +59,37 @@ BusCore::~BusCore() {
     for (auto& channel : channels) delete channel.load();
 }
 
-std::shared_ptr<SubscriberRecord> BusCore::subscribe(std::string id, SubscriberOptions options) {
+std::shared_ptr<SubscriberRecord> BusCore::subscribe(std::string id, SubscriberOptions options, std::string_view before, std::string requester) {
     const std::lock_guard lock(mutex_);
     if (std::ranges::any_of(subscribers_, [&](const auto& known) { return known->id == id; }))
         throw ConfigError(fmt::format("two subscribers have the id '{}'; give one of them an id of its own", id));
     auto record = std::make_shared<SubscriberRecord>();
     record->id = std::move(id);
     record->options = options;
-    record->order = next_subscriber_++;
+    record->order = place_in_order(before);
+    record->core = this;
     subscribers_.push_back(record);
-    post([this, id = record->id] {
-        SubscriberAttached event{id};
+    post([this, id = record->id, requester = std::move(requester)] {
+        SubscriberAttached event{id, requester};
         emit(event_type<SubscriberAttached>(), &event);
     });
     return record;
+}
+
+/// Subscribers stand far enough apart that a later one finds room between two of them.
+std::uint64_t BusCore::place_in_order(std::string_view before) const {
+    constexpr std::uint64_t kDistance = 1 << 12;
+    std::uint64_t last = 0, next = 0;
+    for (const auto& known : subscribers_) {
+        last = std::max(last, known->order);
+        if (!before.empty() && known->id == before) next = known->order;
+    }
+    if (next == 0) return last + kDistance;
+    std::uint64_t previous = 0;
+    for (const auto& known : subscribers_)
+        if (known->order < next) previous = std::max(previous, known->order);
+    if (next - previous < 2) throw StateError(fmt::format("there is no room before '{}': too many were attached just there; start the run anew with the composition as it is now", before));
+    return previous + (next - previous) / 2;
 }
 
 Channel& BusCore::channel_of(const EventType& type) {
@@ -135,8 +152,9 @@ std::shared_ptr<Link> BusCore::connect(const std::shared_ptr<SubscriberRecord>& 
                                        std::uint64_t place, bool changes, Filter filter, AnySlot slot) {
     const std::lock_guard lock(mutex_);
     auto link = new_link(subscriber);
-    const std::uint64_t key = place | (subscriber->order << 32) | next_connection_++;
-    join(link, channel_of(type), key, changes, std::move(filter), std::move(slot));
+    link->key = place | (subscriber->order << 32) | next_connection_++;
+    link->changes = changes;
+    join(link, channel_of(type), link->key, changes, std::move(filter), std::move(slot));
     subscriber->links.push_back(link);
     links_.push_back(link);
     return link;
@@ -181,8 +199,9 @@ void BusCore::disconnect(Link& link) {
     std::erase_if(link.subscriber->links, [&](const auto& weak) { return weak.expired() || weak.lock().get() == &link; });
 }
 
-void BusCore::detach(const std::shared_ptr<SubscriberRecord>& subscriber) {
+void BusCore::detach(const std::shared_ptr<SubscriberRecord>& subscriber, std::string requester) {
     std::vector<std::shared_ptr<Link>> links;
+    std::shared_ptr<DeliveryThread> thread;
     bool first = false;
     {
         const std::lock_guard lock(mutex_);
@@ -190,14 +209,68 @@ void BusCore::detach(const std::shared_ptr<SubscriberRecord>& subscriber) {
         for (const auto& weak : subscriber->links)
             if (auto link = weak.lock()) links.push_back(std::move(link));
         std::erase(subscribers_, subscriber);
+        thread = std::move(subscriber->thread);
     }
     for (const auto& link : links) disconnect(*link);
     wait_until_idle(*subscriber);
+    if (thread) {
+        thread->drain();
+        const std::lock_guard lock(mutex_);
+        for (const auto& [event, times] : thread->times()) {
+            ThreadTimes& past = past_accounting_[{subscriber->id, event}].thread;
+            past.seconds += times.seconds;
+            past.dropped += times.dropped;
+        }
+    }
+    thread.reset();
     if (!first) return;
-    post([this, id = subscriber->id] {
-        SubscriberDetached event{id};
+    post([this, id = subscriber->id, requester = std::move(requester)] {
+        SubscriberDetached event{id, requester};
         emit(event_type<SubscriberDetached>(), &event);
     });
+}
+
+void deliver(SubscriberRecord& subscriber, const EventType& event, const void* key, std::function<void()> work) {
+    subscriber.core->deliver(subscriber, event, key, std::move(work));
+}
+
+/// Called on the training thread within a slot of the subscriber: a detach waits for it, so the thread stays.
+void BusCore::deliver(SubscriberRecord& subscriber, const EventType& event, const void* key, std::function<void()> work) {
+    std::shared_ptr<DeliveryThread> thread;
+    {
+        const std::lock_guard lock(mutex_);
+        if (!subscriber.attached) return;
+        if (!subscriber.thread) subscriber.thread = new_thread(subscriber);
+        thread = subscriber.thread;
+    }
+    thread->give(event, key, std::move(work));
+}
+
+/// The thread may be the last to let go of the subscriber or the bus, so it holds neither.
+std::shared_ptr<DeliveryThread> BusCore::new_thread(SubscriberRecord& subscriber) {
+    const auto failed = [core = weak_from_this(), of = subscriber.weak_from_this()](const EventType& event) {
+        const std::string cause = message_of(std::current_exception());
+        const auto alive = core.lock();
+        if (!alive) return;
+        alive->post([core, of, &event, cause] {
+            if (const auto record = of.lock()) core.lock()->settle_thread_failure(record, event, cause);
+        });
+    };
+    const auto served = [of = subscriber.weak_from_this()] {
+        if (const auto record = of.lock()) record->thread_failures = 0;
+    };
+    return std::make_shared<DeliveryThread>(subscriber.options.queue_capacity, subscriber.options.overflow, failed, served);
+}
+
+/// At the poll point after work on a thread threw.
+void BusCore::settle_thread_failure(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& event, const std::string& cause) {
+    if (subscriber->options.fault == Fault::Critical)
+        throw SubscriberError(fmt::format("subscriber '{}' failed on its thread at {}: {}", subscriber->id, event.name, cause), subscriber->id, event.name);
+    const bool too_often = ++subscriber->thread_failures >= subscriber->options.max_failures;
+    warn(fmt::format("optional subscriber '{}' failed on its thread at {}: {}{}", subscriber->id, event.name, cause, too_often ? "; it is detached" : ""));
+    if (too_often) detach(subscriber, "its failures");
+    SubscriberFailed told{moment.position, subscriber->id, event.name, cause, too_often};
+    emit(event_type<SubscriberFailed>(), &told);
 }
 
 /// Detaching is rare and emitting is not: the one who waits polls, and the emitter pays nothing for it.
@@ -297,7 +370,7 @@ void BusCore::settle(Emission& emission) {
         const bool too_often = slot->failures_in_a_row >= subscriber->options.max_failures;
         warn(fmt::format("optional subscriber '{}' failed at {}: {}{}", subscriber->id, emission.type->name, cause,
                          too_often ? "; it is detached" : ""));
-        if (too_often) detach(subscriber);
+        if (too_often) detach(subscriber, "its failures");
         if (emission.type == &event_type<SubscriberFailed>()) continue;  // a failure to hear of a failure ends here
         SubscriberFailed event{moment.position, subscriber->id, emission.type->name, cause, too_often};
         emit(event_type<SubscriberFailed>(), &event);
@@ -340,27 +413,91 @@ void BusCore::rebase_filters() {
             for (const auto& joint : link->joints) joint.record->filter.rebase(moment, joint.record->emissions, true);
 }
 
+void BusCore::drain() {
+    std::vector<std::shared_ptr<DeliveryThread>> threads;
+    {
+        const std::lock_guard lock(mutex_);
+        for (const auto& subscriber : subscribers_)
+            if (subscriber->thread) threads.push_back(subscriber->thread);
+    }
+    for (const auto& thread : threads) thread->drain();
+    flush();
+}
+
+std::vector<std::shared_ptr<Link>> BusCore::live_links() const {
+    std::vector<std::shared_ptr<Link>> live;
+    for (const auto& weak : links_)
+        if (auto link = weak.lock(); link && link->connected->load()) live.push_back(std::move(link));
+    return live;
+}
+
+std::vector<ConnectedSlot> BusCore::slots() const {
+    const std::lock_guard lock(mutex_);
+    std::vector<std::tuple<std::size_t, std::uint64_t, ConnectedSlot>> found;
+    for (const auto& link : live_links()) {
+        const EventType& type = *link->joints.front().channel->type;
+        const std::size_t index = link->every_event ? kMaxEventTypes : type.index;
+        found.emplace_back(index, link->key, ConnectedSlot{link->every_event ? "every event" : type.name, link->subscriber->id,
+                                                           stage_of(link->key), phase_of(link->key), link->changes});
+    }
+    std::ranges::sort(found, [](const auto& a, const auto& b) { return std::tie(std::get<0>(a), std::get<1>(a)) < std::tie(std::get<0>(b), std::get<1>(b)); });
+    std::vector<ConnectedSlot> slots;
+    for (auto& [index, key, slot] : found) slots.push_back(std::move(slot));
+    return slots;
+}
+
+void BusCore::for_each_counter(const std::function<void(const std::string&, SlotRecord&)>& visit) const {
+    const std::lock_guard lock(mutex_);
+    std::map<std::string, int> known;
+    for (const auto& link : live_links())
+        for (const auto& joint : link->joints) {
+            if (joint.record->type->of_trainer || joint.record->type->is_span) continue;
+            const std::string name = fmt::format("{}/{}", link->subscriber->id, joint.record->type->name);
+            visit(fmt::format("{}/{}", name, known[name]++), *joint.record);
+        }
+}
+
+std::map<std::string, std::int64_t> BusCore::emission_counts() const {
+    std::map<std::string, std::int64_t> counts;
+    for_each_counter([&](const std::string& key, const SlotRecord& record) { counts[key] = record.emissions; });
+    return counts;
+}
+
+void BusCore::restore_emission_counts(const std::map<std::string, std::int64_t>& counts) {
+    for_each_counter([&](const std::string& key, SlotRecord& record) {
+        const auto known = counts.find(key);
+        if (known == counts.end()) return;
+        record.emissions = known->second;
+        record.filter.rebase(moment, record.emissions);
+    });
+}
+
 void BusCore::fold(const SlotRecord& record) {
-    auto& [calls, ticks] = past_accounting_[{record.subscriber->id, record.type->name}];
-    calls += record.calls.load(std::memory_order_relaxed);
-    ticks += record.ticks.load(std::memory_order_relaxed);
+    Past& past = past_accounting_[{record.subscriber->id, record.type->name}];
+    past.calls += record.calls.load(std::memory_order_relaxed);
+    past.ticks += record.ticks.load(std::memory_order_relaxed);
 }
 
 std::vector<AccountingRow> BusCore::accounting() const {
     const std::lock_guard lock(mutex_);
     auto sums = past_accounting_;
-    for (const auto& weak : links_) {
-        const auto link = weak.lock();
-        if (!link) continue;
+    for (const auto& link : live_links())
         for (const auto& joint : link->joints) {
-            auto& [calls, ticks] = sums[{link->subscriber->id, joint.channel->type->name}];
-            calls += joint.record->calls.load(std::memory_order_relaxed);
-            ticks += joint.record->ticks.load(std::memory_order_relaxed);
+            Past& sum = sums[{link->subscriber->id, joint.channel->type->name}];
+            sum.calls += joint.record->calls.load(std::memory_order_relaxed);
+            sum.ticks += joint.record->ticks.load(std::memory_order_relaxed);
+        }
+    for (const auto& subscriber : subscribers_) {
+        if (!subscriber->thread) continue;
+        for (const auto& [event, times] : subscriber->thread->times()) {
+            ThreadTimes& sum = sums[{subscriber->id, event}].thread;
+            sum.seconds += times.seconds;
+            sum.dropped += times.dropped;
         }
     }
     std::vector<AccountingRow> rows;
     for (const auto& [who, sum] : sums)
-        if (sum.first > 0) rows.push_back({who.first, who.second, sum.first, tick_scale_.seconds(sum.second)});
+        if (sum.calls > 0) rows.push_back({who.first, who.second, sum.calls, tick_scale_.seconds(sum.ticks), sum.thread.seconds, sum.thread.dropped});
     std::ranges::sort(rows, std::greater<>(), &AccountingRow::seconds);
     return rows;
 }

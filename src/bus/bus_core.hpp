@@ -12,6 +12,7 @@
 
 #include <torchbus/bus.hpp>
 
+#include "delivery_thread.hpp"
 #include "tick_clock.hpp"
 
 namespace torchbus::detail {
@@ -21,13 +22,23 @@ inline constexpr std::size_t kMaxEventTypes = 512;
 const EventType& event_type_at(std::size_t index);
 std::size_t event_type_count();
 
-struct SubscriberRecord {
+/// A slot's sort key: stage, then phase, then the subscriber's order, then the connection.
+inline std::uint64_t place_bits(Stage stage, Phase phase) {
+    return (static_cast<std::uint64_t>(stage) << 62) | (static_cast<std::uint64_t>(phase) << 60);
+}
+inline Stage stage_of(std::uint64_t key) { return static_cast<Stage>(key >> 62); }
+inline Phase phase_of(std::uint64_t key) { return static_cast<Phase>((key >> 60) & 3); }
+
+struct SubscriberRecord : std::enable_shared_from_this<SubscriberRecord> {
     std::string id;
     SubscriberOptions options;
     std::uint64_t order = 0;
     std::atomic<bool> attached{true};
     std::atomic<int> running{0};  ///< depth of this subscriber's slots on the training thread
     std::vector<std::weak_ptr<Link>> links;  ///< guarded by the core's mutex
+    BusCore* core = nullptr;
+    std::shared_ptr<DeliveryThread> thread;  ///< made when it is first needed; guarded by the core's mutex
+    std::atomic<int> thread_failures{0};     ///< in a row
 };
 
 /// One slot of one event type.
@@ -61,6 +72,7 @@ struct Link {
     bool every_event = false;
     std::shared_ptr<std::function<void(const AnyEvent&)>> tap;  ///< shared with its slots, which may outlive the link
     std::uint64_t key = 0;
+    bool changes = false;
     Filter filter;
 };
 
@@ -99,13 +111,14 @@ public:
     Moment moment;
 
     ~BusCore();
-    std::shared_ptr<SubscriberRecord> subscribe(std::string id, SubscriberOptions options);
+    std::shared_ptr<SubscriberRecord> subscribe(std::string id, SubscriberOptions options, std::string_view before, std::string requester);
     std::shared_ptr<Link> connect(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& type,
                                   std::uint64_t place, bool changes, Filter filter, AnySlot slot);
     std::shared_ptr<Link> connect_to_all(const std::shared_ptr<SubscriberRecord>& subscriber, std::uint64_t place,
                                          Filter filter, std::function<void(const AnyEvent&)> slot);
     void disconnect(Link& link);
-    void detach(const std::shared_ptr<SubscriberRecord>& subscriber);
+    void detach(const std::shared_ptr<SubscriberRecord>& subscriber, std::string requester);
+    void deliver(SubscriberRecord& subscriber, const EventType& event, const void* key, std::function<void()> work);
 
     void emit(const EventType& type, void* event);
     void dispatch(Channel& channel, void* event);
@@ -114,6 +127,10 @@ public:
 
     void post(std::function<void()> task);
     void flush();
+    void drain();
+    std::vector<ConnectedSlot> slots() const;
+    std::map<std::string, std::int64_t> emission_counts() const;
+    void restore_emission_counts(const std::map<std::string, std::int64_t>& counts);
     void rebase_filters();
     std::vector<AccountingRow> accounting() const;
     void reset_accounting();
@@ -128,15 +145,25 @@ private:
     static void hold_until_left(const SlotRecord& record, const Emission& emission);
     void settle(Emission& emission);
     void wait_until_idle(const SubscriberRecord& subscriber) const;
+    std::shared_ptr<DeliveryThread> new_thread(SubscriberRecord& subscriber);
+    std::uint64_t place_in_order(std::string_view before) const;
+    std::vector<std::shared_ptr<Link>> live_links() const;
+    /// Calls `visit(key, record)` for every slot of a user's own event, with a key that is the same in an equal composition.
+    void for_each_counter(const std::function<void(const std::string&, SlotRecord&)>& visit) const;
+    void settle_thread_failure(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& event, const std::string& cause);
     void fold(const SlotRecord& record);
 
     mutable std::recursive_mutex mutex_;  ///< connecting may create a channel, which joins the taps
     std::vector<std::shared_ptr<SubscriberRecord>> subscribers_;
     std::vector<std::weak_ptr<Link>> links_;
-    std::uint64_t next_subscriber_ = 0;
     std::uint32_t next_connection_ = 0;
     std::atomic<std::thread::id> emitting_thread_{};
-    std::map<std::pair<std::string, std::string>, std::pair<std::uint64_t, std::int64_t>> past_accounting_;
+    struct Past {
+        std::uint64_t calls = 0;
+        std::int64_t ticks = 0;
+        ThreadTimes thread = {};
+    };
+    std::map<std::pair<std::string, std::string>, Past> past_accounting_;
     TickScale tick_scale_;
 
     std::mutex task_mutex_;

@@ -1,35 +1,57 @@
+#include <algorithm>
 #include <cstdio>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <torchbus/arrangement.hpp>
 #include <torchbus/composition.hpp>
+#include <torchbus/error.hpp>
 #include <torchbus/trainer.hpp>
 
 #include "torch_commands.hpp"
 
 namespace torchbus::cli {
 
-/// Makes everything that the run file names and prints it, without training.
+namespace {
+
+/// Which of the others at the same event the slot's subscriber stands before or after, and why.
+std::string reasons(const CompositionReport& report, const ConnectedSlot& slot) {
+    const auto is_there = [&](const std::string& id) {
+        return std::ranges::any_of(report.slots, [&](const ConnectedSlot& other) { return other.event == slot.event && other.subscriber == id; });
+    };
+    std::vector<std::string> reasons;
+    for (const auto& precedence : report.precedences)
+        if (precedence.second == slot.subscriber && is_there(precedence.first)) reasons.push_back(precedence.why);
+    return reasons.empty() ? "" : fmt::format("   ({})", fmt::join(reasons, "; "));
+}
+
+/// For each event, who runs, in which order and why.
+void print_plan(const CompositionReport& report) {
+    std::string event;
+    for (const ConnectedSlot& slot : report.slots) {
+        if (slot.event != event) std::printf("%s\n", slot.event.c_str());
+        event = slot.event;
+        const bool in_phase = slot.event == "gradients_ready" && slot.changes;
+        const std::string place = in_phase ? fmt::format("{} {}", name_of(slot.stage), name_of(slot.phase)) : std::string(name_of(slot.stage));
+        std::printf("    %-20s %s%s\n", place.c_str(), slot.subscriber.c_str(), reasons(report, slot).c_str());
+    }
+}
+
+}  // namespace
+
+/// Makes everything that the run file names, and prints what would run, without training.
 int check(const nlohmann::json& options) {
     Composition made = composition_of(options);
-    if (made.output) require_writable_folder(*made.output, made.name + ": output");
     std::printf("data       %s\n", made.data.c_str());
     std::printf("epochs     %lld of batches of %lld\n", static_cast<long long>(made.train.epochs), static_cast<long long>(made.train.batch_size));
-    for (const ComposedCallback& composed : made.trainer.callbacks) {
-        const Declaration declared = composed.callback->declare();
-        std::printf("callback   %s\n", composed.id.c_str());
-        const auto row = [](const char* what, const std::vector<std::string>& names) {
-            if (!names.empty()) std::printf("           %s %s\n", what, fmt::format("{}", fmt::join(names, ", ")).c_str());
-        };
-        row("listens to", declared.listens);
-        row("reads", declared.reads);
-        row("writes", declared.writes);
-        row("publishes", declared.publishes);
-    }
-    const LoaderOptions loading{.batch_size = made.train.batch_size, .sampler = made.train.sampler, .drop_last = made.train.drop_last};
-    make_loader(made.train_dataset, loading);
-    const Trainer trainer(std::move(made.trainer));  // refuses what does not go together
+    Trainer trainer(std::move(made.trainer));
+    const CompositionReport report = trainer.check(made.train_dataset, made.eval_dataset, made.train);
+    if (made.output) require_writable_folder(*made.output, made.name + ": output", Probe::LeaveNoTrace);
+    print_plan(report);
+    for (const Finding& finding : report.findings)
+        if (finding.weight == Finding::Weight::Warning) std::printf("warning: %s\n", finding.text.c_str());
+    if (const std::string errors = errors_of(report.findings); !errors.empty()) throw ConfigError(fmt::format("{}: {}", made.name, errors));
     std::printf("%s: nothing stands against this run\n", made.name.c_str());
     return 0;
 }

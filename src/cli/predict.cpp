@@ -2,7 +2,7 @@
 #include <fstream>
 #include <iostream>
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <torchbus/composition.hpp>
 #include <torchbus/error.hpp>

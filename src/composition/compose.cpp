@@ -4,7 +4,8 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <torch/torch.h>
+#include <torch/types.h>
+#include <torch/utils.h>
 
 #include <torchbus/callbacks/learning_rate_schedule.hpp>
 #include <torchbus/callbacks/registry.hpp>
@@ -84,11 +85,14 @@ std::vector<ComposedCallback> callbacks_from_json(const json& part, const std::s
         const std::string at = fmt::format("{}[{}]", where, i);
         OptionReader reader(part[i], at);
         std::string kind, id;
-        reader.text("kind", kind, "which callback").text("id", id, "a name of its own; default: the kind");
+        std::vector<std::string> before, after;
+        reader.text("kind", kind, "which callback").text("id", id, "a name of its own; default: the kind")
+            .texts("before", before, "ids or kinds of callbacks that must run later at the same event; overrides the library's order")
+            .texts("after", after, "ids or kinds of callbacks that must run earlier");
         if (kind.empty()) throw ConfigError(fmt::format("{}: a callback needs its kind, e.g. {{\"kind\": \"progress_bar\"}}", at));
         std::shared_ptr<Callback> callback = find_callback(kind, at).from_json(reader);
         reader.finish();
-        callbacks.emplace_back(id.empty() ? kind : id, std::move(callback));
+        callbacks.emplace_back(id.empty() ? kind : id, std::move(callback), std::move(before), std::move(after));
     }
     return callbacks;
 }
@@ -101,15 +105,14 @@ json part_of(const json& run, const char* name, json fallback) {
 }  // namespace
 
 Loss loss_from_json(const json& part, const std::string& where) {
-    namespace F = torch::nn::functional;
     OptionReader reader(json{{"loss", part}}, where);
     std::string kind;
     reader.choice("loss", kind, {"cross_entropy", "mse", "l1", "binary_cross_entropy"}, "loss of output and targets, a mean over the batch");
-    if (kind == "mse") return [](const at::Tensor& output, const at::Tensor& targets) { return F::mse_loss(output, targets); };
-    if (kind == "l1") return [](const at::Tensor& output, const at::Tensor& targets) { return F::l1_loss(output, targets); };
+    if (kind == "mse") return [](const at::Tensor& output, const at::Tensor& targets) { return at::mse_loss(output, targets); };
+    if (kind == "l1") return [](const at::Tensor& output, const at::Tensor& targets) { return at::l1_loss(output, targets); };
     if (kind == "binary_cross_entropy")
-        return [](const at::Tensor& output, const at::Tensor& targets) { return F::binary_cross_entropy_with_logits(output, targets); };
-    return [](const at::Tensor& output, const at::Tensor& targets) { return F::cross_entropy(output, targets); };
+        return [](const at::Tensor& output, const at::Tensor& targets) { return at::binary_cross_entropy_with_logits(output, targets); };
+    return [](const at::Tensor& output, const at::Tensor& targets) { return at::cross_entropy_loss(output, targets); };
 }
 
 Composition compose(const json& run, const std::string& name) {
@@ -143,14 +146,19 @@ Composition compose(const json& run, const std::string& name) {
     return made;
 }
 
-void require_writable_folder(const std::filesystem::path& folder, const std::string& where) {
+void require_writable_folder(const std::filesystem::path& folder, const std::string& where, Probe probe_how) {
     std::error_code error;
+    std::vector<std::filesystem::path> made;  // folders that are not there yet, innermost first
+    for (auto path = folder; probe_how == Probe::LeaveNoTrace && !path.empty() && !std::filesystem::exists(path, error); path = path.parent_path()) made.push_back(path);
+    error.clear();
     std::filesystem::create_directories(folder, error);
     const auto probe = folder / ".torchbus-probe";
     errno = 0;
     const bool writable = !error && std::ofstream(probe).put('x').flush().good();
     const std::string why = error ? error.message() : std::strerror(errno);
-    std::filesystem::remove(probe, error);
+    std::error_code ignored;
+    std::filesystem::remove(probe, ignored);
+    for (const auto& path : made) std::filesystem::remove(path, ignored);
     if (!writable) throw ConfigError(fmt::format("{}: cannot write to the folder '{}': {}; give another folder, or leave the key out to write nothing",
                                                  where, folder.string(), why));
 }

@@ -5,7 +5,8 @@
 #include <cmath>
 
 #include <fmt/format.h>
-#include <torch/torch.h>
+#include <ATen/Parallel.h>
+#include <torch/types.h>
 
 #include <torchbus/data/idx.hpp>
 #include <torchbus/error.hpp>

@@ -4,7 +4,7 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <torch/torch.h>
+#include <torch/optim.h>
 
 #include <torchbus/error.hpp>
 #include <torchbus/option_reader.hpp>

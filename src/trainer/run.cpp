@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include <fmt/format.h>
-#include <torch/torch.h>
+#include <torch/optim/optimizer.h>
 
 #include <torchbus/error.hpp>
 
@@ -97,6 +97,7 @@ void Run::poll() {
 }
 
 void Run::decide() {
+    parts_.make_changes();
     const RequestSet agreed = parts_.consensus.exchange(parts_.requests.take());
     for (std::size_t kind = 0; kind < kDecisionCount; ++kind) {
         if (!agreed[kind]) continue;
@@ -149,14 +150,21 @@ void Run::check_plan() const {
         refuse("one update must be due on every window");
 }
 
-Trigger Run::configure() {
-    Bus& bus = parts_.bus;
+const RunPlan& Run::prepare() {
     RunPlan& plan = parts_.plan;
+    if (std::exchange(prepared_, true)) return plan;
     for (std::size_t i = 0; i < plan.splits.size(); ++i) plan.splits[i].batches = parts_.loaders[i]->batches();
     learn_lengths();
-    bus.emit(RunConfigured{position(), plan, parts_.model, parts_.updates});
+    parts_.bus.emit(RunConfigured{position(), plan, parts_.model, parts_.updates});
     check_plan();
     learn_lengths();
+    return plan;
+}
+
+Trigger Run::configure() {
+    Bus& bus = parts_.bus;
+    const RunPlan& plan = prepare();
+    if (parts_.check) parts_.check(plan);
     bus.rebase_filters();
     for (const Update& update : parts_.updates)
         gradients_.push_back(std::make_unique<GradientsView>(update.parameters()));
@@ -243,6 +251,7 @@ Trigger Run::save_epoch() {
 Trigger Run::save_last() { return save_reason_ ? save_step() : Trigger::SaveDone; }
 
 Trigger Run::end() {
+    parts_.bus.drain();  // what fails on a thread fails the run as long as it can
     switch (kind_) {
         case Trigger::StartTraining: parts_.bus.emit([&] { return TrainingRunEnd{position(), result_}; }); break;
         case Trigger::StartEvaluation: parts_.bus.emit([&] { return EvaluationRunEnd{position(), result_}; }); break;
@@ -272,7 +281,7 @@ void Run::tell_late_requests() {
 Trigger Run::close() {
     try {
         show_view("training");
-        parts_.bus.flush();
+        parts_.bus.drain();
     } catch (const std::exception& error) {
         warn(fmt::format("while the run was closing: {}", error.what()));
     }

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <exception>
+#include <functional>
 #include <thread>
 
 #include <torchbus/bus.hpp>
@@ -28,6 +29,8 @@ struct RunParts {
     bool handle_signals = true;
     RunPlan plan = {};
     std::vector<std::unique_ptr<Loader>> loaders = {};  ///< one a split of the plan, in its order
+    std::function<void(const RunPlan&)> check = {};     ///< refuses the run, once its plan is known
+    std::function<void()> make_changes = [] {};         ///< of the composition, at decision points
 };
 
 class Run {
@@ -35,7 +38,10 @@ public:
     Run(RunParts parts, Trigger kind);
     /// Makes one transition. Returns whether the run goes on.
     bool advance();
+    /// Configures without starting: emits RunConfigured once. Throws: ConfigError for a plan that cannot be run.
+    const RunPlan& prepare();
     State state() const { return state_; }
+    LoaderPosition data_position() const { return parts_.loaders.front()->position(); }
     const RunResult& result() const { return result_; }
     std::exception_ptr failure() const { return failure_; }
 
@@ -98,6 +104,7 @@ private:
     std::string failed_subscriber_, failed_event_;
     std::optional<SignalCatcher> signals_;
     bool in_transition_ = false;
+    bool prepared_ = false;
 
     // the step under way
     Window window_;

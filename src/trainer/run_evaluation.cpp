@@ -1,6 +1,6 @@
 // Evaluation and prediction: every weights view, every split, one batch a transition.
 #include <fmt/format.h>
-#include <torch/torch.h>
+#include <torch/optim/optimizer.h>
 
 #include <torchbus/error.hpp>
 

@@ -1,7 +1,7 @@
 // One step: a window of batches forward and backward, and its update.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <torch/torch.h>
+#include <torch/optim/optimizer.h>
 
 #include <torchbus/error.hpp>
 

@@ -4,12 +4,15 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <torch/torch.h>
+#include <torch/optim/lbfgs.h>
+#include <torch/utils.h>
 
 #include <torchbus/callbacks/limit_batches.hpp>
 #include <torchbus/error.hpp>
 
+#include "attached_composition.hpp"
 #include "run.hpp"
+#include "trainer_run_state.hpp"
 
 namespace torchbus {
 namespace {
@@ -30,15 +33,6 @@ std::vector<Update> updates_of(TrainerOptions& options) {
     return std::move(options.updates);
 }
 
-/// A callback's interest in the run, from attach to detach.
-struct Attached {
-    ComposedCallback composed;
-    Subscriber bus;
-    std::unique_ptr<Attachment> attachment;
-    Attached(ComposedCallback which, Bus& on) : composed(std::move(which)), bus(on.subscribe(composed.id, composed.callback->declare().subscriber)) {}
-    ~Attached() { composed.callback->detach(); }
-};
-
 }  // namespace
 
 struct Trainer::Parts {
@@ -53,31 +47,56 @@ struct Trainer::Parts {
     Requests requests;
     RunHistory history;
     RunResult result;
-    std::vector<std::unique_ptr<Attached>> attached;
+    std::unique_ptr<Run> run;
+    TrainerRunState run_state;
+    AttachedComposition composition;
     Subscriber keeper;  ///< keeps the history: last in order
     Connections keeper_connections;
-    std::unique_ptr<Run> run;
 
     explicit Parts(TrainerOptions options)
         : model(std::move(options.model)), loss(std::move(options.loss)), updates(updates_of(options)), seed(options.seed),
           handle_signals(options.handle_signals),
-          consensus(options.consensus ? options.consensus : std::make_shared<Consensus>()) {
+          consensus(options.consensus ? options.consensus : std::make_shared<Consensus>()),
+          run_state({model, updates, bus, [this] { return composition.callbacks(); }, [this] { return data_position(); }}),
+          composition({bus, blackboard, *consensus, requests, run_state}) {
         require(static_cast<bool>(model), "the trainer has no model; give TrainerOptions::model");
-        for (ComposedCallback& composed : options.callbacks) attach(std::move(composed));
-        if (auto limit = limit_batches_from_environment()) attach({"TORCHBUS_LIMIT_BATCHES", std::move(limit)});
+        if (auto limit = limit_batches_from_environment()) options.callbacks.emplace_back("TORCHBUS_LIMIT_BATCHES", std::move(limit));
+        composition.attach_all(std::move(options.callbacks));
         keeper = bus.subscribe("run_history");
         keeper_connections += keeper.observe<TrainingRunEpochEnd>(Stage::Report, [this](const TrainingRunEpochEnd& event) {
             EpochRecord record{event.position.epoch, event.position.step, {}};
             for (const std::string& name : blackboard.names()) record.metrics[name] = *blackboard.number(name);
             history.add(std::move(record));
         });
+        keeper_connections += keeper.observe<RunClosed>(Stage::Report, [this](const RunClosed&) { name_slow_subscribers(); });
     }
 
-    void attach(ComposedCallback composed) {
-        auto entry = std::make_unique<Attached>(std::move(composed), bus);
-        entry->attachment = std::make_unique<Attachment>(Attachment{entry->bus, blackboard, *consensus, bus.moment(), Asker(requests, entry->composed.id)});
-        entry->composed.callback->attach(*entry->attachment);
-        attached.push_back(std::move(entry));
+    LoaderPosition data_position() const {
+        if (!run) throw StateError("there is no run whose data position could be saved");
+        return run->data_position();
+    }
+    bool run_under_way() const { return run && run->state() != State::Closed; }
+
+    /// Names the subscribers that took more time than they were given.
+    void name_slow_subscribers() const {
+        const auto rows = bus.accounting();
+        for (const auto& [id, budget_us] : composition.budgets()) {
+            double seconds = 0;
+            std::uint64_t calls = 0;
+            for (const AccountingRow& row : rows)
+                if (row.subscriber == id) seconds += row.seconds, calls += row.calls;
+            const double mean_us = calls ? seconds * 1e6 / static_cast<double>(calls) : 0;
+            if (mean_us > budget_us) warn(fmt::format("'{}' took {:.1f} µs a call on average, over its budget of {:.1f} µs", id, mean_us, budget_us));
+        }
+    }
+
+    Outlook outlook(const RunPlan& plan) { return {plan, bus.moment().length, model, updates}; }
+
+    /// Refuses a run that would fail later, and tells of what deserves a warning.
+    void check_before_run(const RunPlan& plan) {
+        const auto findings = composition.findings(outlook(plan));
+        if (const std::string errors = errors_of(findings); !errors.empty()) throw ConfigError(errors);
+        for (const Finding& finding : findings) warn(finding.text);
     }
 
     void require_trainable() const {
@@ -95,7 +114,7 @@ struct Trainer::Parts {
     }
 
     void require_idle() const {
-        if (run && run->state() != State::Closed)
+        if (run_under_way())
             throw StateError(fmt::format("a run is under way (in {}); let it end, or ask it to stop, before the next one", name_of(run->state())));
     }
 
@@ -103,7 +122,10 @@ struct Trainer::Parts {
         require_idle();
         run.reset();
         if (seed && kind == Trigger::StartTraining) torch::manual_seed(*seed);
-        RunParts parts{bus, model, loss, updates, requests, *consensus, handle_signals, std::move(plan), std::move(loaders)};
+        RunParts parts{.bus = bus, .model = model, .loss = loss, .updates = updates, .requests = requests, .consensus = *consensus,
+                       .handle_signals = handle_signals, .plan = std::move(plan), .loaders = std::move(loaders),
+                       .make_changes = [this] { composition.make_changes(); }};
+        if (kind == Trigger::StartTraining) parts.check = [this](const RunPlan& of_run) { check_before_run(of_run); };
         run = std::make_unique<Run>(std::move(parts), kind);
     }
 
@@ -170,6 +192,27 @@ void Trainer::start_training(std::shared_ptr<const Dataset> train, std::shared_p
 }
 void Trainer::start_training(std::shared_ptr<IterableDataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
     parts_->start_training(std::move(train), std::move(eval), std::move(options));
+}
+
+CompositionReport Trainer::check(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
+    parts_->start_training(std::move(train), std::move(eval), std::move(options));
+    const RunPlan& plan = parts_->run->prepare();
+    CompositionReport report{parts_->bus.slots(), {}, parts_->composition.findings(parts_->outlook(plan)), plan};
+    const auto& ids = parts_->composition.composed_ids();
+    for (const Precedence& precedence : parts_->composition.precedences())
+        report.precedences.push_back({ids[precedence.first], ids[precedence.second], precedence.why});
+    parts_->run.reset();
+    return report;
+}
+
+std::future<void> Trainer::attach(ComposedCallback callback, std::string requester) {
+    return parts_->composition.attach(std::move(callback), std::move(requester), parts_->run_under_way());
+}
+std::future<void> Trainer::detach(std::string id, std::string requester) {
+    return parts_->composition.detach(std::move(id), std::move(requester), parts_->run_under_way());
+}
+std::future<void> Trainer::change_option(std::string id, std::string option, double value, std::string requester) {
+    return parts_->composition.change_option(std::move(id), std::move(option), value, std::move(requester), parts_->run_under_way());
 }
 
 bool Trainer::advance() {

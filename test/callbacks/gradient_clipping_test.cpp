@@ -1,6 +1,7 @@
 #include <torchbus/callbacks/gradient_clipping.hpp>
 #include <torchbus/error.hpp>
 
+#include "support/alone_on_bus.hpp"
 #include "support/catch.hpp"
 #include "support/toy.hpp"
 
@@ -10,20 +11,12 @@ using namespace torchbus::test;
 namespace {
 
 /// Sends GradientsReady with these gradients through one callback. Returns what it published.
-std::optional<double> send_gradients(Callback& callback, const std::vector<at::Tensor>& parameters) {
-    Bus bus;
-    Blackboard blackboard;
-    Consensus consensus;
-    Requests requests;
-    Subscriber subscriber = bus.subscribe("clipping");
-    Attachment attachment{subscriber, blackboard, consensus, bus.moment(), Asker(requests, "clipping")};
-    callback.attach(attachment);
+std::optional<double> send_gradients(std::shared_ptr<Callback> callback, const std::vector<at::Tensor>& parameters) {
+    AloneOnBus alone(std::move(callback));
     const Update update;
     const Window window;
-    bus.emit(GradientsReady{{}, update, window, GradientsView(parameters)});
-    const auto norm = blackboard.number("grad_norm");
-    callback.detach();
-    return norm;
+    alone.bus().emit(GradientsReady{{}, update, window, GradientsView(parameters)});
+    return alone.blackboard().number("grad_norm");
 }
 
 /// Parameters of ones with these gradients.
@@ -40,8 +33,8 @@ std::vector<at::Tensor> with_gradients(const std::vector<at::Tensor>& gradients)
 
 TEST_CASE("clipping by norm scales all gradients alike, and publishes the norm before", "[callbacks][gradient-clipping]") {
     const auto parameters = with_gradients({torch::tensor({3.0f}), torch::tensor({0.0f, 4.0f})});  // norm 5
-    const auto callback = make_gradient_clipping({.max_norm = 1.0});
-    CHECK(send_gradients(*callback, parameters) == 5.0);
+    const std::shared_ptr<Callback> callback = make_gradient_clipping({.max_norm = 1.0});
+    CHECK(send_gradients(callback, parameters) == 5.0);
     CHECK(parameters[0].grad().item<float>() == Approx(0.6));
     CHECK(parameters[1].grad()[1].item<float>() == Approx(0.8));
 }
@@ -51,7 +44,7 @@ TEST_CASE("clipping by norm equals torch's clip_grad_norm_ to the bit", "[callba
         torch::manual_seed(3);
         const std::vector<at::Tensor> gradients = {torch::randn({7, 5}), torch::randn({11})};
         const auto ours = with_gradients(gradients), theirs = with_gradients(gradients);
-        send_gradients(*make_gradient_clipping({.max_norm = 0.5, .norm_type = p}), ours);
+        send_gradients(make_gradient_clipping({.max_norm = 0.5, .norm_type = p}), ours);
         torch::nn::utils::clip_grad_norm_(theirs, 0.5, p);
         for (std::size_t i = 0; i < ours.size(); ++i) CHECK(torch::allclose(ours[i].grad(), theirs[i].grad(), 1e-6, 0));
     }
@@ -59,20 +52,20 @@ TEST_CASE("clipping by norm equals torch's clip_grad_norm_ to the bit", "[callba
 
 TEST_CASE("gradient clipping leaves small gradients untouched", "[callbacks][gradient-clipping]") {
     const auto parameters = with_gradients({torch::tensor({0.3f, 0.1f})});
-    send_gradients(*make_gradient_clipping({.max_norm = 1.0}), parameters);
+    send_gradients(make_gradient_clipping({.max_norm = 1.0}), parameters);
     CHECK(parameters[0].grad().equal(torch::tensor({0.3f, 0.1f})));
 }
 
 TEST_CASE("clipping by value clamps each element and publishes no norm", "[callbacks][gradient-clipping]") {
     const auto parameters = with_gradients({torch::tensor({-3.0f, 0.5f, 2.0f})});
-    CHECK_FALSE(send_gradients(*make_gradient_clipping({.by = GradientClippingOptions::By::Value, .max_value = 1.0}), parameters).has_value());
+    CHECK_FALSE(send_gradients(make_gradient_clipping({.by = GradientClippingOptions::By::Value, .max_value = 1.0}), parameters).has_value());
     CHECK(parameters[0].grad().equal(torch::tensor({-1.0f, 0.5f, 1.0f})));
 }
 
 TEST_CASE("adaptive clipping bounds each unit by its own weights", "[callbacks][gradient-clipping]") {
     // Rows of two ones have norm sqrt 2; with ratio 0.1 a row's gradient may have norm 0.1414.
     const auto parameters = with_gradients({torch::tensor({{3.0f, 4.0f}, {0.03f, 0.04f}})});
-    send_gradients(*make_gradient_clipping({.by = GradientClippingOptions::By::Adaptive, .ratio = 0.1}), parameters);
+    send_gradients(make_gradient_clipping({.by = GradientClippingOptions::By::Adaptive, .ratio = 0.1}), parameters);
     CHECK(parameters[0].grad()[0].norm().item<float>() == Approx(0.1 * std::sqrt(2.0)));
     CHECK(parameters[0].grad()[1].norm().item<float>() == Approx(0.05));  // small already
 }

@@ -5,11 +5,13 @@
 
 #include <nlohmann/json.hpp>
 
+#include <torchbus/arrangement.hpp>
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/registry.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/events_reference.hpp>
 
+#include "support/alone_on_bus.hpp"
 #include "support/catch.hpp"
 #include "support/source_root.hpp"
 #include "support/toy.hpp"
@@ -42,6 +44,30 @@ TEST_CASE("every callback is made from {}, and is what its name says", "[callbac
     }
 }
 
+TEST_CASE("every callback listens to what it declares, and to nothing else", "[callbacks][registry]") {
+    for (const CallbackEntry& entry : callback_registry()) {
+        INFO(entry.kind);
+        AloneOnBus alone(from_defaults(entry));
+        const Declaration declared = alone.callback().declare();
+        std::set<std::string> connected;
+        bool changes = false;
+        for (const ConnectedSlot& slot : alone.bus().slots()) {
+            connected.insert(slot.event == "every event" ? "*" : slot.event);
+            changes = changes || (slot.changes && slot.event != "run_configured");
+        }
+        CHECK(connected == std::set<std::string>(declared.listens.begin(), declared.listens.end()));
+        if (changes) CHECK_FALSE(declared.writes.empty());
+    }
+}
+
+TEST_CASE("every callback declares resources and numbers that exist, and goes with itself alone", "[callbacks][registry]") {
+    for (const CallbackEntry& entry : callback_registry()) {
+        INFO(entry.kind);
+        const Arrangement arrangement = arrange({{std::string(entry.kind), std::string(entry.kind), from_defaults(entry)->declare()}});
+        CHECK(errors_of(arrangement.findings) == "");
+    }
+}
+
 TEST_CASE("every callback survives two runs, and its state goes through JSON", "[callbacks][registry]") {
     for (const CallbackEntry& entry : callback_registry()) {
         INFO(entry.kind);
@@ -52,30 +78,26 @@ TEST_CASE("every callback survives two runs, and its state goes through JSON", "
         Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = std::make_shared<torch::optim::SGD>(model->parameters(), 0.1),
                          .callbacks = std::move(callbacks), .handle_signals = false});
         for (int run = 0; run < 2; ++run) CHECK(trainer.train(toy_data(8), toy_data(4), {.epochs = 2, .batch_size = 4}).outcome == Outcome::Finished);
-        const json state = callback->state();
-        callback->load_state(json::parse(state.dump()));
-        CHECK(callback->state() == state);
+        const SavedState state = callback->state();
+        callback->load_state({json::parse(state.values.dump()), state.tensors});
+        const SavedState again = callback->state();
+        CHECK(again.values == state.values);
+        CHECK(again.tensors.size() == state.tensors.size());
+        for (const auto& [name, tensor] : state.tensors) CHECK(torch::equal(again.tensors.at(name), tensor));
     }
 }
 
 TEST_CASE("every callback detaches fully: afterwards nobody listens", "[callbacks][registry]") {
     for (const CallbackEntry& entry : callback_registry()) {
         INFO(entry.kind);
-        Bus bus;
-        Blackboard blackboard;
-        Consensus consensus;
-        Requests requests;
-        const auto callback = from_defaults(entry);
-        Subscriber subscriber = bus.subscribe(std::string(entry.kind));
-        Attachment attachment{subscriber, blackboard, consensus, bus.moment(), Asker(requests, "test")};
-        callback->attach(attachment);
-        callback->detach();
+        AloneOnBus alone(from_defaults(entry));
+        Bus& bus = alone.bus();
+        alone.callback().detach();
         const bool listens = [&]<class... E>(std::type_identity<std::tuple<E...>>) { return (bus.wants<E>() || ...); }(std::type_identity<TrainerEvents>());
         const bool wraps = [&]<class... S>(std::type_identity<std::tuple<S...>>) { return (bus.wants<S>() || ...); }(std::type_identity<TrainerSpans>());
         CHECK_FALSE(listens);
         CHECK_FALSE(wraps);
-        callback->attach(attachment);  // and may be attached again
-        callback->detach();
+        alone.attach();  // and may be attached again
     }
 }
 

@@ -59,7 +59,7 @@ class FakeReducer final : public Callback {
 public:
     FakeReducer(FakeWorld& world, int rank) : world_(world), rank_(rank) {}
     std::string kind() const override { return "fake_reducer"; }
-    Declaration declare() const override { return {.writes = {"gradients"}, .collectives = true}; }
+    Declaration declare() const override { return {.listens = {"train_step_start", "gradients_ready"}, .writes = {"gradients.finalize"}, .before = {"mixed_precision"}, .collectives = true}; }
     void attach(Attachment& run) override {
         connections_ += run.bus.intercept<TrainStepStart>([&run](TrainStepStart& event) {
             run.consensus.sum(std::span(&event.window.total_weight, 1));

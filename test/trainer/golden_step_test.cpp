@@ -45,7 +45,7 @@ private:
 class Overflow final : public Callback {
 public:
     std::string kind() const override { return "overflow"; }
-    Declaration declare() const override { return {.writes = {"loss"}}; }
+    Declaration declare() const override { return {.listens = {"backward_start"}, .writes = {"root"}, .after = {"mixed_precision"}}; }
     void attach(Attachment& run) override {
         connections_ += run.bus.intercept<BackwardStart>([](BackwardStart& event) {
             if (event.position.attempts == 1 && event.micro_batch.index == 1) event.root = event.root * std::numeric_limits<float>::infinity();

@@ -1,0 +1,79 @@
+#pragma once
+/// What the bus knows of an event: its type is its key, its name is that of the struct in snake_case.
+
+#include <concepts>
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <typeinfo>
+
+#include <torchbus/events.hpp>
+
+namespace torchbus {
+
+namespace detail {
+
+template <class T, class Tuple>
+inline constexpr bool is_one_of = false;
+template <class T, class... Ts>
+inline constexpr bool is_one_of<T, std::tuple<Ts...>> = (std::same_as<T, Ts> || ...);
+
+using ToJson = void (*)(nlohmann::json&, const void*);
+
+struct EventType {
+    std::string name;  ///< snake_case
+    std::size_t index = 0;
+    bool of_trainer = false;
+    bool is_span = false;
+    ToJson to_json = nullptr;  ///< nullptr for a user's event without a JSON form
+};
+
+const EventType& register_event_type(const std::type_info& type, bool of_trainer, bool is_span, ToJson to_json);
+
+template <class E>
+constexpr ToJson json_form() {
+    if constexpr (requires(nlohmann::json& out, const E& event) { to_json(out, event); })
+        return [](nlohmann::json& out, const void* event) { to_json(out, *static_cast<const E*>(event)); };
+    else
+        return nullptr;
+}
+
+template <class E>
+const EventType& event_type() {
+    static const EventType& type = register_event_type(
+        typeid(E), is_one_of<E, TrainerEvents>, is_one_of<E, TrainerSpans>, json_form<E>());
+    return type;
+}
+
+}  // namespace detail
+
+/// What slots may be connected to: any plain struct but a span, which is wrapped with around().
+template <class E>
+concept AnEvent = !detail::is_one_of<std::remove_cvref_t<E>, TrainerSpans>;
+
+/// What a subscriber may emit: events of the user's own, and those of the library by which subscribers announce
+/// what they did. The others are the trainer's alone.
+template <class E>
+concept UserEvent = AnEvent<E> && (!detail::is_one_of<std::remove_cvref_t<E>, TrainerEvents> ||
+                                   detail::is_one_of<std::remove_cvref_t<E>, AnnouncedEvents>);
+
+/// An event of whatever type, as observe_all hands it on.
+class AnyEvent {
+public:
+    AnyEvent(const detail::EventType& type, const void* event) : type_(&type), event_(event) {}
+    const std::string& name() const { return type_->name; }
+    /// The event, if it is an `E`.
+    template <class E>
+    const E* as() const {
+        return type_ == &detail::event_type<E>() ? static_cast<const E*>(event_) : nullptr;
+    }
+    bool has_json() const { return type_->to_json != nullptr; }
+    /// Requires: has_json().
+    void write_json(nlohmann::json& out) const { type_->to_json(out, event_); }
+
+private:
+    const detail::EventType* type_;
+    const void* event_;
+};
+
+}  // namespace torchbus

@@ -1,0 +1,34 @@
+#pragma once
+/// All of a run that can be saved, part by part.
+
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <nlohmann/json.hpp>
+
+namespace torchbus {
+
+/// What one part needs to go on: numbers and texts as JSON, and tensors by name.
+struct SavedState {
+    nlohmann::json values = nlohmann::json::object();
+    std::map<std::string, at::Tensor> tensors = {};
+    bool empty() const { return values.empty() && tensors.empty(); }
+};
+
+/// The parts of a run: "model", "update" or "update.<name>" (its optimizer), "data", "generators", "position",
+/// "emission_counts", and "callback.<id>" for each callback. Savers go through this and reach nothing else.
+/// Thread: the training thread, at an update boundary.
+class RunState {
+public:
+    virtual ~RunState() = default;
+    virtual std::vector<std::string> parts() const = 0;
+    /// Tensors are handles: clone them to keep them as they are now. Throws: StateError for an unknown part.
+    virtual SavedState save(std::string_view part) const = 0;
+    /// Throws: CheckpointError where it does not fit this run.
+    virtual void load(std::string_view part, const SavedState& state) = 0;
+};
+
+}  // namespace torchbus

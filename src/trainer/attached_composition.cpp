@@ -1,0 +1,217 @@
+#include "attached_composition.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include <torchbus/error.hpp>
+
+namespace torchbus {
+namespace {
+
+Member member_of(const ComposedCallback& composed) {
+    return {composed.id, composed.callback->kind(), composed.callback->declare(), composed.before, composed.after};
+}
+
+/// May join at any time: it only looks, and no rank waits for it.
+bool only_observes(const Declaration& declared) { return declared.writes.empty() && declared.views.empty() && !declared.collectives; }
+
+void require_no(const std::vector<Finding>& findings) {
+    if (const std::string errors = errors_of(findings); !errors.empty()) throw ConfigError(errors);
+}
+
+/// Whether `provider` is the only one of `members` that publishes what `reader` needs; which number it is.
+const Value* sole_provision(const std::vector<Member>& members, const Member& provider, const Member& reader) {
+    for (const Value& needed : reader.declared.needs) {
+        const auto publishes = [&](const Member& member) {
+            return std::ranges::any_of(member.declared.publishes, [&](const Value& value) { return value.name == needed.name; });
+        };
+        const bool others = std::ranges::any_of(members, [&](const Member& member) { return member.id != provider.id && publishes(member); });
+        if (publishes(provider) && !others) return &needed;
+    }
+    return nullptr;
+}
+
+}  // namespace
+
+/// A callback's interest in the run, from attach to detach.
+struct AttachedComposition::Attached {
+    CallbackClaim claim;
+    ComposedCallback composed;
+    Declaration declared;
+    Subscriber bus;
+    std::unique_ptr<Attachment> attachment;
+    Attached(ComposedCallback which, Bus& on, std::string_view before, std::string requester)
+        : claim(which.callback, which.id), composed(std::move(which)), declared(composed.callback->declare()),
+          bus(on.subscribe(composed.id, declared.subscriber, before, std::move(requester))) {}
+    ~Attached() { composed.callback->detach(); }
+};
+
+AttachedComposition::AttachedComposition(Surroundings surroundings) : surroundings_(surroundings) {}
+AttachedComposition::~AttachedComposition() = default;
+
+void AttachedComposition::attach_all(std::vector<ComposedCallback> callbacks) {
+    std::vector<Member> members;
+    for (const ComposedCallback& composed : callbacks) {
+        if (!composed.callback) throw ConfigError(fmt::format("the callback '{}' is empty; give one that was made", composed.id));
+        members.push_back(member_of(composed));
+    }
+    Arrangement arrangement = arrange(members);
+    require_no(arrangement.findings);
+    for (const Member& member : members) composed_ids_.push_back(member.id);
+    precedences_ = std::move(arrangement.precedences);
+    for (const std::size_t index : arrangement.order) attach_one(std::move(callbacks[index]), {}, {});
+    keeper_ = surroundings_.bus.subscribe("composition");
+    connections_ += keeper_.observe<SubscriberDetached>(Stage::Persist, [this](const SubscriberDetached& event) { settle_dependents(event.id); });
+}
+
+void AttachedComposition::attach_one(ComposedCallback composed, std::string_view before, std::string requester) {
+    auto& [bus, blackboard, consensus, requests, run_state] = surroundings_;
+    auto entry = std::make_unique<Attached>(std::move(composed), bus, before, std::move(requester));
+    entry->attachment = std::make_unique<Attachment>(
+        Attachment{entry->bus, blackboard, consensus, bus.moment(), Asker(requests, entry->composed.id), run_state});
+    entry->composed.callback->attach(*entry->attachment);
+    const auto place = std::ranges::find_if(attached_, [&](const auto& other) { return other->composed.id == before; });
+    attached_.insert(place, std::move(entry));
+}
+
+std::vector<Member> AttachedComposition::members() const {
+    std::vector<Member> members;
+    for (const auto& entry : attached_) members.push_back(member_of(entry->composed));
+    return members;
+}
+
+/// Where the whole composition, sorted anew, has it. Throws: ConfigError as before a run.
+void AttachedComposition::attach_between(ComposedCallback composed, const std::string& requester) {
+    std::vector<Member> all = members();
+    all.push_back(member_of(composed));
+    Arrangement arrangement = arrange(all);
+    require_no(arrangement.findings);
+    const auto place = std::ranges::find(arrangement.order, all.size() - 1);
+    const bool last = std::next(place) == arrangement.order.end();
+    const std::string before = last ? std::string() : all[*std::next(place)].id;
+    composed_ids_.clear();
+    for (const Member& member : all) composed_ids_.push_back(member.id);
+    precedences_ = std::move(arrangement.precedences);
+    attach_one(std::move(composed), before, requester);
+}
+
+AttachedComposition::Attached& AttachedComposition::find(const std::string& id) {
+    const auto found = std::ranges::find_if(attached_, [&](const auto& entry) { return entry->composed.id == id; });
+    if (found != attached_.end()) return **found;
+    std::vector<std::string> known;
+    for (const auto& entry : attached_) known.push_back(entry->composed.id);
+    throw ConfigError(fmt::format("no callback '{}' is attached{}", id, did_you_mean(id, known)));
+}
+
+/// Throws: ConfigError where another needs what this one publishes.
+void AttachedComposition::detach_one(const std::string& id, const std::string& requester) {
+    Attached& leaving = find(id);
+    const std::vector<Member> all = members();
+    for (const Member& reader : all) {
+        const Value* needed = reader.id == id ? nullptr : sole_provision(all, member_of(leaving.composed), reader);
+        if (needed && reader.declared.subscriber.fault == Fault::Critical)
+            throw ConfigError(fmt::format("'{}' cannot be detached: '{}' needs {}, which only it publishes; detach '{}' first", id, reader.id, needed->name, reader.id));
+    }
+    leaving.bus.detach(requester);
+}
+
+/// A provider has gone, by a request or by its failures: optional dependents go with it, a critical one fails the run.
+void AttachedComposition::settle_dependents(const std::string& id) {
+    const auto gone = std::ranges::find_if(attached_, [&](const auto& entry) { return entry->composed.id == id && !entry->bus.attached(); });
+    if (gone == attached_.end()) return;
+    const std::vector<Member> all = members();
+    const Member provider = member_of((*gone)->composed);
+    for (const auto& entry : attached_) {
+        const Value* needed = entry->composed.id == id ? nullptr : sole_provision(all, provider, member_of(entry->composed));
+        if (!needed || !entry->bus.attached()) continue;
+        const std::string why = fmt::format("it needs {}, which '{}' published, and '{}' is detached", needed->name, id, id);
+        if (entry->declared.subscriber.fault == Fault::Optional) {
+            warn(fmt::format("'{}' is detached: {}", entry->composed.id, why));
+            entry->bus.detach(id);
+        } else {
+            surroundings_.requests.ask(Decision::FailRun, {entry->composed.id, why});
+        }
+    }
+    attached_.erase(std::ranges::find_if(attached_, [&](const auto& entry) { return entry->composed.id == id; }));
+}
+
+std::future<void> AttachedComposition::request(std::string what, std::function<void()> make, bool at_poll_point, bool run_under_way) {
+    auto change = std::make_shared<Change>();
+    change->make = std::move(make);
+    change->what = std::move(what);
+    auto done = change->done.get_future();
+    if (!run_under_way) {
+        carry_out(*change);
+    } else if (at_poll_point) {
+        surroundings_.bus.post([change] { carry_out(*change); });
+    } else {
+        const std::lock_guard lock(mutex_);
+        waiting_.push_back(std::move(change));
+    }
+    return done;
+}
+
+/// A refusal is told to who asked, and never fails the run.
+void AttachedComposition::carry_out(Change& change) {
+    try {
+        change.make();
+        change.done.set_value();
+    } catch (const std::exception& refusal) {
+        warn(fmt::format("{} was refused: {}", change.what, refusal.what()));
+        change.done.set_exception(std::current_exception());
+    }
+}
+
+void AttachedComposition::make_changes() {
+    std::vector<std::shared_ptr<Change>> now;
+    {
+        const std::lock_guard lock(mutex_);
+        std::swap(now, waiting_);
+    }
+    for (const auto& change : now) carry_out(*change);
+}
+
+std::future<void> AttachedComposition::attach(ComposedCallback callback, std::string requester, bool run_under_way) {
+    if (!callback.callback) throw ConfigError(fmt::format("the callback '{}' is empty; give one that was made", callback.id));
+    const bool observes = only_observes(callback.callback->declare());
+    std::string what = fmt::format("attaching '{}', asked for by {}", callback.id, requester);
+    return request(std::move(what), [this, callback = std::move(callback), requester = std::move(requester)] { attach_between(callback, requester); },
+                   observes, run_under_way);
+}
+
+std::future<void> AttachedComposition::detach(std::string id, std::string requester, bool run_under_way) {
+    std::string what = fmt::format("detaching '{}', asked for by {}", id, requester);
+    return request(std::move(what), [this, id = std::move(id), requester = std::move(requester)] { detach_one(id, requester); }, false, run_under_way);
+}
+
+std::future<void> AttachedComposition::change_option(std::string id, std::string option, double value, std::string requester, bool run_under_way) {
+    std::string what = fmt::format("changing {} of '{}', asked for by {}", option, id, requester);
+    return request(std::move(what), [this, id = std::move(id), option = std::move(option), value, requester = std::move(requester)] {
+        Attached& entry = find(id);
+        const double before = entry.composed.callback->change_option(option, value);
+        surroundings_.bus.emit(OptionChanged{surroundings_.bus.moment().position, id, option, fmt::format("{}", before), fmt::format("{}", value), requester});
+    }, false, run_under_way);
+}
+
+std::vector<Finding> AttachedComposition::findings(const Outlook& run) const {
+    std::vector<Finding> all = check_values(members(), run.plan);
+    for (const auto& entry : attached_)
+        for (Finding& finding : entry->composed.callback->check(run)) all.push_back(std::move(finding));
+    return all;
+}
+
+std::vector<std::pair<std::string, double>> AttachedComposition::budgets() const {
+    std::vector<std::pair<std::string, double>> all;
+    for (const auto& entry : attached_)
+        if (entry->declared.subscriber.budget_us > 0) all.emplace_back(entry->composed.id, entry->declared.subscriber.budget_us);
+    return all;
+}
+
+std::vector<std::pair<std::string, Callback*>> AttachedComposition::callbacks() const {
+    std::vector<std::pair<std::string, Callback*>> all;
+    for (const auto& entry : attached_) all.emplace_back(entry->composed.id, entry->composed.callback.get());
+    return all;
+}
+
+}  // namespace torchbus

@@ -1,0 +1,76 @@
+#pragma once
+/// The callbacks that a trainer holds: in which order they were attached, what was checked, and changes of them while
+/// a run is under way.
+
+#include <functional>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include <torchbus/arrangement.hpp>
+#include <torchbus/callback.hpp>
+#include <torchbus/run_config.hpp>
+
+namespace torchbus {
+
+class AttachedComposition {
+public:
+    /// What every callback is handed; lives longer than this.
+    struct Surroundings {
+        Bus& bus;
+        Blackboard& blackboard;
+        Consensus& consensus;
+        Requests& requests;
+        RunState& run_state;
+    };
+    explicit AttachedComposition(Surroundings surroundings);
+    ~AttachedComposition();
+
+    /// Sorts, checks and attaches. Throws: ConfigError with all that stands against the composition.
+    void attach_all(std::vector<ComposedCallback> callbacks);
+
+    /// Changes to be made at the next decision point; those of observers at the next poll point. Thread: any.
+    std::future<void> attach(ComposedCallback callback, std::string requester, bool run_under_way);
+    std::future<void> detach(std::string id, std::string requester, bool run_under_way);
+    std::future<void> change_option(std::string id, std::string option, double value, std::string requester, bool run_under_way);
+    /// Makes the changes that wait. Thread: the training thread, at a decision point.
+    void make_changes();
+
+    /// What stands against a run, or deserves a warning.
+    std::vector<Finding> findings(const Outlook& run) const;
+    const std::vector<Precedence>& precedences() const { return precedences_; }
+    /// The ids in the order that precedences count in.
+    const std::vector<std::string>& composed_ids() const { return composed_ids_; }
+    /// Those that have a budget, in µs a call.
+    std::vector<std::pair<std::string, double>> budgets() const;
+    /// Each callback by its id, in order.
+    std::vector<std::pair<std::string, Callback*>> callbacks() const;
+
+private:
+    struct Attached;
+    struct Change {
+        std::function<void()> make;
+        std::promise<void> done;
+        std::string what;
+    };
+    std::future<void> request(std::string what, std::function<void()> make, bool at_poll_point, bool run_under_way);
+    static void carry_out(Change& change);
+    void attach_one(ComposedCallback composed, std::string_view before, std::string requester);
+    void attach_between(ComposedCallback composed, const std::string& requester);
+    void detach_one(const std::string& id, const std::string& requester);
+    Attached& find(const std::string& id);
+    void settle_dependents(const std::string& provider);
+    std::vector<Member> members() const;
+
+    Surroundings surroundings_;
+    std::vector<std::unique_ptr<Attached>> attached_;
+    std::vector<Precedence> precedences_;
+    std::vector<std::string> composed_ids_;
+    std::mutex mutex_;
+    std::vector<std::shared_ptr<Change>> waiting_;
+    Subscriber keeper_;  ///< hears of detached providers
+    Connections connections_;
+};
+
+}  // namespace torchbus
