@@ -1,6 +1,7 @@
 #include <torchbus/callbacks/gradient_clipping.hpp>
 
 #include <cmath>
+#include <utility>
 
 #include <fmt/format.h>
 #include <torch/types.h>
@@ -46,6 +47,7 @@ public:
         });
     }
     void detach() override { connections_.clear(); }
+    double change_option(std::string_view option, double value) override;
 
 private:
     /// The p-norm over all gradients of all owners. Shapes: [].
@@ -84,14 +86,28 @@ void require_positive(double value, const char* name, const char* meaning) {
     if (!(value > 0)) throw ConfigError(fmt::format("gradient_clipping: {}: {} is not positive; give {}", name, value, meaning));
 }
 
-}  // namespace
-
-std::unique_ptr<Callback> make_gradient_clipping(GradientClippingOptions options) {
+void require_valid(const GradientClippingOptions& options) {
     require_positive(options.max_norm, "max_norm", "the largest allowed gradient norm, e.g. 1.0");
     require_positive(options.norm_type, "norm_type", "the p of the p-norm, e.g. 2.0");
     require_positive(options.max_value, "max_value", "the largest allowed gradient, e.g. 1.0");
     require_positive(options.ratio, "ratio", "the largest allowed share of the weights' norm, e.g. 0.01");
     require_positive(options.epsilon, "epsilon", "the smallest weight norm, e.g. 0.001");
+}
+
+double GradientClipping::change_option(std::string_view option, double value) {
+    GradientClippingOptions changed = options_;
+    double* const place = option == "max_norm" ? &changed.max_norm : option == "max_value" ? &changed.max_value : option == "ratio" ? &changed.ratio : nullptr;
+    if (!place) return Callback::change_option(option, value);
+    const double before = std::exchange(*place, value);
+    require_valid(changed);
+    options_ = changed;
+    return before;
+}
+
+}  // namespace
+
+std::unique_ptr<Callback> make_gradient_clipping(GradientClippingOptions options) {
+    require_valid(options);
     return std::make_unique<GradientClipping>(options);
 }
 

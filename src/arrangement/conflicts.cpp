@@ -72,12 +72,15 @@ public:
                     if (!find_resource(name)) error(fmt::format("'{}' declares '{}', which is no resource{}", member.id, name, did_you_mean(name, known)));
     }
 
-    void find_unordered_writers(const std::function<bool(std::size_t, std::size_t)>& is_ordered) {
+    using IsOrdered = std::function<bool(std::size_t, std::size_t)>;
+
+    void find_unordered_writers(const IsOrdered& is_ordered) {
         for (std::size_t a = 0; a < members_.size(); ++a)
             for (std::size_t b = a + 1; b < members_.size(); ++b)
                 for (const std::string& resource : members_[a].declared.writes) {
                     const Resource* known = find_resource(resource);
                     if (!known || !known->ordered || !writes(members_[b], resource) || is_ordered(a, b)) continue;
+                    at_odds_.insert({a, b});
                     error(fmt::format("'{0}' and '{1}' both write {2} ({3}), and neither says who goes first; leave one out, or give '{1}' \"after\": [\"{0}\"] in the composition",
                                       members_[a].id, members_[b].id, resource, known->about));
                 }
@@ -123,16 +126,20 @@ public:
         }
     }
 
-    void find_doubles() {
+    void find_same_ids() {
         std::set<std::string> ids;
         for (const Member& member : members_)
             if (!ids.insert(member.id).second) error(fmt::format("two subscribers have the id '{}'; give one of them an id of its own", member.id));
-        std::map<std::string, const Member*> publishers;
-        for (const Member& member : members_)
-            for (const Value& value : member.declared.publishes) {
-                const auto [place, added] = publishers.try_emplace(value.name, &member);
-                if (!added && place->second != &member)
-                    error(fmt::format("'{}' and '{}' both publish {}; give one of them another name, or leave one out", place->second->id, member.id, value.name));
+    }
+
+    /// In a known order the later one's number is the one that stays.
+    void find_shared_names(const IsOrdered& is_ordered) {
+        for (std::size_t a = 0; a < members_.size(); ++a)
+            for (std::size_t b = a + 1; b < members_.size(); ++b) {
+                if (at_odds_.contains({a, b}) || is_ordered(a, b)) continue;
+                for (const Value& value : members_[a].declared.publishes)
+                    if (std::ranges::any_of(members_[b].declared.publishes, [&](const Value& other) { return other.name == value.name; }))
+                        error(fmt::format("'{}' and '{}' both publish {}; give one of them another name, or leave one out", members_[a].id, members_[b].id, value.name));
             }
     }
 
@@ -140,6 +147,7 @@ private:
     void error(std::string text) { findings_.push_back({Finding::Weight::Error, std::move(text)}); }
     const std::vector<Member>& members_;
     std::vector<Finding>& findings_;
+    std::set<std::pair<std::size_t, std::size_t>> at_odds_;  ///< pairs that are told of already
 };
 
 }  // namespace
@@ -150,8 +158,9 @@ void find_conflicts(const std::vector<Member>& members, const std::function<bool
                     std::vector<Finding>& findings) {
     Conflicts conflicts(members, findings);
     conflicts.find_unknown_resources();
-    conflicts.find_doubles();
+    conflicts.find_same_ids();
     conflicts.find_unordered_writers(is_ordered);
+    conflicts.find_shared_names(is_ordered);
     conflicts.find_shared_leases();
     conflicts.find_unscaled();
     conflicts.find_wrong_delivery();

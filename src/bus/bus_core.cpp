@@ -252,8 +252,10 @@ std::shared_ptr<DeliveryThread> BusCore::new_thread(SubscriberRecord& subscriber
         const std::string cause = message_of(std::current_exception());
         const auto alive = core.lock();
         if (!alive) return;
-        alive->post([core, of, &event, cause] {
-            if (const auto record = of.lock()) core.lock()->settle_thread_failure(record, event, cause);
+        const auto failing = of.lock();
+        const int in_a_row = failing ? ++failing->thread_failures : 0;
+        alive->post([core, of, &event, cause, in_a_row] {
+            if (const auto record = of.lock()) core.lock()->settle_thread_failure(record, event, cause, in_a_row);
         });
     };
     const auto served = [of = subscriber.weak_from_this()] {
@@ -263,10 +265,10 @@ std::shared_ptr<DeliveryThread> BusCore::new_thread(SubscriberRecord& subscriber
 }
 
 /// At the poll point after work on a thread threw.
-void BusCore::settle_thread_failure(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& event, const std::string& cause) {
+void BusCore::settle_thread_failure(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& event, const std::string& cause, int in_a_row) {
     if (subscriber->options.fault == Fault::Critical)
         throw SubscriberError(fmt::format("subscriber '{}' failed on its thread at {}: {}", subscriber->id, event.name, cause), subscriber->id, event.name);
-    const bool too_often = ++subscriber->thread_failures >= subscriber->options.max_failures;
+    const bool too_often = in_a_row >= subscriber->options.max_failures && subscriber->attached;
     warn(fmt::format("optional subscriber '{}' failed on its thread at {}: {}{}", subscriber->id, event.name, cause, too_often ? "; it is detached" : ""));
     if (too_often) detach(subscriber, "its failures");
     SubscriberFailed told{moment.position, subscriber->id, event.name, cause, too_often};

@@ -150,7 +150,7 @@ private:
     std::vector<std::shared_ptr<Link>> live_links() const;
     /// Calls `visit(key, record)` for every slot of a user's own event, with a key that is the same in an equal composition.
     void for_each_counter(const std::function<void(const std::string&, SlotRecord&)>& visit) const;
-    void settle_thread_failure(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& event, const std::string& cause);
+    void settle_thread_failure(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& event, const std::string& cause, int in_a_row);
     void fold(const SlotRecord& record);
 
     mutable std::recursive_mutex mutex_;  ///< connecting may create a channel, which joins the taps

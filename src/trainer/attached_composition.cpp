@@ -123,7 +123,8 @@ void AttachedComposition::settle_dependents(const std::string& id) {
     const std::vector<Member> all = members();
     const Member provider = member_of((*gone)->composed);
     for (const auto& entry : attached_) {
-        const Value* needed = entry->composed.id == id ? nullptr : sole_provision(all, provider, member_of(entry->composed));
+        const Member reader = member_of(entry->composed);
+        const Value* needed = reader.id == id ? nullptr : sole_provision(all, provider, reader);
         if (!needed || !entry->bus.attached()) continue;
         const std::string why = fmt::format("it needs {}, which '{}' published, and '{}' is detached", needed->name, id, id);
         if (entry->declared.subscriber.fault == Fault::Optional) {

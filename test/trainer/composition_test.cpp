@@ -1,0 +1,256 @@
+// What a trainer does with its composition: sorts, refuses, and changes it while a run is under way.
+#include <torchbus/callbacks/gradient_clipping.hpp>
+#include <torchbus/callbacks/metrics.hpp>
+#include <torchbus/callbacks/mixed_precision.hpp>
+#include <torchbus/error.hpp>
+#include <torchbus/trainer.hpp>
+
+#include "support/catch.hpp"
+#include "support/toy.hpp"
+
+using namespace torchbus;
+using namespace torchbus::test;
+
+namespace {
+
+/// A callback that declares what it is told to, and connects as it is told to.
+class Declaring final : public Callback {
+public:
+    using Connect = std::function<void(Attachment&, Connections&)>;
+    explicit Declaring(Declaration declared, Connect connect = [](Attachment&, Connections&) {}) : declared_(std::move(declared)), connect_(std::move(connect)) {}
+    std::string kind() const override { return "declaring"; }
+    Declaration declare() const override { return declared_; }
+    void attach(Attachment& run) override { connect_(run, connections_); }
+    void detach() override { connections_.clear(); }
+    std::vector<Finding> check(const Outlook& run) const override { return checks ? checks(run) : std::vector<Finding>{}; }
+    std::function<std::vector<Finding>(const Outlook&)> checks;
+
+private:
+    Declaration declared_;
+    Connect connect_;
+    Connections connections_;
+};
+
+ComposedCallback declaring(std::string id, Declaration declared, Declaring::Connect connect = [](Attachment&, Connections&) {}) {
+    return {std::move(id), std::make_shared<Declaring>(std::move(declared), std::move(connect))};
+}
+
+struct Toy {
+    torch::nn::Sequential model = toy_model();
+    std::unique_ptr<Trainer> trainer;
+    explicit Toy(std::vector<ComposedCallback> callbacks) {
+        trainer = std::make_unique<Trainer>(TrainerOptions{.model = model, .loss = cross_entropy,
+                                                           .optimizer = std::make_shared<torch::optim::SGD>(model->parameters(), 0.1),
+                                                           .callbacks = std::move(callbacks), .handle_signals = false});
+    }
+    RunResult train(std::int64_t epochs = 1) { return trainer->train(toy_data(16), toy_data(8), {.epochs = epochs, .batch_size = 4}); }
+    void start(std::int64_t epochs = 1) { trainer->start_training(toy_data(16), toy_data(8), {.epochs = epochs, .batch_size = 4}); }
+    void finish() {
+        while (trainer->advance()) {}
+    }
+};
+
+bool is_attached(Trainer& trainer, const std::string& id) {
+    return std::ranges::any_of(trainer.check(toy_data(16), toy_data(8)).slots, [&](const ConnectedSlot& slot) { return slot.subscriber == id; });
+}
+
+/// Publishes `x` at the end of every step.
+ComposedCallback provider(SubscriberOptions options = {}) {
+    return declaring("provider", {.listens = {"train_step_end"}, .publishes = {{"x", "train_step_end"}}, .subscriber = options}, [](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd&) { run.blackboard.publish("x", 1); });
+    });
+}
+ComposedCallback reader(Fault fault) {
+    return declaring("reader", {.needs = {{"x", "train_step_end", Stage::Report}}, .subscriber = {.fault = fault}}, [](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepEnd>(Stage::Report, [](const TrainStepEnd&) {});
+    });
+}
+
+}  // namespace
+
+TEST_CASE("a trainer refuses a composition that does not go together, with all that stands against it", "[trainer][composition]") {
+    const Declaration clips{.writes = {"gradients.change"}}, holds{.views = {"ema"}};
+    CHECK_THROWS_WITH(Toy({declaring("a", clips), declaring("b", clips)}),
+                      "'a' and 'b' both write gradients.change (GradientsReady, phase change: clips), and neither says who goes first; leave one out, "
+                      "or give 'b' \"after\": [\"a\"] in the composition");
+    CHECK_THROWS_WITH(Toy({declaring("a", clips), declaring("b", clips), declaring("c", holds), declaring("d", holds)}), Catch::StartsWith("2 things stand against this composition:\n  - 'a' and 'b'"));
+}
+
+TEST_CASE("callbacks run in the order of declarations, not of the list", "[trainer][composition]") {
+    std::vector<std::string> order;
+    const auto note = [&order](std::string id) {
+        return [&order, id](Attachment& run, Connections& connections) {
+            connections += run.bus.intercept<TrainStepStart>([&order, id](TrainStepStart&) { order.push_back(id); });
+        };
+    };
+    Toy toy({declaring("late", {.after = {"declaring"}}, note("late")), declaring("early", {}, note("early"))});
+    toy.train();
+    REQUIRE(order.size() == 8);
+    CHECK(order[0] == "early");
+    CHECK(order[1] == "late");
+}
+
+TEST_CASE("a run whose numbers nobody publishes is refused before its first batch", "[trainer][composition]") {
+    int batches = 0;
+    Toy toy({declaring("saver", {.needs = {{"eval.loss", "epoch_checkpoint"}}}, [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<BatchReady>(Stage::Observe, [&](const BatchReady&) { ++batches; });
+    })});
+    CHECK_THROWS_AS(toy.train(), ConfigError);
+    CHECK(batches == 0);
+    CHECK(toy.trainer->result().outcome == Outcome::Failed);
+}
+
+TEST_CASE("a callback's own findings are heard: errors refuse the run, warnings do not", "[trainer][composition]") {
+    auto callback = std::make_shared<Declaring>(Declaration{});
+    Finding::Weight weight = Finding::Weight::Error;
+    callback->checks = [&](const Outlook& run) -> std::vector<Finding> {
+        CHECK(run.plan.epochs == 1);
+        CHECK(run.length.steps == 4);
+        CHECK(run.has_split(Mode::Eval));
+        return {{weight, "this will not do"}};
+    };
+    Toy toy({ComposedCallback("choosy", callback)});
+    CHECK_THROWS_WITH(toy.train(), "this will not do");
+    weight = Finding::Weight::Warning;
+    CHECK(toy.train().outcome == Outcome::Finished);
+}
+
+TEST_CASE("check() tells what would run, without running it", "[trainer][composition]") {
+    Toy toy({make_metrics(), ComposedCallback("clip", make_gradient_clipping({})), declaring("saver", {.needs = {{"eval.f1", "epoch_checkpoint"}}})});
+    const auto before = copies_of(toy.model->parameters());
+    const CompositionReport report = toy.trainer->check(toy_data(16), toy_data(8), {.batch_size = 4});
+    CHECK(report.plan.splits.size() == 2);
+    CHECK(report.plan.splits[0].batches == 4);
+    REQUIRE(report.findings.size() == 1);
+    CHECK_THAT(report.findings[0].text, Catch::StartsWith("'saver' needs eval.f1, which nobody publishes"));
+    const bool clips = std::ranges::any_of(report.slots, [](const ConnectedSlot& slot) { return slot.event == "gradients_ready" && slot.subscriber == "clip" && slot.phase == Phase::Change; });
+    CHECK(clips);
+    CHECK(equal_bits(copies_of(toy.model->parameters()), before));
+}
+
+TEST_CASE("one callback serves one trainer at a time", "[trainer][composition]") {
+    std::shared_ptr<Callback> shared = make_gradient_clipping({});
+    {
+        Toy first({ComposedCallback(shared)});
+        CHECK_THROWS_WITH(Toy({ComposedCallback("again", shared)}), "the callback 'again' serves another trainer already, or stands twice in this one; make one for each");
+    }
+    Toy later({ComposedCallback(shared)});
+    CHECK(later.train().outcome == Outcome::Finished);
+}
+
+TEST_CASE("an observer joins at the next poll point of a run, and the event says who asked", "[trainer][composition]") {
+    std::vector<std::string> told;
+    int steps = 0;
+    Toy toy({declaring("listener", {}, [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<SubscriberAttached>(Stage::Observe, [&](const SubscriberAttached& event) { if (!event.requester.empty()) told.push_back(event.id + " by " + event.requester); });
+        connections += run.bus.observe<SubscriberDetached>(Stage::Observe, [&](const SubscriberDetached& event) { told.push_back(event.id + " gone by " + event.requester); });
+    })});
+    toy.start();
+    toy.trainer->advance();
+    auto joined = toy.trainer->attach(declaring("guest", {}, [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd&) { ++steps; });
+    }), "dashboard");
+    CHECK(joined.wait_for(std::chrono::seconds(0)) == std::future_status::timeout);
+    while (steps < 2) toy.trainer->advance();
+    joined.get();
+    auto left = toy.trainer->detach("guest", "dashboard");
+    toy.finish();
+    left.get();
+    CHECK(steps == 2);
+    CHECK(told == std::vector<std::string>{"guest by dashboard", "guest gone by dashboard"});
+}
+
+TEST_CASE("what changes events joins at a decision point, in its place, and is checked like before a run", "[trainer][composition]") {
+    Toy toy({ComposedCallback("clip", make_gradient_clipping({.max_norm = 1.0}))});
+    toy.start();
+    toy.trainer->advance();
+    auto refused = toy.trainer->attach(ComposedCallback("clip_too", make_gradient_clipping({})), "operator");
+    auto accepted = toy.trainer->attach(ComposedCallback("clip_first", make_gradient_clipping({}), {"clip"}), "operator");
+    toy.finish();
+    CHECK_THROWS_WITH(refused.get(), Catch::StartsWith("'clip' and 'clip_too' both write gradients.change"));
+    accepted.get();
+    CHECK(toy.trainer->result().outcome == Outcome::Finished);
+    std::vector<std::string> order;
+    for (const ConnectedSlot& slot : toy.trainer->check(toy_data(16)).slots)
+        if (slot.event == "gradients_ready") order.push_back(slot.subscriber);
+    CHECK(order == std::vector<std::string>{"clip_first", "clip"});
+}
+
+TEST_CASE("an option changes at a decision point, with an event that says who changed it", "[trainer][composition]") {
+    std::vector<std::string> told;
+    Toy toy({ComposedCallback("clip", make_gradient_clipping({.max_norm = 1.0})), declaring("listener", {}, [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<OptionChanged>(Stage::Observe, [&](const OptionChanged& event) {
+            told.push_back(event.subscriber + "." + event.option + " " + event.from + " -> " + event.to + " by " + event.requester);
+        });
+    })});
+    toy.start();
+    toy.trainer->advance();
+    auto changed = toy.trainer->change_option("clip", "max_norm", 0.25, "dashboard");
+    auto unknown = toy.trainer->change_option("clip", "max_nrom", 0.25, "dashboard");
+    auto wrong = toy.trainer->change_option("clip", "max_norm", -1, "dashboard");
+    auto nobody = toy.trainer->change_option("clipp", "max_norm", 1, "dashboard");
+    toy.finish();
+    changed.get();
+    CHECK(told == std::vector<std::string>{"clip.max_norm 1 -> 0.25 by dashboard"});
+    CHECK_THROWS_WITH(unknown.get(), "gradient_clipping: the option 'max_nrom' cannot be changed while a run is under way");
+    CHECK_THROWS_WITH(wrong.get(), "gradient_clipping: max_norm: -1 is not positive; give the largest allowed gradient norm, e.g. 1.0");
+    CHECK_THROWS_WITH(nobody.get(), "no callback 'clipp' is attached; did you mean 'clip'?");
+    CHECK(toy.trainer->result().outcome == Outcome::Finished);
+}
+
+TEST_CASE("a provider that others need is not detached, unless they are optional and go with it", "[trainer][composition]") {
+    Toy critical({provider(), reader(Fault::Critical)});
+    CHECK_THROWS_WITH(critical.trainer->detach("provider", "operator").get(), "'provider' cannot be detached: 'reader' needs x, which only it publishes; detach 'reader' first");
+    Toy optional({provider(), reader(Fault::Optional)});
+    optional.start();
+    optional.trainer->advance();
+    auto left = optional.trainer->detach("provider", "operator");
+    optional.finish();
+    left.get();
+    CHECK_FALSE(is_attached(*optional.trainer, "reader"));
+}
+
+TEST_CASE("a provider that fails too often takes a critical dependent's run with it", "[trainer][composition]") {
+    auto failing = declaring("provider", {.publishes = {{"x", "train_step_end"}}, .subscriber = {.fault = Fault::Optional, .max_failures = 1}},
+                             [](Attachment& run, Connections& connections) {
+                                 connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [](const TrainStepEnd&) { throw std::runtime_error("no"); });
+                             });
+    Toy toy({std::move(failing), reader(Fault::Critical)});
+    CHECK_THROWS_WITH(toy.train(3), "reader: it needs x, which 'provider' published, and 'provider' is detached");
+}
+
+TEST_CASE("all parts of a run are saved and put back", "[trainer][composition][run-state]") {
+    RunState* state = nullptr;
+    std::map<std::string, SavedState> saved;
+    Toy toy({ComposedCallback("scaler", make_mixed_precision({.scale_loss = true})), declaring("saver", {}, [&](Attachment& run, Connections& connections) {
+        state = &run.run_state;
+        connections += run.bus.observe<TrainStepEnd>(Stage::Persist, [&](const TrainStepEnd& event) {
+            if (event.position.step != 2) return;
+            for (const std::string& part : state->parts()) {
+                saved[part] = state->save(part);
+                for (auto& [name, tensor] : saved[part].tensors) tensor = tensor.clone();
+            }
+        });
+    })});
+    toy.train();
+    REQUIRE(state);
+    CHECK(state->parts() == std::vector<std::string>{"model", "update", "data", "generators", "position", "emission_counts", "callback.scaler", "callback.saver"});
+    CHECK(saved.at("position").values.at("step") == 2);
+    CHECK(saved.at("data").values.at("batches") == 2);
+    CHECK(saved.at("callback.scaler").values.contains("scale"));
+    const auto trained = copies_of(toy.model->parameters());
+    for (const char* part : {"model", "update", "generators", "emission_counts", "callback.scaler"}) state->load(part, saved.at(part));
+    CHECK_FALSE(equal_bits(copies_of(toy.model->parameters()), trained));
+    CHECK(torch::equal(state->save("model").tensors.at("0.weight"), saved.at("model").tensors.at("0.weight")));
+    CHECK_THROWS_WITH(state->save("modle"), "a run has no part 'modle' that could be saved");
+    saved.at("model").tensors.erase("0.weight");
+    CHECK_THROWS_WITH(state->load("model", saved.at("model")), "the saved model has no tensor '0.weight'; is it of another model?");
+}
+
+TEST_CASE("what fails on a subscriber's thread at the very end still fails the run", "[trainer][composition][delivery]") {
+    Toy toy({declaring("writer", {.on_thread = true}, [](Attachment& run, Connections& connections) {
+        connections += run.bus.observe_on_thread<EpochCheckpoint>(Stage::Persist, [](const EpochCheckpoint& event) { return event.position.epoch; },
+                                                                   [](std::int64_t) { throw std::runtime_error("the disk is full"); });
+    })});
+    CHECK_THROWS_WITH(toy.train(), "subscriber 'writer' failed on its thread at epoch_checkpoint: the disk is full");
+}
