@@ -75,7 +75,7 @@ struct RunConfigured {
 };
 struct TrainingRunStart { Position position; const RunPlan& plan; };
 struct TrainEpochStart { Position position; };
-struct TrainEpochEnd { Position position; Counts epoch; bool completed; };
+struct TrainEpochEnd { Position position; Counts epoch; bool completed; };  ///< completed: no decision cut it short
 struct TrainingRunEpochEnd { Position position; };
 struct TrainingRunEnd { Position position; const RunResult& result; };
 

@@ -32,7 +32,7 @@ struct RunPlan {
     std::int64_t max_passes = 4;                ///< how often `again` may repeat one window
     std::vector<SplitPlan> splits;
     std::vector<std::string> views = {"training"};  ///< weights views that an evaluation goes through
-    std::uint64_t seed = 0;
+    std::uint64_t seed = 0;  ///< of the data's order, which is settled by now: for reading
 };
 
 }  // namespace torchbus

@@ -27,9 +27,11 @@ int train(const nlohmann::json& options) {
     Trainer trainer(std::move(made.trainer));
     const RunResult result = trainer.train(made.train_dataset, made.eval_dataset, made.train);
     if (made.output) {
-        save_safetensors(*made.output / "model.safetensors", weights_of(model));
-        write_history(*made.output / "history.json", trainer.history());
-        std::fprintf(stderr, "weights and history are in %s\n", made.output->c_str());
+        // What a signal cut short does not take the place of a trained model.
+        const bool whole = result.outcome != Outcome::Signalled;
+        save_safetensors(*made.output / (whole ? "model.safetensors" : "interrupted.safetensors"), weights_of(model));
+        write_history(*made.output / (whole ? "history.json" : "interrupted_history.json"), trainer.history());
+        std::fprintf(stderr, "weights and history are in %s%s\n", made.output->c_str(), whole ? "" : ", called interrupted");
     }
     return result.exit_code;
 }

@@ -56,7 +56,12 @@ Data data_from_json(const json& part, const std::string& where) {
     OptionReader reader(part, where);
     std::string kind = "mnist";
     reader.choice("kind", kind, {"mnist", "synthetic"}, "which data");
-    Data data = kind == "mnist" ? mnist_from(reader) : synthetic_from(reader);
+    Data data;
+    try {
+        data = kind == "mnist" ? mnist_from(reader) : synthetic_from(reader);
+    } catch (const DataError& error) {
+        throw DataError(fmt::format("{}: {}", where, error.what()));
+    }
     reader.finish();
     data.about = fmt::format("{}: {} training and {} evaluation samples", data.about, data.train->size(), data.eval->size());
     return data;

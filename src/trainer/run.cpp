@@ -233,7 +233,7 @@ Trigger Run::end_epoch() {
         ++position().epoch;
         position().in_epoch = {};
     }
-    parts_.bus.emit([&] { return TrainEpochEnd{position(), epoch, !stopped}; });
+    parts_.bus.emit([&] { return TrainEpochEnd{position(), epoch, !stopped && !stop_epoch_}; });
     if (stopped) return Trigger::RunStopped;
     decide();
     return stopping() ? Trigger::RunStopped : Trigger::EpochEnded;

@@ -84,6 +84,7 @@ private:
     void save_within_evaluation();
     void show_view(std::string_view view);
     void clear_gradients();
+    void renew_gradients_view();
     Update& current_update() { return parts_.updates[update_index_]; }
     Position& position() { return moment_.position; }
     bool is_training_run() const { return kind_ == Trigger::StartTraining; }

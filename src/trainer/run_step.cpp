@@ -34,6 +34,7 @@ void Run::start_step() {
     pass_ = 0;
     window_.total_weight = 0;
     for (const Batch& batch : window_.batches) window_.total_weight += batch.weight;
+    renew_gradients_view();
     parts_.bus.emit([&] { return TrainStepStart{position(), current_update(), window_}; });
 }
 
@@ -151,6 +152,14 @@ bool Run::next_update() {
     ++windows_;
     skip_batch_.reset();
     return false;
+}
+
+/// A subscriber may have added parameters to the optimizer since.
+void Run::renew_gradients_view() {
+    std::size_t count = 0;
+    for (const auto& group : current_update().optimizer->param_groups()) count += group.params().size();
+    auto& view = gradients_[update_index_];
+    if (view->parameters().size() != count) view = std::make_unique<GradientsView>(current_update().parameters());
 }
 
 /// Of all updates: a backward through one may reach the parameters of another.

@@ -249,7 +249,7 @@ at::Tensor Trainer::predict(std::shared_ptr<const Dataset> dataset, EvaluateOpti
     std::vector<std::unique_ptr<Loader>> loaders;
     loaders.push_back(make_loader(std::move(dataset), LoaderOptions{options.batch_size, {}, false, 0, options.workers}));
     std::vector<at::Tensor> outputs;
-    Subscriber collector = parts_->bus.subscribe("predict");
+    Subscriber collector = parts_->bus.subscribe("prediction_outputs");
     const Connection connection = collector.observe<PredictStepEnd>(Stage::Observe, [&](const PredictStepEnd& event) {
         outputs.push_back(event.output.tensor.narrow(0, 0, event.batch.valid).cpu());
     });
