@@ -1,11 +1,15 @@
 #include <torchbus/callbacks/learning_rate_schedule.hpp>
 
-#include <unordered_map>
+#include <algorithm>
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 #include <torch/optim/optimizer.h>
 
+#include <torchbus/optim/registry.hpp>
 #include <torchbus/error.hpp>
+#include <torchbus/optim/group_options.hpp>
 
 #include "entries.hpp"
 
@@ -22,51 +26,86 @@ public:
                 .publishes = {{published_name(), "train_step_start", Stage::Transform}}};
     }
     void attach(Attachment& run) override {
-        connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { remember_base(event.updates); });
+        connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { remember(event.updates); });
         connections_ += run.bus.intercept<TrainStepStart>([this, &run](TrainStepStart& event) {
-            if (!options_.update.empty() && event.update.name != options_.update) return;
-            const double factor = options_.schedule(run.moment);
-            const auto& base = base_rates_.at(event.update.name);
+            if (!concerns(event.update)) return;
+            const auto& base = base_.of(event.update);  // attached while a run was under way, it is taken here
             auto& groups = event.update.optimizer->param_groups();
-            for (std::size_t i = 0; i < groups.size(); ++i) groups[i].options().set_lr(base[i] * factor);
-            run.blackboard.publish(published_name(), base.front() * factor);
+            const double common = options_.schedule(run.moment);
+            for (std::size_t i = 0; i < groups.size(); ++i) groups[i].options().set_lr(base[i] * factor(i, common, run.moment));
+            run.blackboard.publish(published_name(), groups.front().options().get_lr());
         });
     }
-    void detach() override { connections_.clear(); }
-    SavedState state() const override { return {{{"base_rates", base_rates_}}}; }
-    void load_state(const SavedState& state) override { state.values.at("base_rates").get_to(base_rates_); }
+    void detach() override { connections_.clear(); }  // the base stays: it belongs to the optimizer, not to the run
+    std::vector<Finding> check(const Outlook& run) const override {
+        std::vector<Finding> findings = check_schedule(options_.schedule, run, kind());
+        for (const GroupSchedule& group : options_.groups)
+            for (Finding& finding : check_schedule(group.schedule, run, kind())) findings.push_back(std::move(finding));
+        return findings;
+    }
+    SavedState state() const override { return {{{"base_rates", base_.saved()}}}; }
+    void load_state(const SavedState& state) override { base_.load(state.values.at("base_rates")); }
 
 private:
     std::string published_name() const { return options_.update.empty() ? "learning_rate" : "learning_rate." + options_.update; }
+    bool concerns(const Update& update) const { return options_.update.empty() || update.name == options_.update; }
 
-    /// The rates that the optimizer came with, taken once: a second run starts from them, not from where the first ended.
-    void remember_base(const std::vector<Update>& updates) {
-        for (const Update& update : updates) {
-            if (base_rates_.contains(update.name)) continue;
-            auto& rates = base_rates_[update.name];
-            for (const auto& group : update.optimizer->param_groups()) rates.push_back(group.options().get_lr());
-        }
-        if (!options_.update.empty() && !base_rates_.contains(options_.update))
+    double factor(std::size_t group, double common, const Moment& moment) const {
+        if (group >= options_.groups.size()) return common;
+        const auto& [factor, schedule] = options_.groups[group];
+        return factor * (schedule ? schedule(moment) : common);
+    }
+
+    void remember(const std::vector<Update>& updates) {
+        if (std::ranges::none_of(updates, [this](const Update& update) { return concerns(update); }))
             throw ConfigError("learning_rate_schedule: update: there is no update '" + options_.update + "'");
+        for (const Update& update : updates) {
+            if (!concerns(update)) continue;
+            const std::size_t groups = base_.of(update).size();
+            if (options_.groups.empty() || options_.groups.size() == groups) continue;
+            throw ConfigError(fmt::format("learning_rate_schedule: groups: {} were given, and the optimizer has {} parameter {}; give one each, or none",
+                                          options_.groups.size(), groups, groups == 1 ? "group" : "groups"));
+        }
     }
 
     LearningRateScheduleOptions options_;
-    std::unordered_map<std::string, std::vector<double>> base_rates_;  ///< by update, one a parameter group
+    BaseValues base_{"learning_rate"};
     Connections connections_;
 };
+
+/// Numbers are factors of the common schedule, objects are schedules.
+std::vector<GroupSchedule> groups_from_json(const nlohmann::json& part, const std::string& where) {
+    if (!part.is_array()) throw ConfigError(fmt::format("{}: expected an array of factors or schedules, found a {}", where, part.type_name()));
+    std::vector<GroupSchedule> groups;
+    for (std::size_t i = 0; i < part.size(); ++i) {
+        const std::string path = fmt::format("{}[{}]", where, i);
+        if (part[i].is_object()) {
+            groups.push_back({1, schedule_from_json(part[i], path)});
+            continue;
+        }
+        if (!part[i].is_number() || part[i].get<double>() < 0)
+            throw ConfigError(fmt::format("{}: {} is neither a factor of at least 0 nor a schedule", path, part[i].dump()));
+        groups.push_back({part[i].get<double>()});
+    }
+    return groups;
+}
 
 }  // namespace
 
 std::unique_ptr<Callback> make_learning_rate_schedule(LearningRateScheduleOptions options) {
     if (!options.schedule) throw ConfigError("learning_rate_schedule: there is no schedule; give a function of the run's moment");
+    for (const GroupSchedule& group : options.groups)
+        if (!(group.factor >= 0)) throw ConfigError(fmt::format("learning_rate_schedule: groups: {} is out of range; give factors of at least 0", group.factor));
     return std::make_unique<LearningRateSchedule>(std::move(options));
 }
 
 std::unique_ptr<Callback> learning_rate_schedule_from_json(OptionReader& reader) {
     LearningRateScheduleOptions options;
     reader.text("update", options.update, "name of the update; empty: all of them");
-    const nlohmann::json* part = reader.part("schedule", "object", "kind (constant, cosine, linear, step) and its options");
+    const nlohmann::json* part = reader.part("schedule", "object", fmt::format("kind ({}) and its options", fmt::join(schedule_table().kinds(), ", ")));
     options.schedule = schedule_from_json(part ? *part : nlohmann::json::object(), reader.path_of("schedule"));
+    if (const nlohmann::json* groups = reader.part("groups", "array", "for each parameter group a factor of the schedule, or a schedule of its own"))
+        options.groups = groups_from_json(*groups, reader.path_of("groups"));
     return make_learning_rate_schedule(std::move(options));
 }
 

@@ -26,7 +26,7 @@ int main(int argc, char** argv) {
         .loss = [](const auto& output, const auto& targets) { return torch::nn::functional::cross_entropy(output, targets); },
         .optimizer = torchbus::make_adamw(net->parameters(), {.learning_rate = 1e-3, .weight_decay = 0.01}),
         .callbacks = {torchbus::make_metrics({.accuracy = true}), torchbus::make_gradient_clipping({.max_norm = 5.0}),
-                      torchbus::make_learning_rate_schedule({torchbus::make_cosine_schedule({.warmup_steps = 100})}),
+                      torchbus::make_learning_rate_schedule({torchbus::make_cosine_schedule({.warmup = 100})}),
                       torchbus::make_terminate_on_nan(), torchbus::make_progress_bar()},
         .seed = 42,
     });

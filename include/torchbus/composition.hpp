@@ -2,21 +2,37 @@
 /// A run described in JSON: the same composition that code makes.
 
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include <nlohmann/json_fwd.hpp>
+#include <nlohmann/json.hpp>
 
 #include <torchbus/run_config.hpp>
 
 namespace torchbus {
 
-/// Reads a run file and applies `--set path=value` overrides, e.g. "optimizer.learning_rate=0.01" or
-/// "callbacks[1].max_norm=2". A value that is no JSON is taken as a string.
-/// Throws: ConfigError: file missing, malformed JSON with line and column, a key twice, an override that does not fit.
+/// Reads a run file. In this order:
+/// - `${NAME}` in a text is replaced by that environment variable, `${NAME:-default}` has a default where it is unset
+///   or empty, `$${` stands for `${`;
+/// - `"include": "base.json"`, or a list of files relative to this one: they come first, in their order, and this file
+///   after them. Objects merge key by key, unless they name another `kind`; all else replaces;
+/// - `"plugins"` become relative to the working folder;
+/// - overrides of `--set path=value`, e.g. "optimizer.learning_rate=0.01" or "callbacks[1].max_norm=2". A value that is
+///   no JSON is taken as a string.
+/// Throws: ConfigError: file missing, malformed JSON with line and column, a key twice, files that include each other,
+/// a variable that is not set, an override that does not fit.
 nlohmann::json read_run_file(const std::filesystem::path& path, const std::vector<std::string>& overrides = {});
+
+/// A run file as read, and which file each value comes from.
+struct RunFileContent {
+    std::string name;
+    nlohmann::json run;
+    std::map<std::string, std::string> origins;  ///< file by path, e.g. "optimizer.learning_rate" or "callbacks"
+};
+RunFileContent load_run_file(const std::filesystem::path& path, const std::vector<std::string>& overrides = {});
 
 /// All that a run file names, made.
 struct Composition {
@@ -31,8 +47,10 @@ struct Composition {
 
 /// Makes all that a run file names. Throws: ConfigError with the JSON path, DataError for its data.
 Composition compose(const nlohmann::json& run, const std::string& name);
+/// The same; a message names the file that the value comes from.
+Composition compose(const RunFileContent& file);
 
-/// Losses by name: cross_entropy, mse, l1, binary_cross_entropy. Throws: ConfigError for another.
+/// A loss by name, e.g. "mse", or by kind and options. Throws: ConfigError for one that is in no table.
 Loss loss_from_json(const nlohmann::json& json, const std::string& where);
 
 enum class Probe : std::uint8_t {

@@ -29,6 +29,7 @@ constexpr auto kResources = std::to_array<Resource>({
     {"gradients.decide", "GradientsReady, phase decide: skips or repeats; the first to skip is named", false},
     {"parameters", "the weights, outside of the optimizer's step", true},
     {"learning_rate", "the rate of an update's groups", true},
+    {"optimizer_options", "other options of an update's groups", true},
     {"gradients", "the gradients of a window (reads)", false},
     {"blackboard", "whatever numbers are there (reads)", false},
 });

@@ -44,8 +44,8 @@ int print_events(const std::string& name) {
 }
 
 struct Arguments {
-    std::string run_file, weights, to, name, from, format = "mermaid", dataset;
-    std::vector<std::string> set;
+    std::string run_file, weights, to, svg, name, from, format = "mermaid", dataset;
+    std::vector<std::string> set, plugins;
 };
 
 CLI::App* add_run_command(CLI::App& app, Arguments& arguments, const char* name, const char* about) {
@@ -63,8 +63,14 @@ void add_commands(CLI::App& app, Arguments& arguments) {
         command->add_option("--weights", arguments.weights, "safetensors file; default: model.safetensors in the run's output folder");
     predict->add_option("--to", arguments.to, "file to write to; default: standard output");
     add_run_command(app, arguments, "check", "make all that a run file names and print it, without training");
+    add_run_command(app, arguments, "schedule", "draw what the run's schedules set before each update")
+        ->add_option("--svg", arguments.svg, "file to write the curves to as well");
     add_run_command(app, arguments, "summary", "print the model's parameters");
-    app.add_subcommand("callbacks", "list the callbacks, or the options of one")->add_option("NAME", arguments.name, "a callback, e.g. gradient_clipping");
+    CLI::App* callbacks = app.add_subcommand("callbacks", "list the callbacks, or tell of one: options, and what it listens to, reads and writes");
+    callbacks->add_option("NAME", arguments.name, "a callback, e.g. gradient_clipping");
+    CLI::App* schema = app.add_subcommand("schema", "print the JSON Schema of a run file");
+    for (CLI::App* command : {callbacks, schema})
+        command->add_option("--plugin", arguments.plugins, "a shared object whose kinds are listed, too")->allow_extra_args(false);
     app.add_subcommand("events", "list the events, or tell of one")->add_option("NAME", arguments.name, "an event, e.g. gradients_ready");
     app.add_subcommand("graph", "print the state machine")->add_option("--format", arguments.format, "mermaid or dot")->check(CLI::IsMember({"mermaid", "dot"}));
     CLI::App* fetch = app.add_subcommand("data", "data sets")->require_subcommand(1)->add_subcommand("fetch", "fetch a data set and verify it");
@@ -86,8 +92,8 @@ int run(const CLI::App& app, const Arguments& arguments) {
         std::cout << torchbus::fetch_mnist(options).string() << '\n';
         return 0;
     }
-    return run_with_torch(name, {{"run_file", arguments.run_file}, {"set", arguments.set}, {"weights", arguments.weights}, {"to", arguments.to},
-                                 {"name", arguments.name}});
+    return run_with_torch(name, {{"run_file", arguments.run_file}, {"set", arguments.set}, {"weights", arguments.weights}, {"to", arguments.to}, {"svg", arguments.svg},
+                                 {"name", arguments.name}, {"plugins", arguments.plugins}});
 }
 
 /// CLI11 would only say that a subcommand is required.

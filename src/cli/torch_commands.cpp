@@ -17,15 +17,15 @@ using Command = int (*)(const nlohmann::json&);
 
 const std::map<std::string, Command>& commands() {
     static const std::map<std::string, Command> kCommands = {{"train", train}, {"evaluate", evaluate}, {"predict", predict},
-                                                             {"check", check}, {"summary", summary}, {"callbacks", callbacks}};
+                                                             {"check", check}, {"summary", summary}, {"callbacks", callbacks},
+                                                             {"schedule", schedule}, {"schema", schema}};
     return kCommands;
 }
 
 }  // namespace
 
 Composition composition_of(const nlohmann::json& options) {
-    const std::string file = options.at("run_file");
-    return compose(read_run_file(file, options.at("set")), file);
+    return compose(load_run_file(options.at("run_file").get<std::string>(), options.at("set")));
 }
 
 }  // namespace torchbus::cli

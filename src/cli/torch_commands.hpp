@@ -21,5 +21,7 @@ int predict(const nlohmann::json& options);
 int check(const nlohmann::json& options);
 int summary(const nlohmann::json& options);
 int callbacks(const nlohmann::json& options);
+int schedule(const nlohmann::json& options);
+int schema(const nlohmann::json& options);
 
 }  // namespace torchbus::cli

@@ -10,78 +10,19 @@
 #include <torchbus/callbacks/learning_rate_schedule.hpp>
 #include <torchbus/callbacks/registry.hpp>
 #include <torchbus/composition.hpp>
-#include <torchbus/data/fetch.hpp>
-#include <torchbus/data/mnist.hpp>
+#include <torchbus/data/registry.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/models/registry.hpp>
 #include <torchbus/optim/optimizers.hpp>
-#include <torchbus/optim/schedule.hpp>
+#include <torchbus/optim/registry.hpp>
+#include <torchbus/plugin.hpp>
+
+#include "parts.hpp"
 
 namespace torchbus {
 namespace {
 
 using nlohmann::json;
-
-struct Data {
-    std::shared_ptr<TensorDataset> train, eval;
-    std::string about;
-};
-
-Data mnist_from(OptionReader& reader) {
-    std::string folder = default_mnist_folder().string();
-    bool flatten = false;
-    reader.text("folder", folder, "where the four files lie").boolean("flatten", flatten, "samples of 784 elements instead of images");
-    const MnistOptions options{.flatten = flatten};
-    return {load_mnist(folder, MnistPart::Train, options), load_mnist(folder, MnistPart::Test, options), "mnist"};
-}
-
-/// Classes of a random linear rule: learnable by any model, and nothing need be fetched.
-Data synthetic_from(OptionReader& reader) {
-    std::int64_t samples = 1024, features = 16, classes = 4, seed = 0;
-    reader.integer("samples", samples, "training samples; a quarter as many are for evaluation", Range::at_least(4))
-        .integer("features", features, "elements of a sample", Range::at_least(1))
-        .integer("classes", classes, "number of classes", Range::at_least(2))
-        .integer("seed", seed, "seed of the samples and the rule", Range::at_least(0));
-    auto generator = at::make_generator<at::CPUGeneratorImpl>(static_cast<std::uint64_t>(seed));
-    const at::Tensor rule = torch::randn({features, classes}, generator);
-    const auto make = [&](std::int64_t count) {
-        const at::Tensor inputs = torch::randn({count, features}, generator);
-        return std::make_shared<TensorDataset>(inputs, inputs.mm(rule).argmax(1));
-    };
-    auto train = make(samples);
-    return {train, make(samples / 4), "synthetic"};
-}
-
-Data data_from_json(const json& part, const std::string& where) {
-    OptionReader reader(part, where);
-    std::string kind = "mnist";
-    reader.choice("kind", kind, {"mnist", "synthetic"}, "which data");
-    Data data;
-    try {
-        data = kind == "mnist" ? mnist_from(reader) : synthetic_from(reader);
-    } catch (const DataError& error) {
-        throw DataError(fmt::format("{}: {}", where, error.what()));
-    }
-    reader.finish();
-    data.about = fmt::format("{}: {} training and {} evaluation samples", data.about, data.train->size(), data.eval->size());
-    return data;
-}
-
-TrainOptions train_from_json(const json& part, const std::string& where) {
-    TrainOptions options;
-    OptionReader reader(part, where);
-    std::int64_t max_steps = 0, eval_batch_size = 0;
-    reader.integer("epochs", options.epochs, "passes over the training data", Range::at_least(1))
-        .integer("max_steps", max_steps, "updates after which the run ends; 0: all epochs", Range::at_least(0))
-        .integer("batch_size", options.batch_size, "samples of a training batch", Range::at_least(1))
-        .integer("eval_batch_size", eval_batch_size, "samples of an evaluation batch; 0: as batch_size", Range::at_least(0))
-        .boolean("shuffle", options.shuffle, "a new order every epoch, of seed and epoch")
-        .boolean("drop_last", options.drop_last, "leave out a last batch that is not full");
-    reader.finish();
-    if (max_steps > 0) options.max_steps = max_steps;
-    if (eval_batch_size > 0) options.eval_batch_size = eval_batch_size;
-    return options;
-}
 
 std::vector<ComposedCallback> callbacks_from_json(const json& part, const std::string& where) {
     if (!part.is_array()) throw ConfigError(fmt::format("{}: expected an array of callbacks, found a {}", where, part.type_name()));
@@ -89,15 +30,11 @@ std::vector<ComposedCallback> callbacks_from_json(const json& part, const std::s
     for (std::size_t i = 0; i < part.size(); ++i) {
         const std::string at = fmt::format("{}[{}]", where, i);
         OptionReader reader(part[i], at);
-        std::string kind, id;
-        std::vector<std::string> before, after;
-        reader.text("kind", kind, "which callback").text("id", id, "a name of its own; default: the kind")
-            .texts("before", before, "ids or kinds of callbacks that must run later at the same event; overrides the library's order")
-            .texts("after", after, "ids or kinds of callbacks that must run earlier");
-        if (kind.empty()) throw ConfigError(fmt::format("{}: a callback needs its kind, e.g. {{\"kind\": \"progress_bar\"}}", at));
-        std::shared_ptr<Callback> callback = find_callback(kind, at).from_json(reader);
+        CallbackPlace place = read_callback_place(reader);
+        if (place.kind.empty()) throw ConfigError(fmt::format("{}: a callback needs its kind, e.g. {{\"kind\": \"progress_bar\"}}", at));
+        std::shared_ptr<Callback> callback = find_callback(place.kind, at).from_json(reader);
         reader.finish();
-        callbacks.emplace_back(id.empty() ? kind : id, std::move(callback), std::move(before), std::move(after));
+        callbacks.emplace_back(place.id.empty() ? place.kind : place.id, std::move(callback), std::move(place.before), std::move(place.after));
     }
     return callbacks;
 }
@@ -109,45 +46,78 @@ json part_of(const json& run, const char* name, json fallback) {
 
 }  // namespace
 
+RunOptions read_run(OptionReader& reader) {
+    RunOptions options;
+    reader.integer("seed", options.seed, "of the weights, the order of the data and dropout", Range::at_least(0))
+        .text("output", options.output, "folder for weights and history; empty: nothing is written")
+        .texts("plugins", options.plugins, "shared objects that bring callbacks, models and the like, relative to the file that names them");
+    return options;
+}
+
+TrainOptions read_train(OptionReader& reader) {
+    TrainOptions options;
+    std::int64_t max_steps = 0, eval_batch_size = 0;
+    reader.integer("epochs", options.epochs, "passes over the training data", Range::at_least(1))
+        .integer("max_steps", max_steps, "updates after which the run ends; 0: all epochs", Range::at_least(0))
+        .integer("batch_size", options.batch_size, "samples of a training batch", Range::at_least(1))
+        .integer("eval_batch_size", eval_batch_size, "samples of an evaluation batch; 0: as batch_size", Range::at_least(0))
+        .boolean("shuffle", options.shuffle, "a new order every epoch, of seed and epoch")
+        .boolean("drop_last", options.drop_last, "leave out a last batch that is not full");
+    if (max_steps > 0) options.max_steps = max_steps;
+    if (eval_batch_size > 0) options.eval_batch_size = eval_batch_size;
+    return options;
+}
+
+CallbackPlace read_callback_place(OptionReader& reader) {
+    CallbackPlace place;
+    reader.text("kind", place.kind, "which callback").text("id", place.id, "a name of its own; default: the kind")
+        .texts("before", place.before, "ids or kinds of callbacks that must run later at the same event; overrides the library's order")
+        .texts("after", place.after, "ids or kinds of callbacks that must run earlier");
+    return place;
+}
+
 Loss loss_from_json(const json& part, const std::string& where) {
-    OptionReader reader(json{{"loss", part}}, where);
-    std::string kind;
-    reader.choice("loss", kind, {"cross_entropy", "mse", "l1", "binary_cross_entropy"}, "loss of output and targets, a mean over the batch");
-    if (kind == "mse") return [](const at::Tensor& output, const at::Tensor& targets) { return at::mse_loss(output, targets); };
-    if (kind == "l1") return [](const at::Tensor& output, const at::Tensor& targets) { return at::l1_loss(output, targets); };
-    if (kind == "binary_cross_entropy")
-        return [](const at::Tensor& output, const at::Tensor& targets) { return at::binary_cross_entropy_with_logits(output, targets); };
-    return [](const at::Tensor& output, const at::Tensor& targets) { return at::cross_entropy_loss(output, targets); };
+    const bool has_options = part.is_object();
+    OptionReader outer(json{{"loss", part}}, where);
+    OptionReader reader(has_options ? part : json::object(), outer.path_of("loss"));
+    const LossEntry* entry = nullptr;
+    if (has_options) {
+        entry = &loss_table().chosen(reader, "loss of output and targets, a mean over the batch");
+    } else {
+        std::string kind;
+        outer.choice("loss", kind, loss_table().kinds(), "loss of output and targets, a mean over the batch");
+        entry = loss_table().find(kind);
+    }
+    Loss loss = entry->from_json(reader);
+    reader.finish();
+    return loss;
 }
 
 Composition compose(const json& run, const std::string& name) {
     const std::string prefix = name + ": ";
     Composition made;
     made.name = name;
-    std::int64_t seed = 0;
-    std::string output;
-    OptionReader reader(run, prefix, {"model", "data", "loss", "optimizer", "schedule", "train", "callbacks"});
-    reader.integer("seed", seed, "of the weights, the order of the data and dropout", Range::at_least(0))
-        .text("output", output, "folder for weights and history; empty: nothing is written");
+    OptionReader reader(run, prefix, {"$schema", "model", "data", "loss", "optimizer", "schedule", "train", "callbacks"});
+    const RunOptions options = read_run(reader);
     reader.finish();
     for (const char* needed : {"model", "data", "optimizer"})
         if (!run.contains(needed)) throw ConfigError(fmt::format("{}'{}' is missing; a run file names model, data and optimizer", prefix, needed));
-    torch::manual_seed(static_cast<std::uint64_t>(seed));  // the weights are drawn here
-    made.trainer.seed = static_cast<std::uint64_t>(seed);
+    load_plugins(options.plugins, prefix + "plugins");
+    torch::manual_seed(static_cast<std::uint64_t>(options.seed));  // the weights are drawn here
+    made.trainer.seed = static_cast<std::uint64_t>(options.seed);
     made.trainer.callbacks = callbacks_from_json(part_of(run, "callbacks", json::array()), prefix + "callbacks");
-    made.train = train_from_json(part_of(run, "train", json::object()), prefix + "train");
+    OptionReader train(part_of(run, "train", json::object()), prefix + "train");
+    made.train = read_train(train);
+    train.finish();
     made.trainer.model = model_from_json(run["model"], prefix + "model");
     made.trainer.loss = loss_from_json(part_of(run, "loss", "cross_entropy"), prefix);
-    std::vector<at::Tensor> parameters;
-    for (const auto& [parameter, tensor] : made.trainer.model->named_parameters()) parameters.push_back(tensor);
-    made.trainer.optimizer = optimizer_from_json(run["optimizer"], prefix + "optimizer", std::move(parameters));
+    made.trainer.optimizer = grouped_optimizer_from_json(run["optimizer"], prefix + "optimizer", made.trainer.model->named_parameters());
     if (run.contains("schedule"))
         made.trainer.callbacks.emplace_back("schedule", make_learning_rate_schedule({schedule_from_json(run["schedule"], prefix + "schedule")}));
-    if (!output.empty()) made.output = output;
-    const Data data = data_from_json(run["data"], prefix + "data");
+    if (!options.output.empty()) made.output = options.output;
+    const DataSplits data = data_from_json(run["data"], prefix + "data", &made.data);
     made.train_dataset = data.train;
     made.eval_dataset = data.eval;
-    made.data = data.about;
     return made;
 }
 

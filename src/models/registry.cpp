@@ -1,36 +1,33 @@
 #include <torchbus/models/registry.hpp>
 
-#include <algorithm>
 #include <array>
 
 #include <nlohmann/json.hpp>
 
-#include <torchbus/error.hpp>
-
 namespace torchbus {
 namespace {
 
-Model mlp_from_json(OptionReader& reader) {
+ModelMaker mlp_from_json(OptionReader& reader) {
     MlpOptions options;
     reader.integer("inputs", options.inputs, "elements of a sample", Range::at_least(1))
         .integers("hidden", options.hidden, "widths of the hidden layers", Range::at_least(1))
         .integer("classes", options.classes, "width of the output", Range::at_least(1))
         .number("dropout", options.dropout, "share dropped after each hidden layer; in [0, 1)", Range::between(0, 1));
-    return make_mlp(options);
+    return [options] { return make_mlp(options); };
 }
 
-Model lenet_from_json(OptionReader& reader) {
+ModelMaker lenet_from_json(OptionReader& reader) {
     LenetOptions options;
     reader.integer("classes", options.classes, "width of the output", Range::at_least(1));
-    return make_lenet(options);
+    return [options] { return make_lenet(options); };
 }
 
-Model resnet18_from_json(OptionReader& reader) {
+ModelMaker resnet18_from_json(OptionReader& reader) {
     Resnet18Options options;
     reader.integer("channels", options.channels, "channels of an image", Range::at_least(1))
         .integer("classes", options.classes, "width of the output", Range::at_least(1))
         .boolean("small_images", options.small_images, "a 3 x 3 stem without pooling, for images of about 32 x 32");
-    return make_resnet18(options);
+    return [options] { return make_resnet18(options); };
 }
 
 constexpr auto kModels = std::to_array<ModelEntry>({
@@ -41,17 +38,18 @@ constexpr auto kModels = std::to_array<ModelEntry>({
 
 }  // namespace
 
-std::span<const ModelEntry> model_registry() { return kModels; }
+Registry<ModelEntry>& model_table() {
+    static auto* const kTable = new Registry<ModelEntry>("model", kModels);
+    return *kTable;
+}
+
+std::span<const ModelEntry> model_registry() { return model_table().entries(); }
 
 Model model_from_json(const nlohmann::json& json, const std::string& where) {
     OptionReader reader(json, where);
-    std::vector<std::string> kinds;
-    for (const ModelEntry& entry : kModels) kinds.emplace_back(entry.kind);
-    std::string kind = kinds.front();
-    reader.choice("kind", kind, kinds, "architecture");
-    Model model = std::ranges::find(kModels, kind, &ModelEntry::kind)->from_json(reader);
+    const ModelMaker make = model_table().chosen(reader, "architecture").from_json(reader);
     reader.finish();
-    return model;
+    return make();
 }
 
 }  // namespace torchbus

@@ -3,11 +3,9 @@
 #include <algorithm>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 #include <torch/optim.h>
 
 #include <torchbus/error.hpp>
-#include <torchbus/option_reader.hpp>
 
 namespace torchbus {
 namespace {
@@ -226,38 +224,6 @@ std::shared_ptr<torch::optim::Optimizer> make_adagrad(Tensors parameters, Adagra
     check(options.epsilon > 0, "adagrad", "epsilon", options.epsilon, "a positive number, e.g. 1e-10");
     return std::make_shared<FusedAdagrad>(std::move(parameters), torch::optim::AdagradOptions(options.learning_rate)
         .lr_decay(options.learning_rate_decay).weight_decay(options.weight_decay).initial_accumulator_value(options.initial_accumulator).eps(options.epsilon));
-}
-
-std::shared_ptr<torch::optim::Optimizer> optimizer_from_json(const nlohmann::json& json, const std::string& where, Tensors parameters) {
-    OptionReader reader(json, where);
-    std::string kind = "sgd";
-    reader.choice("kind", kind, {"sgd", "adam", "adamw", "adagrad"}, "update rule");
-    const auto read_rate_and_decay = [&](double& rate, double& decay) {
-        reader.number("learning_rate", rate, "base learning rate; >= 0", Range::at_least(0))
-            .number("weight_decay", decay, "weight decay; >= 0", Range::at_least(0));
-    };
-    std::shared_ptr<torch::optim::Optimizer> optimizer;
-    if (kind == "sgd") {
-        SgdOptions options;
-        read_rate_and_decay(options.learning_rate, options.weight_decay);
-        reader.number("momentum", options.momentum, "momentum; >= 0", Range::at_least(0)).boolean("nesterov", options.nesterov, "Nesterov's momentum");
-        optimizer = make_sgd(std::move(parameters), options);
-    } else if (kind == "adagrad") {
-        AdagradOptions options;
-        read_rate_and_decay(options.learning_rate, options.weight_decay);
-        optimizer = make_adagrad(std::move(parameters), options);
-    } else {
-        AdamOptions options;
-        if (kind == "adamw") options.weight_decay = 0.01;
-        read_rate_and_decay(options.learning_rate, options.weight_decay);
-        reader.number("beta1", options.beta1, "decay of the mean; in [0, 1)", Range::between(0, 1))
-            .number("beta2", options.beta2, "decay of the variance; in [0, 1)", Range::between(0, 1))
-            .number("epsilon", options.epsilon, "added to the root of the variance; > 0", Range::positive())
-            .boolean("amsgrad", options.amsgrad, "the AMSGrad variant");
-        optimizer = kind == "adam" ? make_adam(std::move(parameters), options) : make_adamw(std::move(parameters), options);
-    }
-    reader.finish();
-    return optimizer;
 }
 
 }  // namespace torchbus

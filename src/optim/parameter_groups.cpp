@@ -8,25 +8,10 @@
 #include <torch/optim.h>
 
 #include <torchbus/error.hpp>
+#include <torchbus/optim/group_options.hpp>
 
 namespace torchbus {
 namespace {
-
-using torch::optim::OptimizerOptions;
-
-template <class Options>
-bool set_decay_of(OptimizerOptions& options, double decay) {
-    auto* const known = dynamic_cast<Options*>(&options);
-    if (known) known->weight_decay(decay);
-    return known != nullptr;
-}
-
-void set_weight_decay(OptimizerOptions& options, double decay) {
-    const bool known = set_decay_of<torch::optim::SGDOptions>(options, decay) || set_decay_of<torch::optim::AdamOptions>(options, decay) ||
-                       set_decay_of<torch::optim::AdamWOptions>(options, decay) || set_decay_of<torch::optim::AdagradOptions>(options, decay) ||
-                       set_decay_of<torch::optim::RMSpropOptions>(options, decay);
-    if (!known) throw ConfigError("parameter groups: this optimizer has no weight decay that could be set by group; leave it out of the groups");
-}
 
 bool matches(const ParameterGroup& group, const std::string& name) {
     return std::ranges::any_of(group.patterns, [&](const std::string& pattern) { return ::fnmatch(pattern.c_str(), name.c_str(), 0) == 0; });
@@ -70,10 +55,9 @@ void group_parameters(torch::optim::Optimizer& optimizer, const std::vector<Name
     std::vector<torch::optim::OptimizerParamGroup> groups;
     const auto add = [&](std::vector<at::Tensor> parameters, double factor, std::optional<double> decay) {
         if (parameters.empty()) return;
-        auto own = base->clone();
-        own->set_lr(own->get_lr() * factor);
-        if (decay) set_weight_decay(*own, *decay);
-        groups.emplace_back(std::move(parameters), std::move(own));
+        auto& group = groups.emplace_back(std::move(parameters), base->clone());
+        group.options().set_lr(group.options().get_lr() * factor);
+        if (decay) group_option(group, "weight_decay") = *decay;
     };
     for (std::size_t i = 0; i < made.size(); ++i) {
         const ParameterGroup rule = i < options.groups.size() ? options.groups[i] : ParameterGroup{};

@@ -44,7 +44,15 @@ struct AttachedComposition::Attached {
     Attached(ComposedCallback which, Bus& on, std::string_view before, std::string requester)
         : claim(which.callback, which.id), composed(std::move(which)), declared(composed.callback->declare()),
           bus(on.subscribe(composed.id, declared.subscriber, before, std::move(requester))) {}
-    ~Attached() { composed.callback->detach(); }
+    ~Attached() {
+        try {
+            composed.callback->detach();
+        } catch (const std::exception& error) {
+            warn(fmt::format("'{}' failed to detach: {}; its slots are cut off", composed.id, error.what()));
+        } catch (...) {
+            warn(fmt::format("'{}' failed to detach; its slots are cut off", composed.id));
+        }
+    }
 };
 
 AttachedComposition::AttachedComposition(Surroundings surroundings) : surroundings_(surroundings) {}
@@ -90,10 +98,10 @@ void AttachedComposition::attach_between(ComposedCallback composed, const std::s
     const auto place = std::ranges::find(arrangement.order, all.size() - 1);
     const bool last = std::next(place) == arrangement.order.end();
     const std::string before = last ? std::string() : all[*std::next(place)].id;
+    attach_one(std::move(composed), before, requester);  // first: where it throws, nothing has changed
     composed_ids_.clear();
     for (const Member& member : all) composed_ids_.push_back(member.id);
     precedences_ = std::move(arrangement.precedences);
-    attach_one(std::move(composed), before, requester);
 }
 
 AttachedComposition::Attached& AttachedComposition::find(const std::string& id) {

@@ -106,16 +106,17 @@ Trigger Run::update() {
     if (skip_update_) ready.skip(skip_update_->requester, skip_update_->reason);
     if (skip_batch_ && window_.total_weight == 0) ready.skip(skip_batch_->requester, skip_batch_->reason);
     bus.emit(ready);
-    if (ready.repeat && pass_ + 1 < parts_.plan.max_passes) {
+    const bool skipped = !ready.skip_requester.empty();
+    const bool repeats = ready.repeat && !skipped;  // what is skipped need not be computed again
+    if (repeats && pass_ + 1 < parts_.plan.max_passes) {
         clear_gradients();
         micro_ = 0;
         ++pass_;
         return Trigger::Again;
     }
-    if (ready.repeat)
+    if (repeats)
         throw StateError(fmt::format("GradientsReady was answered `again` {} times at step {}; raise max_passes in the plan, "
                                      "or let the subscriber give up", pass_ + 1, position().step));
-    const bool skipped = !ready.skip_requester.empty();
     count([](Counts& counts) { ++counts.attempts; });
     if (skipped) {
         skip_update_.reset();

@@ -30,14 +30,16 @@ SavedState save_weights(const Model& model) {
 
 void load_weights(const Model& model, const SavedState& state) {
     const at::NoGradGuard no_grad;
+    std::vector<std::pair<at::Tensor, at::Tensor>> copies;  // all are compared before the first is made
     for (const auto& list : {model->named_parameters(), model->named_buffers()})
         for (const auto& [name, tensor] : list) {
             const auto saved = state.tensors.find(name);
             if (saved == state.tensors.end()) throw CheckpointError(fmt::format("the saved model has no tensor '{}'; is it of another model?", name));
             if (saved->second.sizes() != tensor.sizes())
                 throw CheckpointError(fmt::format("the saved tensor '{}' has another shape than the model's; is it of another model?", name));
-            at::Tensor(tensor).copy_(saved->second);
+            copies.emplace_back(tensor, saved->second);
         }
+    for (auto& [tensor, saved] : copies) tensor.copy_(saved);
 }
 
 SavedState save_optimizer(const torch::optim::Optimizer& optimizer) {
@@ -53,6 +55,7 @@ void load_optimizer(torch::optim::Optimizer& optimizer, const SavedState& state)
     std::istringstream stream(std::string(static_cast<const char*>(bytes.const_data_ptr()), static_cast<std::size_t>(bytes.numel())));
     torch::serialize::InputArchive archive;
     archive.load_from(stream);
+    optimizer.state().clear();  // load() leaves what the archive has no entry for
     optimizer.load(archive);
 }
 

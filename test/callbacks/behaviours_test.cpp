@@ -63,17 +63,17 @@ TEST_CASE("a skipped update does not advance a schedule in steps", "[callbacks][
 TEST_CASE("schedules over the run know its length", "[callbacks][schedule]") {
     Moment moment;
     moment.length.steps = 11;
-    const Schedule cosine = make_cosine_schedule({.warmup_steps = 1, .final_factor = 0.1});
+    const Schedule cosine = make_cosine_schedule({.warmup = 1, .minimum = 0.1});
     const auto at = [&](std::int64_t step) { moment.position.step = step; return moment; };
     CHECK(cosine(at(0)) == 0);
     CHECK(cosine(at(1)) == Approx(1.0));
     CHECK(cosine(at(6)) == Approx(0.55));  // half way: the mean of 1 and 0.1
     CHECK(cosine(at(11)) == Approx(0.1));
-    CHECK(make_linear_schedule({.total_steps = 4})(at(3)) == Approx(0.25));
+    CHECK(make_linear_schedule({.length = 4})(at(3)) == Approx(0.25));
     moment.position.epoch = 5;
-    CHECK(make_step_schedule({.every_epochs = 2, .factor = 0.5})(moment) == Approx(0.25));
+    CHECK(make_step_schedule({.every = "2epoch", .factor = 0.5})(moment) == Approx(0.25));
     moment.length.steps.reset();
-    CHECK_THROWS_WITH(cosine(at(3)), "a schedule over the whole run needs a run of known length; give total_steps");
+    CHECK_THROWS_WITH(cosine(at(3)), "a schedule's length of 1run needs a run of known length; give it in steps, e.g. \"1000step\"");
 }
 
 TEST_CASE("limit_batches ends epochs and evaluations early, and the epoch is complete", "[callbacks][limit-batches]") {

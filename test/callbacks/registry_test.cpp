@@ -14,6 +14,7 @@
 #include "support/alone_on_bus.hpp"
 #include "support/catch.hpp"
 #include "support/source_root.hpp"
+#include "support/temporary_folder.hpp"
 #include "support/toy.hpp"
 
 using namespace torchbus;
@@ -29,6 +30,19 @@ std::shared_ptr<Callback> from_defaults(const CallbackEntry& entry) {
     reader.finish();
     return callback;
 }
+
+/// A temporary folder that the program runs in meanwhile.
+class WorkingFolder {
+public:
+    explicit WorkingFolder(const std::string& topic) : folder_(topic) { std::filesystem::current_path(folder_.path()); }
+    WorkingFolder(const WorkingFolder&) = delete;
+    WorkingFolder& operator=(const WorkingFolder&) = delete;
+    ~WorkingFolder() { std::filesystem::current_path(former_); }
+
+private:
+    std::filesystem::path former_ = std::filesystem::current_path();
+    TemporaryFolder folder_;
+};
 
 }  // namespace
 
@@ -68,7 +82,8 @@ TEST_CASE("every callback declares resources and numbers that exist, and goes wi
     }
 }
 
-TEST_CASE("every callback survives two runs, and its state goes through JSON", "[callbacks][registry]") {
+TEST_CASE("every callback survives two runs, and another one takes over its state", "[callbacks][registry]") {
+    const WorkingFolder here("registry");  // savers made from {} write where the program runs
     for (const CallbackEntry& entry : callback_registry()) {
         INFO(entry.kind);
         const auto callback = from_defaults(entry);
@@ -77,10 +92,12 @@ TEST_CASE("every callback survives two runs, and its state goes through JSON", "
         if (entry.kind != "metrics") callbacks.insert(callbacks.begin(), make_metrics());
         Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = std::make_shared<torch::optim::SGD>(model->parameters(), 0.1),
                          .callbacks = std::move(callbacks), .handle_signals = false});
-        for (int run = 0; run < 2; ++run) CHECK(trainer.train(toy_data(8), toy_data(4), {.epochs = 2, .batch_size = 4}).outcome == Outcome::Finished);
+        const Outcome expected = entry.kind == "learning_rate_finder" ? Outcome::Stopped : Outcome::Finished;
+        for (int run = 0; run < 2; ++run) CHECK(trainer.train(toy_data(8), toy_data(4), {.epochs = 2, .batch_size = 4}).outcome == expected);
         const SavedState state = callback->state();
-        callback->load_state({json::parse(state.values.dump()), state.tensors});
-        const SavedState again = callback->state();
+        const auto successor = from_defaults(entry);
+        successor->load_state({json::parse(state.values.dump()), state.tensors});
+        const SavedState again = successor->state();
         CHECK(again.values == state.values);
         CHECK(again.tensors.size() == state.tensors.size());
         for (const auto& [name, tensor] : state.tensors) CHECK(torch::equal(again.tensors.at(name), tensor));

@@ -23,7 +23,7 @@ PROGRAM = ROOT / os.environ.get("TORCHBUS_BUILD", "build/release") / "src/cli/to
 PATIENCE_S = 120  # for whatever takes a second on an idle machine; a hang, not slowness, is the failure
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TORCHBUS_")}
 ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "LC_ALL": "C"}
-COMMANDS = ["train", "evaluate", "predict", "check", "summary", "callbacks", "events", "graph", "data"]
+COMMANDS = ["train", "evaluate", "predict", "check", "summary", "callbacks", "schema", "events", "graph", "data"]
 
 RUN = {
     "seed": 3,
@@ -193,8 +193,21 @@ class Reference(Case):
         headers = {path.stem for path in (ROOT / "include/torchbus/callbacks").glob("*.hpp")} - {"registry"}
         self.assertEqual(sorted(listed), sorted(headers))
         self.assertRegex(self.torchbus("callbacks", "gradient_clipping"), r"(?m)^  max_norm +number +default 1\.0 ")
+        for title, words in [("listens", "gradients_ready"), ("reads", "gradients"), ("writes", "gradients.change"),
+                             ("publishes", r"grad_norm \(at gradients_ready, transform\)")]:
+            self.assertRegex(self.torchbus("callbacks", "gradient_clipping"), rf"(?m)^{title} +{words}$")
         self.refused(2, "unknown callback 'gradient_cliping'; did you mean 'gradient_clipping'? (torchbus callbacks lists them)",
                      "callbacks", "gradient_cliping")
+
+
+    def test_the_schema_knows_every_key_and_callback(self):
+        schema = json.loads(self.torchbus("schema"))
+        self.assertEqual(schema["$schema"], "https://json-schema.org/draft/2020-12/schema")
+        self.assertLessEqual(set(RUN), set(schema["properties"]))
+        kinds = [one["properties"]["kind"]["const"] for one in schema["$defs"]["callback"]["oneOf"]]
+        self.assertEqual(kinds, re.findall(r"^(\w+) +[A-Z]", self.torchbus("callbacks"), re.M))
+        self.refused(2, "--plugin[0]: nowhere.so: there is no such file; expected a plug-in (a path in a run file is relative to that file)",
+                     "schema", "--plugin", "nowhere.so")
 
 
 class Training(Case):
@@ -230,6 +243,17 @@ class Training(Case):
         self.refused(2, "run.json: callbacks[1].max_norm: -2 is out of range; give a positive number", "train", "run.json",
                      "--set", "callbacks[1].max_norm=-2")
         self.refused(2, "--set seed: expected path=value, e.g. --set optimizer.learning_rate=0.01", "train", "run.json", "--set", "seed")
+
+    def test_a_run_file_builds_on_another_and_on_the_environment(self):
+        self.write_run({"include": "parts/base.json", "output": "${WHERE:-out}", "train": {"epochs": 1}})
+        (self.folder / "parts").mkdir()
+        (self.folder / "parts/base.json").write_text(json.dumps(RUN))
+        self.torchbus("train", "run.json")
+        self.assertEqual([(epoch["epoch"], epoch["step"]) for epoch in self.history()], [(1, 25)])
+        self.torchbus("train", "run.json", environment={"WHERE": "elsewhere"})
+        self.assertTrue((self.folder / "elsewhere/model.safetensors").exists())
+        (self.folder / "parts/base.json").write_text(json.dumps(RUN | {"model": {"kind": "mlp", "inputs": 0}}))
+        self.refused(2, "parts/base.json: model.inputs: 0 is out of range; give a number of at least 1", "train", "run.json")
 
     def test_limit_batches_makes_a_smoke_run(self):
         self.torchbus("train", "run.json", environment={"TORCHBUS_LIMIT_BATCHES": "2"})

@@ -11,24 +11,24 @@ from pathlib import Path
 
 # Floors, lowest first; each is a list of rooms: a room's name, and the nouns (headers or folders) that live in it.
 FLOORS = [
-    {"error": "error"},
-    {"events": "position interval option_reader decision run_plan batch model update gradients_view blackboard consensus "
+    {"error": "error version"},
+    {"events": "position interval option_reader registry decision run_plan batch model update gradients_view blackboard consensus "
                "events events_json events_reference"},
     {"bus": "filter event_type delivery subscriber bus"},
     {"state_machine": "state_machine"},
-    {"callback": "declaration run_state callback"},
+    {"callback": "declaration run_state callback function_callback"},
     {"data": "data", "optim": "optim", "models": "models", "checkpoint": "checkpoint", "distributed": "distributed",
-     "stream": "stream"},
+     "stream": "stream", "metrics": "metrics"},
     {"callbacks": "callbacks", "arrangement": "arrangement"},
     {"trainer": "trainer run_config run_history"},
-    {"composition": "composition"},
+    {"composition": "composition composition_schema plugin link"},
     {"cli": "cli"},
     {"torchbus.hpp": "torchbus"},  # the header that includes all others
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ROOM_OF = {noun: room for rooms in FLOORS for room, nouns in rooms.items() for noun in nouns.split()}
 ONLY = {"stream": {"error", "events", "bus", "callback", "stream"}}  # observers from outside: no data, no optimizers
-SHARED_BY_CALLBACKS = {"entries", "progress_text"}  # the table's declarations, and how numbers are written
+SHARED_BY_CALLBACKS = {"entries", "progress_text", "monitor", "mixing", "averaged_weights", "batch_statistics"}  # the table's declarations, watching a number, how numbers are written
 SEES_ALL_CALLBACKS = {"registry"}
 FORBIDDEN_FOLDERS = {"utils", "common", "helpers", "manager"}
 NOT_OURS = {".git", ".cache", "build"}

@@ -18,8 +18,8 @@ public:
 
 class AloneOnBus {
 public:
-    explicit AloneOnBus(std::shared_ptr<Callback> callback)
-        : callback_(std::move(callback)), subscriber_(bus_.subscribe(callback_->kind(), callback_->declare().subscriber)) {
+    explicit AloneOnBus(std::shared_ptr<Callback> callback, std::shared_ptr<Consensus> consensus = std::make_shared<Consensus>())
+        : callback_(std::move(callback)), consensus_(std::move(consensus)), subscriber_(bus_.subscribe(callback_->kind(), callback_->declare().subscriber)) {
         attach();
     }
     AloneOnBus(const AloneOnBus&) = delete;
@@ -36,11 +36,11 @@ private:
     std::shared_ptr<Callback> callback_;
     Bus bus_;
     Blackboard blackboard_;
-    Consensus consensus_;
+    std::shared_ptr<Consensus> consensus_;
     Requests requests_;
     NoRunState run_state_;
     Subscriber subscriber_;
-    Attachment attachment_{subscriber_, blackboard_, consensus_, bus_.moment(), Asker(requests_, "test"), run_state_};
+    Attachment attachment_{subscriber_, blackboard_, *consensus_, bus_.moment(), Asker(requests_, "test"), run_state_};
 };
 
 }  // namespace torchbus::test

@@ -1,18 +1,28 @@
 #pragma once
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <torchbus/callback.hpp>
 #include <torchbus/optim/schedule.hpp>
 
 namespace torchbus {
 
+/// What one parameter group gets.
+struct GroupSchedule {
+    double factor = 1;       ///< of the update's schedule, ≥ 0 …
+    Schedule schedule = {};  ///< … or of one of its own
+};
+
 /// Sets the learning rate of every parameter group before each update: its base value times the schedule's factor.
-/// Listens: TrainStepStart (interceptor). Writes: learning_rate. Publishes: learning_rate (of the first group).
-/// A skipped update does not advance it: a schedule goes by steps, and a step is an update that was made.
+/// The base is the rate that the optimizer came with; a second run starts from it again.
+/// Listens: RunConfigured, TrainStepStart (interceptors). Writes: learning_rate.
+/// Publishes: learning_rate (of the first group), with the name of the update behind it where there is one.
+/// Lengths in steps stand still at a skipped update; epochs, samples and tokens go on.
 struct LearningRateScheduleOptions {
-    Schedule schedule;        ///< any function of the run's moment
-    std::string update = "";  ///< name of the update; empty: all of them
+    Schedule schedule;                       ///< any function of the run's moment
+    std::string update = "";                 ///< name of the update; empty: all of them
+    std::vector<GroupSchedule> groups = {};  ///< by index; empty: all groups get the schedule
 };
 std::unique_ptr<Callback> make_learning_rate_schedule(LearningRateScheduleOptions options);
 

@@ -10,6 +10,7 @@
 
 #include <torchbus/callback.hpp>
 #include <torchbus/option_reader.hpp>
+#include <torchbus/registry.hpp>
 
 namespace torchbus {
 
@@ -20,6 +21,8 @@ struct CallbackEntry {
     std::unique_ptr<Callback> (*from_json)(OptionReader& options);
 };
 
+/// The library's callbacks and those of plug-ins. Thread: any.
+Registry<CallbackEntry>& callback_table();
 std::span<const CallbackEntry> callback_registry();
 
 /// Throws: ConfigError for an unknown kind, with a suggestion.

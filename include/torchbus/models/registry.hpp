@@ -2,6 +2,7 @@
 /// The models that run files know by name, and the functions that make them in code.
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -9,6 +10,7 @@
 
 #include <torchbus/model.hpp>
 #include <torchbus/option_reader.hpp>
+#include <torchbus/registry.hpp>
 
 namespace torchbus {
 
@@ -37,11 +39,16 @@ struct Resnet18Options {
 };
 Model make_resnet18(Resnet18Options options = {});
 
+/// Draws the weights, once all options are read.
+using ModelMaker = std::function<Model()>;
+
 struct ModelEntry {
     std::string_view kind;
     std::string_view summary;
-    Model (*from_json)(OptionReader& options);
+    ModelMaker (*from_json)(OptionReader& options);
 };
+/// The library's models and those of plug-ins. Thread: any.
+Registry<ModelEntry>& model_table();
 std::span<const ModelEntry> model_registry();
 
 /// Reads `{"kind": "mlp", …}`. Throws: ConfigError with the JSON path, and a suggestion for an unknown kind.

@@ -1,0 +1,192 @@
+#include <torchbus/callbacks/fingerprint.hpp>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+#include <torch/types.h>
+
+#include <torchbus/error.hpp>
+
+#include "entries.hpp"
+#include "monitor.hpp"
+
+namespace torchbus {
+namespace {
+
+using nlohmann::json;
+using std::filesystem::path;
+
+class Hash {
+public:
+    void add(std::uint64_t word) {
+        hash_ = (hash_ ^ word) * 0x9e3779b97f4a7c15ULL;
+        hash_ ^= hash_ >> 32;
+    }
+    void add(const char* bytes, std::size_t count) {
+        std::uint64_t word = 0;
+        for (; count >= sizeof word; bytes += sizeof word, count -= sizeof word) {
+            std::memcpy(&word, bytes, sizeof word);
+            add(word);
+        }
+        word = 0;
+        std::memcpy(&word, bytes, count);
+        if (count > 0) add(word);
+    }
+    std::uint64_t value() const { return hash_; }
+
+private:
+    std::uint64_t hash_ = 0xcbf29ce484222325ULL;
+};
+
+std::string hex(std::uint64_t hash) { return fmt::format("{:016x}", hash); }
+std::string hash_text(const at::Tensor& tensor) { return tensor.defined() ? hex(fingerprint_of(tensor)) : "undefined"; }
+
+std::string hash_text(const Window& window) {
+    Hash hash;
+    for (const Batch& batch : window.batches) {
+        hash.add(batch.indices.size());
+        for (const std::int64_t index : batch.indices) hash.add(static_cast<std::uint64_t>(index));
+    }
+    return hex(hash.value());
+}
+
+class Fingerprint final : public Callback {
+public:
+    explicit Fingerprint(FingerprintOptions options) : options_(std::move(options)) {}
+    std::string kind() const override { return "fingerprint"; }
+    Declaration declare() const override {
+        return {.listens = {"run_configured", "training_run_start", "train_step_end", "run_closed"}, .reads = {"batch", "loss", "gradients", "parameters"}};
+    }
+    void attach(Attachment& run) override {
+        connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { model_ = event.model; });
+        connections_ += run.bus.observe<TrainingRunStart>(Stage::Observe, [this, &run](const TrainingRunStart& event) {
+            if (!options_.write) open(run.consensus.rank(), beginning_.is_anew() && event.position.attempts == 0);
+        });
+        connections_ += run.bus.observe<TrainStepEnd>(Stage::Persist, [this, &run](const TrainStepEnd& event) {
+            if (!options_.write && !file_.is_open()) open(run.consensus.rank(), false);
+            write(record_of(event, run.run_state));
+        }, every(options_.every));
+        connections_ += run.bus.observe<RunClosed>(Stage::Observe, [this](const RunClosed&) { forget_run(); });
+    }
+    void detach() override {
+        connections_.clear();
+        forget_run();
+        beginning_ = {};
+    }
+    /// That the run has begun, so that a resumed one adds to the file.
+    SavedState state() const override { return {{{"path", options_.path.string()}}, {}}; }
+    void load_state(const SavedState&) override { beginning_.loaded(); }
+
+private:
+    void forget_run() {
+        beginning_.closed();
+        model_ = {};
+        file_ = {};
+    }
+
+    void open(int rank, bool anew) {
+        written_to_ = options_.path.string() + (rank == 0 ? "" : fmt::format(".rank{}", rank));
+        file_ = std::ofstream(written_to_, anew ? std::ios::trunc : std::ios::app);
+        if (!file_) throw Error(fmt::format("{}: cannot write the file: {}; give fingerprint another path", written_to_, std::strerror(errno)));
+    }
+
+    json record_of(const TrainStepEnd& event, const RunState& run) const {
+        json record = {{"epoch", event.position.epoch}, {"step", event.position.step}, {"attempts", event.position.attempts}, {"update", event.update.name},
+                       {"skipped", event.skipped}, {"samples", hash_text(event.window)}, {"loss", hash_text(event.loss)}};
+        for (const char* group : {"gradients", "parameters", "buffers", "generators"}) record[group] = json::object();
+        for (const auto& [name, parameter] : model_ ? model_->named_parameters() : std::vector<NamedTensor>()) {
+            record["parameters"][name] = hash_text(parameter);
+            if (parameter.grad().defined()) record["gradients"][name] = hash_text(parameter.grad());
+        }
+        for (const auto& [name, buffer] : model_ ? model_->named_buffers() : std::vector<NamedTensor>()) record["buffers"][name] = hash_text(buffer);
+        if (!model_)  // attached when the run had begun: the weights are known by name, their gradients are not
+            for (const auto& [name, tensor] : run.save("model").tensors) record["parameters"][name] = hash_text(tensor);
+        for (const auto& [name, state] : run.save("generators").tensors) record["generators"][name] = hash_text(state);
+        return record;
+    }
+
+    void write(const json& record) {
+        if (options_.write) return options_.write(record);
+        file_ << record.dump() << "\n";
+        if (!file_.flush()) throw Error(fmt::format("{}: cannot write; make room, or give fingerprint another path", written_to_));
+    }
+
+    FingerprintOptions options_;
+    RunBeginning beginning_;
+    Model model_;  ///< of the run under way
+    std::ofstream file_;
+    std::string written_to_;
+    Connections connections_;
+};
+
+// ── comparing two files ──────────────────────────────────────────────────────────────────────────────────────────
+std::vector<json> records_of(const path& file) {
+    std::ifstream stream(file);
+    if (!stream) throw DataError(fmt::format("{}: cannot open the file: {}", file.string(), std::strerror(errno)));
+    std::vector<json> records;
+    for (std::string line; std::getline(stream, line);) {
+        json record = json::parse(line, nullptr, false);
+        if (!record.is_object() || !record.contains("samples")) throw DataError(fmt::format("{}: line {} is no fingerprint; is it a file that `fingerprint` wrote?", file.string(), records.size() + 1));
+        records.push_back(std::move(record));
+    }
+    return records;
+}
+
+std::string difference_of(const json& one, const json& other) {
+    for (const char* what : {"epoch", "step", "attempts", "update"})
+        if (one.value(what, json()) != other.value(what, json())) return fmt::format("the {} is {} in one and {} in the other", what, one.value(what, json()).dump(), other.value(what, json()).dump());
+    for (const char* what : {"samples", "loss", "skipped"})
+        if (one.value(what, json()) != other.value(what, json())) return what == std::string_view("skipped") ? "one update was skipped, the other not" : fmt::format("the {} differ{}", what, what == std::string_view("loss") ? "s" : "");
+    for (const char* group : {"gradients", "parameters", "buffers", "generators"}) {
+        const json left = one.value(group, json::object()), right = other.value(group, json::object());
+        std::vector<std::string> names;
+        for (const auto& [name, hash] : left.items())
+            if (!right.contains(name) || right[name] != hash) names.push_back(name);
+        for (const auto& [name, hash] : right.items())
+            if (!left.contains(name)) names.push_back(name);
+        if (!names.empty()) return fmt::format("{} differ: {}", group, fmt::join(names, ", "));
+    }
+    return {};
+}
+
+}  // namespace
+
+std::uint64_t fingerprint_of(const at::Tensor& tensor) {
+    Hash hash;
+    hash.add(static_cast<std::uint64_t>(tensor.scalar_type()));
+    for (const std::int64_t size : tensor.sizes()) hash.add(static_cast<std::uint64_t>(size));
+    const at::Tensor content = tensor.detach().cpu().contiguous();
+    if (content.nbytes() > 0) hash.add(static_cast<const char*>(content.const_data_ptr()), content.nbytes());
+    return hash.value();
+}
+
+std::string difference_of_fingerprints(const path& one, const path& other) {
+    const auto left = records_of(one), right = records_of(other);
+    for (std::size_t i = 0; i < std::min(left.size(), right.size()); ++i)
+        if (const std::string difference = difference_of(left[i], right[i]); !difference.empty())
+            return fmt::format("step {}, line {}: {}", left[i].at("step").dump(), i + 1, difference);
+    if (left.size() == right.size()) return {};
+    return fmt::format("the first {} lines are equal; then one has {} lines, the other {}", std::min(left.size(), right.size()), left.size(), right.size());
+}
+
+std::unique_ptr<Callback> make_fingerprint(FingerprintOptions options) {
+    if (!(options.every.amount > 0)) throw ConfigError(fmt::format("fingerprint: every: {} is not positive; give an interval, e.g. \"100step\"", to_string(options.every)));
+    if (options.path.empty() && !options.write) throw ConfigError("fingerprint: path: there is no name; give a file, e.g. fingerprint.jsonl");
+    return std::make_unique<Fingerprint>(std::move(options));
+}
+
+std::unique_ptr<Callback> fingerprint_from_json(OptionReader& reader) {
+    FingerprintOptions options;
+    std::string name = options.path.string();
+    reader.interval("every", options.every, "between two records, e.g. 1step or 1epoch; > 0")
+        .text("path", name, "the file, one JSON object a line");
+    options.path = name;
+    return make_fingerprint(std::move(options));
+}
+
+}  // namespace torchbus

@@ -1,0 +1,291 @@
+#include <torchbus/callbacks/nan_policy.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <fstream>
+#include <map>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+#include <torch/types.h>
+
+#include <torchbus/error.hpp>
+
+#include "entries.hpp"
+#include "monitor.hpp"
+
+namespace torchbus {
+namespace {
+
+using Action = NanPolicyOptions::Action;
+using Usual = NanPolicyOptions::Usual;
+
+/// What is usual of one number.
+class History {
+public:
+    void add(double value, const NanPolicyOptions& options) {
+        const double share = 2.0 / (static_cast<double>(options.window) + 1.0);
+        average_ = count_ == 0 ? value : average_ + share * (value - average_);
+        ++count_;
+        last_.push_back(value);
+        if (last_.size() > static_cast<std::size_t>(options.window)) last_.erase(last_.begin());
+    }
+    bool is_ready(const NanPolicyOptions& options) const { return count_ >= options.warmup; }
+    double usual(Usual by) const {
+        if (by == Usual::MovingAverage || last_.empty()) return average_;
+        std::vector<double> sorted = last_;
+        const std::size_t half = sorted.size() / 2;
+        std::ranges::nth_element(sorted, sorted.begin() + static_cast<std::ptrdiff_t>(half));
+        if (sorted.size() % 2 == 1) return sorted[half];
+        return (sorted[half] + *std::max_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(half))) / 2;
+    }
+    nlohmann::json saved() const { return {{"count", count_}, {"average", average_}, {"last", last_}}; }
+    void load(const nlohmann::json& saved) {
+        count_ = saved.at("count");
+        average_ = saved.at("average");
+        saved.at("last").get_to(last_);
+    }
+
+private:
+    std::int64_t count_ = 0;
+    double average_ = 0;
+    std::vector<double> last_;
+};
+
+/// What is wrong with an update; nothing where `what` is empty.
+struct Fault {
+    bool finite = true;
+    std::string what;
+};
+
+class NanPolicy final : public Callback {
+public:
+    explicit NanPolicy(NanPolicyOptions options) : options_(std::move(options)) {}
+    std::string kind() const override { return "nan_policy"; }
+    Declaration declare() const override {
+        return {.listens = {"run_configured", "training_run_start", "forward_end", "gradients_ready", "optimizer_step_end", "run_closed"},
+                .reads = {"batch", "loss", "gradients"}, .writes = {"gradients.inspect", "gradients.decide"},
+                .publishes = {{"nan_policy.faults", "training_run_start"}},
+                .after = {"mixed_precision", "terminate_on_nan"}, .asks = {Decision::FailRun, Decision::StopRun}, .collectives = true};
+    }
+    void attach(Attachment& run) override {
+        run_ = &run;
+        connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { model_ = event.model; });
+        connections_ += run.bus.observe<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart&) { begin(); });
+        connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd& event) {
+            if (event.micro_batch.pass != 0 || !event.loss.defined()) return;
+            if (event.micro_batch.index == 0) losses_.clear();
+            losses_.push_back(event.loss.detach());
+        }, in(Mode::Train));
+        connections_ += run.bus.intercept(Phase::Inspect, [this](GradientsReady& event) { norm_ = norm_of(event.gradients); });
+        connections_ += run.bus.intercept(Phase::Decide, [this](GradientsReady& event) {
+            if (event.skip_requester.empty() && !event.repeat) judge(event);
+        });
+        connections_ += run.bus.observe<OptimizerStepEnd>(Stage::Observe, [this](const OptimizerStepEnd& event) { learn(event.update.name); });
+        connections_ += run.bus.observe<RunClosed>(Stage::Observe, [this](const RunClosed&) { forget_run(); });
+    }
+    void detach() override {
+        connections_.clear();
+        forget_run();
+        histories_.clear();
+        in_a_row_ = faults_ = 0;
+        beginning_ = {};
+        run_ = nullptr;
+    }
+    SavedState state() const override {
+        SavedState state{{{"in_a_row", in_a_row_}, {"faults", faults_}, {"updates", nlohmann::json::object()}}, {}};
+        for (const auto& [name, history] : histories_) state.values["updates"][name] = {{"loss", history.first.saved()}, {"norm", history.second.saved()}};
+        return state;
+    }
+    void load_state(const SavedState& state) override {
+        in_a_row_ = state.values.at("in_a_row");
+        faults_ = state.values.at("faults");
+        histories_.clear();
+        for (const auto& [name, saved] : state.values.at("updates").items()) {
+            histories_[name].first.load(saved.at("loss"));
+            histories_[name].second.load(saved.at("norm"));
+        }
+        beginning_.loaded();
+    }
+
+private:
+    void begin() {
+        if (beginning_.is_anew()) {
+            histories_.clear();
+            in_a_row_ = faults_ = 0;
+        }
+        run_->blackboard.publish("nan_policy.faults", static_cast<double>(faults_));
+    }
+    void forget_run() {
+        beginning_.closed();
+        losses_.clear();
+        norm_ = at::Tensor();
+        model_ = {};
+    }
+
+    /// The 2-norm over all gradients of all owners. Shapes: [].
+    static at::Tensor norm_of(const GradientsView& view) {
+        const at::NoGradGuard no_grad;
+        const auto gradients = view.owned();
+        if (gradients.empty()) return torch::zeros({});
+        return view.sum_over_owners(torch::stack(at::_foreach_norm(gradients, 2)).pow(2).sum()).sqrt();
+    }
+
+    /// Mean loss of the window over ranks, and gradient norm. Syncs: one read.
+    std::array<double, 2> measure(const GradientsReady& event) const {
+        const at::NoGradGuard no_grad;
+        at::Tensor loss = torch::zeros({}, norm_.options().dtype(at::kDouble));
+        for (std::size_t i = 0; i < losses_.size(); ++i)
+            loss += losses_[i].to(loss.device(), at::kDouble) * event.window.share(static_cast<std::int64_t>(i));
+        const at::Tensor both = torch::stack({loss, norm_.to(at::kDouble)}).cpu();
+        // The share goes by the weight of all ranks' windows, so the sum over ranks is their mean.
+        std::array sums = {both[0].item<double>()};
+        run_->consensus.sum(sums);
+        return {sums[0], both[1].item<double>()};
+    }
+
+    void judge(GradientsReady& event) {
+        measured_ = measure(event);
+        const Fault fault = find_fault(event.update.name);
+        if (fault.what.empty()) {
+            in_a_row_ = 0;
+            return;
+        }
+        run_->blackboard.publish("nan_policy.faults", static_cast<double>(++faults_));
+        const std::string tensor = name_culprit(event.gradients, fault.finite);
+        const auto indices = indices_of(event.window, fault.finite);
+        const std::string reason = fmt::format("{} in epoch {} after step {}; {}{}", fault.what, event.position.epoch + 1, event.position.step, tensor, samples_text(indices));
+        record(event.position, reason, tensor, indices);
+        act(fault.finite ? options_.spike : options_.non_finite, event, reason);
+    }
+
+    Fault find_fault(const std::string& update) const {
+        const auto [loss, norm] = measured_;
+        if (!std::isfinite(loss)) return {false, fmt::format("the training loss is {}", loss)};
+        if (!std::isfinite(norm)) return {false, fmt::format("the gradient norm is {}", norm)};
+        const auto known = histories_.find(update);
+        if (options_.spike_factor == 0 || known == histories_.end() || !known->second.first.is_ready(options_)) return {};
+        const double usual_loss = known->second.first.usual(options_.usual), usual_norm = known->second.second.usual(options_.usual);
+        const auto spike = [&](const char* what, double value, double usual) {
+            return Fault{true, fmt::format("the {} is {:.6g}, {:.3g} times the usual {:.6g}", what, value, value / usual, usual)};
+        };
+        if (usual_loss > 0 && loss > options_.spike_factor * usual_loss) return spike("training loss", loss, usual_loss);
+        if (usual_norm > 0 && norm > options_.spike_factor * usual_norm) return spike("gradient norm", norm, usual_norm);
+        return {};
+    }
+
+    /// The gradients that are not finite, or the largest one. Only asked where something is wrong, so it may sync.
+    std::string name_culprit(const GradientsView& view, bool finite) const {
+        const at::NoGradGuard no_grad;
+        std::vector<std::string> bad;
+        std::pair<double, std::string> largest{-1, ""};
+        if (!model_) return "the names of its parameters are not known, as the run had begun before";
+        for (const auto& [name, parameter] : model_->named_parameters()) {
+            const bool belongs = std::ranges::any_of(view.parameters(), [&](const at::Tensor& one) { return one.is_same(parameter); });
+            if (!belongs || !parameter.grad().defined()) continue;
+            const double norm = parameter.grad().to(at::kDouble).norm().item<double>();
+            if (!std::isfinite(norm)) bad.push_back(name);
+            else largest = std::max(largest, {norm, name});
+        }
+        if (!bad.empty()) return fmt::format("not finite: the gradient{} of {}{}", bad.size() == 1 ? "" : "s", fmt::join(bad.begin(), bad.begin() + std::min<std::ptrdiff_t>(4, std::ssize(bad)), ", "),
+                                             bad.size() > 4 ? fmt::format(" and {} more", bad.size() - 4) : "");
+        if (!finite) return "all gradients are finite";
+        return fmt::format("the largest gradient is that of {}, with norm {:.6g}", largest.second, largest.first);
+    }
+
+    /// Of the micro-batches whose loss is not finite, where there are such; otherwise of the whole window.
+    std::vector<std::int64_t> indices_of(const Window& window, bool finite) const {
+        std::vector<std::int64_t> bad, all;
+        for (std::size_t i = 0; i < window.batches.size(); ++i) {
+            const auto& indices = window.batches[i].indices;
+            all.insert(all.end(), indices.begin(), indices.end());
+            if (!finite && i < losses_.size() && !std::isfinite(losses_[i].item<double>())) bad.insert(bad.end(), indices.begin(), indices.end());
+        }
+        return bad.empty() ? all : bad;
+    }
+
+    static std::string samples_text(const std::vector<std::int64_t>& indices) {
+        if (indices.empty()) return "";
+        const auto shown = std::min<std::ptrdiff_t>(16, std::ssize(indices));
+        return fmt::format("; samples {}{}", fmt::join(indices.begin(), indices.begin() + shown, ", "), std::ssize(indices) > shown ? fmt::format(" and {} more", std::ssize(indices) - shown) : "");
+    }
+
+    void act(Action action, GradientsReady& event, const std::string& reason) {
+        if (action == Action::Warn) {
+            warn(fmt::format("{}: {}", run_->bus.id(), reason));
+            in_a_row_ = 0;
+            return;
+        }
+        event.skip(run_->bus.id(), reason);
+        if (action == Action::Fail) run_->asker.ask(Decision::FailRun, reason);
+        if (action == Action::Stop) run_->asker.ask(Decision::StopRun, reason);
+        if (action == Action::Skip && ++in_a_row_ >= options_.max_in_a_row)
+            run_->asker.ask(Decision::FailRun, fmt::format("{} updates were skipped in a row; the last: {}", in_a_row_, reason));
+    }
+
+    /// Of updates that are made. A warned-of NaN is no measure of what is usual.
+    void learn(const std::string& update) {
+        if (!std::isfinite(measured_[0]) || !std::isfinite(measured_[1])) return;
+        auto& [loss, norm] = histories_[update];
+        loss.add(measured_[0], options_);
+        norm.add(measured_[1], options_);
+    }
+
+    void record(const Position& at, const std::string& reason, const std::string& tensor, const std::vector<std::int64_t>& indices) const {
+        if (options_.record.empty()) return;
+        const auto number = [](double value) { return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json(fmt::format("{}", value)); };
+        const std::string rank = run_->consensus.rank() == 0 ? "" : fmt::format(".rank{}", run_->consensus.rank());
+        std::ofstream file(options_.record + rank, std::ios::app);
+        file << nlohmann::json{{"epoch", at.epoch}, {"step", at.step}, {"attempts", at.attempts}, {"loss", number(measured_[0])}, {"grad_norm", number(measured_[1])},
+                               {"reason", reason}, {"gradients", tensor}, {"samples", indices}}.dump() << "\n";
+        if (!file.flush()) throw Error(fmt::format("{}: cannot write; give nan_policy another file as `record`, or make room", options_.record + rank));
+    }
+
+    NanPolicyOptions options_;
+    Attachment* run_ = nullptr;
+    Model model_;                     ///< of the run under way, for names
+    std::vector<at::Tensor> losses_;  ///< of the window, one a micro-batch
+    at::Tensor norm_;                 ///< before clipping
+    std::array<double, 2> measured_{};  ///< loss and norm of the last update judged
+    std::map<std::string, std::pair<History, History>, std::less<>> histories_;  ///< of loss and norm, by update
+    std::int64_t in_a_row_ = 0, faults_ = 0;
+    RunBeginning beginning_;
+    Connections connections_;
+};
+
+}  // namespace
+
+std::unique_ptr<Callback> make_nan_policy(NanPolicyOptions options) {
+    const auto refuse = [](const char* name, double value, const char* what) {
+        throw ConfigError(fmt::format("nan_policy: {}: {} is out of range; give {}", name, value, what));
+    };
+    if (options.spike_factor != 0 && !(options.spike_factor > 1)) refuse("spike_factor", options.spike_factor, "a factor above 1, e.g. 10, or 0 to look for no spikes");
+    if (options.window < 1) refuse("window", static_cast<double>(options.window), "at least 1 update, e.g. 64");
+    if (options.warmup < 1) refuse("warmup", static_cast<double>(options.warmup), "at least 1 update, e.g. 16");
+    if (options.max_in_a_row < 1) refuse("max_in_a_row", static_cast<double>(options.max_in_a_row), "at least 1 update, e.g. 10");
+    return std::make_unique<NanPolicy>(std::move(options));
+}
+
+std::unique_ptr<Callback> nan_policy_from_json(OptionReader& reader) {
+    NanPolicyOptions options;
+    constexpr std::array kActions = {"fail", "stop", "skip", "warn"};
+    const std::vector<std::string> actions(kActions.begin(), kActions.end());
+    std::string non_finite = "skip", spike = "warn", usual = "median";
+    reader.choice("non_finite", non_finite, actions, "what is done about a loss or gradient norm that is not finite")
+        .choice("spike", spike, actions, "what is done about a loss or gradient norm far above the usual")
+        .number("spike_factor", options.spike_factor, "how many times the usual is a spike; > 1, or 0 to look for none", Range::at_least(0))
+        .choice("usual", usual, {"median", "moving_average"}, "what is usual")
+        .integer("window", options.window, "updates of which the usual is taken; ≥ 1", Range::at_least(1))
+        .integer("warmup", options.warmup, "updates that are made before spikes are looked for; ≥ 1", Range::at_least(1))
+        .integer("max_in_a_row", options.max_in_a_row, "updates skipped in a row, after which the run fails; ≥ 1", Range::at_least(1))
+        .text("record", options.record, "a file that gets every fault as a line of JSON, all sample indices included; empty: none");
+    const auto action = [&](const std::string& name) { return static_cast<Action>(std::ranges::find(actions, name) - actions.begin()); };
+    options.non_finite = action(non_finite);
+    options.spike = action(spike);
+    options.usual = usual == "median" ? Usual::Median : Usual::MovingAverage;
+    return make_nan_policy(std::move(options));
+}
+
+}  // namespace torchbus

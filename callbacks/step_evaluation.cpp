@@ -1,0 +1,50 @@
+#include <torchbus/callbacks/step_evaluation.hpp>
+
+#include <fmt/format.h>
+
+#include <torchbus/error.hpp>
+
+#include "entries.hpp"
+
+namespace torchbus {
+namespace {
+
+class StepEvaluation final : public Callback {
+public:
+    explicit StepEvaluation(StepEvaluationOptions options) : options_(options) {}
+    std::string kind() const override { return "step_evaluation"; }
+    Declaration declare() const override { return {.listens = {"train_step_end"}, .asks = {Decision::EvaluateNow}}; }
+    void attach(Attachment& run) override {
+        connections_ += run.bus.observe<TrainStepEnd>(Stage::Report, [this, &run](const TrainStepEnd&) {
+            // Clocks differ between ranks: rank 0 asks, and all take the decision.
+            if (options_.every.unit == Interval::Unit::Second && run.consensus.rank() != 0) return;
+            if (!epoch_ends(run.moment)) run.asker.ask(Decision::EvaluateNow, fmt::format("an evaluation is due every {}", to_string(options_.every)));
+        }, every(options_.every));
+    }
+    void detach() override { connections_.clear(); }
+
+private:
+    static bool epoch_ends(const Moment& moment) {
+        const auto& [epochs, batches_per_epoch, steps] = moment.length;
+        return (batches_per_epoch && moment.position.in_epoch.micro_batch >= *batches_per_epoch) || (steps && moment.position.step >= *steps);
+    }
+
+    StepEvaluationOptions options_;
+    Connections connections_;
+};
+
+}  // namespace
+
+std::unique_ptr<Callback> make_step_evaluation(StepEvaluationOptions options) {
+    if (!(options.every.amount > 0))
+        throw ConfigError(fmt::format("step_evaluation: every: {} is not positive; give an interval, e.g. \"1000step\"", to_string(options.every)));
+    return std::make_unique<StepEvaluation>(options);
+}
+
+std::unique_ptr<Callback> step_evaluation_from_json(OptionReader& reader) {
+    StepEvaluationOptions options;
+    reader.interval("every", options.every, "between evaluations within an epoch, e.g. 1000step or 10min; > 0");
+    return make_step_evaluation(options);
+}
+
+}  // namespace torchbus
