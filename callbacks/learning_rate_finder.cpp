@@ -104,13 +104,12 @@ public:
         connections_ += run.bus.observe<RunClosed>(Stage::Persist, [this](const RunClosed&) { put_back(true); });  // for certain
     }
     std::vector<Finding> check(const Outlook& run) const override {
-        std::vector<Finding> findings;
         if (run.updates.size() > 1)
-            findings.push_back({Finding::Weight::Error, "'learning_rate_finder' tests one update, and the run has several; give the trainer one of them alone"});
+            return {{Finding::Weight::Error, "'learning_rate_finder' tests one update, and the run has several; give the trainer one of them alone"}};
         if (run.length.steps && *run.length.steps < options_.steps)
-            findings.push_back({Finding::Weight::Warning, fmt::format("'learning_rate_finder' needs {} steps, and the run has {}; give more epochs, or fewer `steps`",
-                                                                      options_.steps, *run.length.steps)});
-        return findings;
+            return {{Finding::Weight::Warning, fmt::format("'learning_rate_finder' needs {} steps, and the run has {}; give more epochs, or fewer `steps`",
+                                                           options_.steps, *run.length.steps)}};
+        return {};
     }
     /// Within a test that was not finished: the callbacks may be going too, so only the run's own parts are put back.
     void detach() override {

@@ -24,12 +24,12 @@ int main() {
     nn::Sequential generator(nn::Linear(8, 64), nn::LeakyReLU(), nn::Linear(64, 64), nn::LeakyReLU(), nn::Linear(64, 2));
     nn::Sequential critic(nn::Linear(2, 64), nn::LeakyReLU(), nn::Linear(64, 64), nn::LeakyReLU(), nn::Linear(64, 1));
 
-    const auto generate = [generator](std::int64_t count) mutable { return generator->forward(torch::randn({count, 8})); };
-    const auto criticize = [=](const torchbus::Batch& batch) mutable -> torchbus::StepOutput {
+    auto generate = [generator](std::int64_t count) mutable { return generator->forward(torch::randn({count, 8})); };
+    auto criticize = [=](const torchbus::Batch& batch) mutable -> torchbus::StepOutput {
         const auto real = critic->forward(batch.inputs), fake = critic->forward(generate(batch.samples).detach());
         return {real, score(real, 0.9) + score(fake, 0)};  // 0.9: a critic that is never quite sure
     };
-    const auto deceive = [=](const torchbus::Batch& batch) mutable -> torchbus::StepOutput {
+    auto deceive = [=](const torchbus::Batch& batch) mutable -> torchbus::StepOutput {
         const auto verdict = critic->forward(generate(batch.samples));
         return {verdict, score(verdict, 1)};
     };

@@ -156,8 +156,8 @@ TEST_CASE("what the schema refuses a run file refuses, and the other way round",
     both("/optimizer", json::object(), true);
     both("/optimizer", {{"kind", "adam"}, {"momentum", 0.9}}, false);
     both("/optimizer/momentum", 0.9, true);
-    both("/schedule", {{"kind", "cosine"}, {"warmup_steps", 2}}, true);
-    both("/schedule", {{"kind", "step"}, {"warmup_steps", 2}}, false);
+    both("/schedule", {{"kind", "cosine"}, {"warmup", 2}}, true);
+    both("/schedule", {{"kind", "step"}, {"warmup", 2}}, false);
     both("/train", {{"epochs", 0}}, false);
     both("/train", {{"epochs", 2}, {"shuffle", false}}, true);
     both("/callbacks", "none", false);

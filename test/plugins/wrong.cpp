@@ -38,7 +38,7 @@ struct Description {
 }  // namespace
 
 extern "C" const Description* torchbus_plugin() {
-    static const Description kDescription{WITH_INTERFACE, WITH_TORCHBUS, WITH_COMPILER, WITH_LIBTORCH, "wrong", WITH_REGISTER};
+    [[maybe_unused]] static const Description kDescription{WITH_INTERFACE, WITH_TORCHBUS, WITH_COMPILER, WITH_LIBTORCH, "wrong", WITH_REGISTER};
 #ifdef WITH_NOTHING
     return nullptr;
 #else

@@ -26,6 +26,10 @@ check() {  # check NAME PATTERN COMMAND...: the last line of the output must mat
 check 01_hello_bus '^greeter spent its time in 4 calls$' "$build/examples/01_hello_bus"
 check 02_custom_callback '^stopped by good_enough: the training loss is below 0.1$' "$build/examples/02_custom_callback"
 check 03_custom_event '^\{"worst_batch":\{"loss":[0-9.e-]+,"step":[0-9]+\}\}$' "$build/examples/03_custom_event"
+check 06_metrics '^accuracy of the loop minus that of the callback: 0$' "$build/examples/06_metrics"
+check 07_mixup_ema "^best eval.ema.loss 0[0-9.]*, kept in $scratch/best/best.safetensors$" "$build/examples/07_mixup_ema" "$scratch/best"
+check 11_gan '^mean radius of the generated points [12][.0-9]* \(the data.s is 2\)$' "$build/examples/11_gan"
+check 12_own_loop '^stopped after [0-9]+ steps by the main loop: enough seen$' "$build/examples/12_own_loop"
 
 # Each example is built and has its check here.
 for source in examples/[0-9]*.cpp; do
