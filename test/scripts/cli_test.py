@@ -265,7 +265,9 @@ class Training(Case):
         checked = self.torchbus("check", "run.json")
         self.assertIn("data       synthetic: 400 training and 100 evaluation samples\n", checked)
         for callback in [*(callback["kind"] for callback in RUN["callbacks"]), "schedule"]:
-            self.assertIn(f"callback   {callback}\n", checked)
+            self.assertRegex(checked, rf"(?m)^    (transform|observe|report)[ a-z]* {callback}$")
+        # For each event, in the order of its running.
+        self.assertIn("gradients_ready\n    transform change     gradient_clipping\n    transform decide     terminate_on_nan\n", checked)
         self.assertTrue(checked.endswith("run.json: nothing stands against this run\n"))
         # 16 x 8 weights and 8 biases, 8 x 4 weights and 4 biases.
         self.assertTrue(self.torchbus("summary", "run.json").endswith("172 parameters, 172 trainable\n"))
@@ -335,12 +337,12 @@ class Mnist(Case):
         self.assertEqual(self.torchbus("predict", "run.json"), (self.folder / "predictions").read_text())
 
     def test_a_folder_without_the_files(self):
-        self.refused(1, "/nonexistent: holds no train-images-idx3-ubyte, expected the MNIST files; fetch them with 'torchbus data fetch "
+        self.refused(1, "run.json: data: /nonexistent: holds no train-images-idx3-ubyte, expected the MNIST files; fetch them with 'torchbus data fetch "
                         "mnist', or name the folder they lie in", "train", "run.json", "--set", "data.folder=/nonexistent")
 
     def test_a_truncated_file(self):
         os.truncate(self.folder / "train-images-idx3-ubyte", 16 + 200 * 784 - 100)
-        self.refused(1, "./train-images-idx3-ubyte: 156716 bytes, expected 156816; the file is truncated; fetch it again with 'torchbus "
+        self.refused(1, "run.json: data: ./train-images-idx3-ubyte: 156716 bytes, expected 156816; the file is truncated; fetch it again with 'torchbus "
                         "data fetch mnist'", "train", "run.json")
 
 
@@ -390,8 +392,10 @@ class Signals(Case):
         running.process.send_signal(number)
         self.assertEqual(running.end(), code, running.said())
         self.assertRegex(running.said(), rf"(?m)^stopped after \d+ steps by {name}: {name} was received$")
-        self.assertTrue((self.folder / "out/model.safetensors").exists())
-        self.assertTrue(self.history())
+        # What was cut short does not take the place of a trained model.
+        self.assertTrue((self.folder / "out/interrupted.safetensors").exists())
+        self.assertTrue((self.folder / "out/interrupted_history.json").exists())
+        self.assertFalse((self.folder / "out/model.safetensors").exists())
 
     def test_ctrl_c_stops_the_run_in_good_order(self):
         running = self.start(*self.ENDLESS)
