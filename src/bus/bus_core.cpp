@@ -268,11 +268,7 @@ std::shared_ptr<DeliveryThread> BusCore::new_thread(SubscriberRecord& subscriber
 void BusCore::settle_thread_failure(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& event, const std::string& cause, int in_a_row) {
     if (subscriber->options.fault == Fault::Critical)
         throw SubscriberError(fmt::format("subscriber '{}' failed on its thread at {}: {}", subscriber->id, event.name, cause), subscriber->id, event.name);
-    const bool too_often = in_a_row >= subscriber->options.max_failures && subscriber->attached;
-    warn(fmt::format("optional subscriber '{}' failed on its thread at {}: {}{}", subscriber->id, event.name, cause, too_often ? "; it is detached" : ""));
-    if (too_often) detach(subscriber, "its failures");
-    SubscriberFailed told{moment.position, subscriber->id, event.name, cause, too_often};
-    emit(event_type<SubscriberFailed>(), &told);
+    tell_failure(subscriber, event, "on its thread at", cause, in_a_row >= subscriber->options.max_failures && subscriber->attached);
 }
 
 /// Detaching is rare and emitting is not: the one who waits polls, and the emitter pays nothing for it.
@@ -370,13 +366,18 @@ void BusCore::settle(Emission& emission) {
     for (auto& [slot, cause] : emission.optional_failures) {
         const std::shared_ptr<SubscriberRecord> subscriber = slot->subscriber;
         const bool too_often = slot->failures_in_a_row >= subscriber->options.max_failures;
-        warn(fmt::format("optional subscriber '{}' failed at {}: {}{}", subscriber->id, emission.type->name, cause,
-                         too_often ? "; it is detached" : ""));
-        if (too_often) detach(subscriber, "its failures");
-        if (emission.type == &event_type<SubscriberFailed>()) continue;  // a failure to hear of a failure ends here
-        SubscriberFailed event{moment.position, subscriber->id, emission.type->name, cause, too_often};
-        emit(event_type<SubscriberFailed>(), &event);
+        tell_failure(subscriber, *emission.type, "at", cause, too_often);
     }
+}
+
+/// Says that an optional subscriber failed, and detaches it where that was too often.
+void BusCore::tell_failure(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& type, const char* where, const std::string& cause,
+                           bool too_often) {
+    warn(fmt::format("optional subscriber '{}' failed {} {}: {}{}", subscriber->id, where, type.name, cause, too_often ? "; it is detached" : ""));
+    if (too_often) detach(subscriber, "its failures");
+    if (&type == &event_type<SubscriberFailed>()) return;  // a failure to hear of a failure ends here
+    SubscriberFailed event{moment.position, subscriber->id, type.name, cause, too_often};
+    emit(event_type<SubscriberFailed>(), &event);
 }
 
 void BusCore::post(std::function<void()> task) {

@@ -144,6 +144,8 @@ private:
     std::shared_ptr<Link> new_link(const std::shared_ptr<SubscriberRecord>& subscriber);
     static void hold_until_left(const SlotRecord& record, const Emission& emission);
     void settle(Emission& emission);
+    void tell_failure(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& type, const char* where, const std::string& cause,
+                      bool too_often);
     void wait_until_idle(const SubscriberRecord& subscriber) const;
     std::shared_ptr<DeliveryThread> new_thread(SubscriberRecord& subscriber);
     std::uint64_t place_in_order(std::string_view before) const;

@@ -73,10 +73,6 @@ void load_generators(const SavedState& state) {
     cpu.set_state(state.tensors.at("cpu"));
 }
 
-nlohmann::json counts_json(const Counts& counts) {
-    return {{"step", counts.step}, {"attempts", counts.attempts}, {"micro_batch", counts.micro_batch}, {"samples", counts.samples}, {"tokens", counts.tokens}};
-}
-
 }  // namespace
 
 std::vector<std::string> TrainerRunState::parts() const {
@@ -109,13 +105,7 @@ SavedState TrainerRunState::save(std::string_view part) const {
         const LoaderPosition at = sources_.data();
         return {{{"epoch", at.epoch}, {"batches", at.batches}}, {}};
     }
-    if (part == "position") {
-        const Position& at = sources_.bus.moment().position;
-        nlohmann::json values = counts_json(at);
-        values["epoch"] = at.epoch;
-        values["in_epoch"] = counts_json(at.in_epoch);
-        return {std::move(values), {}};
-    }
+    if (part == "position") return {nlohmann::json(sources_.bus.moment().position), {}};
     throw StateError(fmt::format("a run has no part '{}' that could be saved", part));
 }
 
