@@ -13,13 +13,14 @@ using namespace torchbus::bench;
 
 int main(int argc, char** argv) {
     std::int64_t batch_size = 32, limit = 0;
-    int threads = 2;
+    int threads = 2, workers = 0;
     std::string optimizer = "sgd", loop = "torchbus";
     CLI::App app{"one epoch of MNIST on an MLP"};
     app.add_option("--batch", batch_size, "samples of a batch");
     app.add_option("--threads", threads, "threads of LibTorch");
     app.add_option("--optimizer", optimizer, "sgd or adamw")->check(CLI::IsMember({"sgd", "adamw"}));
     app.add_option("--loop", loop, "torchbus or hand_written")->check(CLI::IsMember({"torchbus", "hand_written"}));
+    app.add_option("--workers", workers, "threads that gather batches ahead; 0: in place");
     app.add_option("--limit", limit, "only the first samples; 0: all");
     CLI11_PARSE(app, argc, argv);
     torch::set_num_threads(threads);
@@ -34,7 +35,7 @@ int main(int argc, char** argv) {
         Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_optimizer(model->parameters()),
                          .callbacks = {make_metrics({.accuracy = true}), make_progress_bar()}, .seed = 1});
         const auto begin = std::chrono::steady_clock::now();
-        trainer.train(data, {.epochs = 1, .batch_size = batch_size});
+        trainer.train(data, {.epochs = 1, .batch_size = batch_size, .workers = workers});
         seconds = seconds_since(begin);
         loss = trainer.history().latest("train.loss").value();
         accuracy = trainer.history().latest("train.accuracy").value();
