@@ -11,7 +11,7 @@
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
-#include "progress_text.hpp"
+#include "parts/progress_text.hpp"
 
 namespace torchbus {
 namespace {

@@ -3,8 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include <torch/types.h>
+
+#include <torchbus/error.hpp>
+
 #include "entries.hpp"
-#include "mixing.hpp"
+#include "parts/mixing.hpp"
 
 namespace torchbus {
 namespace {
@@ -48,11 +52,9 @@ std::unique_ptr<Callback> make_cutmix(CutmixOptions options) {
 }
 
 std::unique_ptr<Callback> cutmix_from_json(OptionReader& reader) {
-    CutmixOptions options;
-    reader.number("alpha", options.alpha, "both parameters of the Beta distribution of a sample's share; > 0", Range::positive())
-        .number("probability", options.probability, "of a batch being mixed; between 0 and 1", Range::between(0, 1))
-        .number("label_smoothing", options.label_smoothing, "share of a label that all classes get alike; in [0, 1)", Range::between(0, 1));
-    return make_cutmix(options);
+    const CutmixOptions defaults;
+    const MixingOptions options = read_mixing_options(reader, {defaults.alpha, defaults.probability, defaults.label_smoothing});
+    return make_cutmix({options.alpha, options.probability, options.label_smoothing});
 }
 
 }  // namespace torchbus

@@ -9,7 +9,8 @@
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
-#include "monitor.hpp"
+#include "parts/measured_weights.hpp"
+#include "parts/monitor.hpp"
 
 namespace torchbus {
 namespace {
@@ -19,13 +20,13 @@ using ThresholdMode = EarlyStoppingOptions::ThresholdMode;
 class EarlyStopping final : public Callback {
 public:
     explicit EarlyStopping(EarlyStoppingOptions options)
-        : options_(std::move(options)), goal_(options_.mode == EarlyStoppingOptions::Mode::Min ? Goal::Min : Goal::Max) {}
+        : options_(std::move(options)), goal_(options_.mode == EarlyStoppingOptions::Mode::Min ? Goal::Min : Goal::Max), weights_(options_.monitor) {}
     std::string kind() const override { return "early_stopping"; }
     Declaration declare() const override {
         Declaration declared{.listens = {"training_run_start", "training_run_epoch_end", "run_closed"},
                              .needs = {{options_.monitor, "training_run_epoch_end", Stage::Report}}, .asks = {Decision::StopRun}};
         if (options_.restore_best) {
-            declared.listens.emplace_back("training_run_end");
+            declared.listens.insert(declared.listens.end(), {"training_run_end", "eval_epoch_end"});
             declared.writes = {"parameters"};
         }
         return declared;
@@ -35,14 +36,17 @@ public:
             if (beginning_.is_anew()) forget();
         });
         connections_ += run.bus.observe<TrainingRunEpochEnd>(Stage::Report, [this, &run](const TrainingRunEpochEnd& event) { check(event.position, run); });
-        if (options_.restore_best)
+        if (options_.restore_best) {
+            weights_.attach(run);
             connections_ += run.bus.intercept<TrainingRunEnd>([this, &run](TrainingRunEnd&) {
                 if (best_) run.run_state.load("model", best_weights_);
             });
+        }
         connections_ += run.bus.observe<RunClosed>(Stage::Observe, [this](const RunClosed&) { beginning_.closed(); });
     }
     void detach() override {
         connections_.clear();
+        weights_.detach();
         beginning_ = {};
         forget();
     }
@@ -68,12 +72,6 @@ private:
         best_weights_ = {};
     }
 
-    /// The model's tensors are handles that the next update changes.
-    static SavedState cloned(SavedState state) {
-        for (auto& [name, tensor] : state.tensors) tensor = tensor.detach().clone();
-        return state;
-    }
-
     bool is_improvement(double value) const {
         if (!std::isfinite(value)) return false;
         if (!best_) return true;
@@ -91,7 +89,7 @@ private:
             best_ = *value;
             best_epoch_ = at.epoch;
             waited_ = 0;
-            if (options_.restore_best) best_weights_ = cloned(run.run_state.save("model"));
+            if (options_.restore_best) best_weights_ = cloned(weights_.get());
         } else {
             ++waited_;
         }
@@ -109,6 +107,7 @@ private:
 
     EarlyStoppingOptions options_;
     Goal goal_;
+    MeasuredWeights weights_;
     RunBeginning beginning_;
     std::optional<double> best_;
     std::int64_t best_epoch_ = 0, waited_ = 0;

@@ -26,6 +26,7 @@ std::unique_ptr<Callback> limit_batches_from_json(OptionReader& reader);
 std::unique_ptr<Callback> mean_iou_from_json(OptionReader& reader);
 std::unique_ptr<Callback> metric_expression_from_json(OptionReader& reader);
 std::unique_ptr<Callback> metrics_from_json(OptionReader& reader);
+std::unique_ptr<Callback> micro_batch_halving_from_json(OptionReader& reader);
 std::unique_ptr<Callback> mixed_precision_from_json(OptionReader& reader);
 std::unique_ptr<Callback> mixup_from_json(OptionReader& reader);
 std::unique_ptr<Callback> model_ema_from_json(OptionReader& reader);

@@ -13,7 +13,8 @@
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
-#include "monitor.hpp"
+#include "parts/changed_option.hpp"
+#include "parts/monitor.hpp"
 
 namespace torchbus {
 namespace {
@@ -63,26 +64,35 @@ public:
         return {.listens = {"run_configured", "training_run_start", "train_step_end", "run_closed"}, .reads = {"batch", "loss", "gradients", "parameters"}};
     }
     void attach(Attachment& run) override {
+        run_ = &run;
+        connect_records();
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { model_ = event.model; });
         connections_ += run.bus.observe<TrainingRunStart>(Stage::Observe, [this, &run](const TrainingRunStart& event) {
             if (!options_.write) open(run.consensus.rank(), beginning_.is_anew() && event.position.attempts == 0);
         });
-        connections_ += run.bus.observe<TrainStepEnd>(Stage::Persist, [this, &run](const TrainStepEnd& event) {
-            if (!options_.write && !file_.is_open()) open(run.consensus.rank(), false);
-            write(record_of(event, run.run_state));
-        }, every(options_.every));
         connections_ += run.bus.observe<RunClosed>(Stage::Observe, [this](const RunClosed&) { forget_run(); });
     }
     void detach() override {
+        records_.disconnect();
         connections_.clear();
         forget_run();
         beginning_ = {};
+        run_ = nullptr;
+    }
+    json change_option(std::string_view option, const json& value) override {
+        if (option != "every") return Callback::change_option(option, value);
+        const Interval before = std::exchange(options_.every, changed_interval(value, kind(), option));
+        connect_records();
+        return to_string(before);
     }
     /// That the run has begun, so that a resumed one adds to the file.
     SavedState state() const override { return {{{"path", options_.path.string()}}, {}}; }
     void load_state(const SavedState&) override { beginning_.loaded(); }
 
 private:
+    void connect_records() {
+        records_ = run_->bus.observe<TrainStepEnd>(Stage::Persist, [this](const TrainStepEnd& event) { write(record_of(event, run_->run_state)); }, every(options_.every));
+    }
     void forget_run() {
         beginning_.closed();
         model_ = {};
@@ -99,13 +109,11 @@ private:
         json record = {{"epoch", event.position.epoch}, {"step", event.position.step}, {"attempts", event.position.attempts}, {"update", event.update.name},
                        {"skipped", event.skipped}, {"samples", hash_text(event.window)}, {"loss", hash_text(event.loss)}};
         for (const char* group : {"gradients", "parameters", "buffers", "generators"}) record[group] = json::object();
-        for (const auto& [name, parameter] : model_ ? model_->named_parameters() : std::vector<NamedTensor>()) {
+        for (const auto& [name, parameter] : model_->named_parameters()) {
             record["parameters"][name] = hash_text(parameter);
             if (parameter.grad().defined()) record["gradients"][name] = hash_text(parameter.grad());
         }
-        for (const auto& [name, buffer] : model_ ? model_->named_buffers() : std::vector<NamedTensor>()) record["buffers"][name] = hash_text(buffer);
-        if (!model_)  // attached when the run had begun: the weights are known by name, their gradients are not
-            for (const auto& [name, tensor] : run.save("model").tensors) record["parameters"][name] = hash_text(tensor);
+        for (const auto& [name, buffer] : model_->named_buffers()) record["buffers"][name] = hash_text(buffer);
         for (const auto& [name, state] : run.save("generators").tensors) record["generators"][name] = hash_text(state);
         return record;
     }
@@ -117,10 +125,12 @@ private:
     }
 
     FingerprintOptions options_;
+    Attachment* run_ = nullptr;
     RunBeginning beginning_;
     Model model_;  ///< of the run under way
     std::ofstream file_;
     std::string written_to_;
+    Connection records_;
     Connections connections_;
 };
 

@@ -5,7 +5,6 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <torch/nn/module.h>
 #include <torch/optim/optimizer.h>
 
 #include <torchbus/error.hpp>
@@ -44,7 +43,7 @@ public:
     std::string kind() const override { return "freeze"; }
     Declaration declare() const override {
         Declaration declared{.listens = {"run_configured", "train_epoch_start", "train_step_start"}};
-        if (keeps_statistics()) declared.listens.push_back("forward_end");
+        if (options_.batch_norm) declared.listens.insert(declared.listens.end(), {"forward_end", "eval_epoch_start"});
         const bool sets_rates = std::ranges::any_of(groups_, [](const FreezeGroup& group) { return group.learning_rate_factor != 1; });
         if (sets_rates) {
             declared.writes = {"learning_rate"};
@@ -56,25 +55,27 @@ public:
     void attach(Attachment& run) override {
         run_ = &run;
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) {
-            if (!event.plan.splits.empty() && event.plan.splits.front().mode == Mode::Train) configure(event);
+            if (event.plan.has(Mode::Train)) configure(event);
         });
         connections_ += run.bus.observe<TrainEpochStart>(Stage::Observe, [this](const TrainEpochStart&) {
-            if (!configured_) return warn("freeze was attached while a run was under way; it freezes from the next run on");
+            layers_told_ = false;
             apply(true);
         });
         connections_ += run.bus.observe<TrainStepStart>(Stage::Observe, [this](const TrainStepStart&) { apply(true); });
-        if (keeps_statistics())
-            connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd&) { put_back_statistics(); }, in(Mode::Train));
+        if (!options_.batch_norm) return;
+        connections_ += run.bus.observe<EvalEpochStart>(Stage::Observe, [this](const EvalEpochStart&) { layers_told_ = false; });
+        connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd&) { put_back_statistics(); }, in(Mode::Train));
     }
     void detach() override {
         connections_.clear();
         for (Parameter& parameter : parameters_) parameter.tensor.requires_grad_(parameter.required_grad);
-        for (auto& [name, layer] : layers_) layer->train(options_.module->is_training());
+        for (const Layer& layer : layers_) model_->set_layer_training(layer.name, run_->moment.mode == Mode::Train);
         join_groups();
         parameters_.clear();
         statistics_.clear();
         layers_.clear();
         configured_ = false;
+        model_ = {};
         run_ = nullptr;
     }
 
@@ -84,13 +85,17 @@ private:
         const FreezeGroup* group;
         bool required_grad;  ///< before this callback came
     };
+    struct Layer {
+        std::string name;
+        const FreezeGroup* group;
+        bool trains;
+    };
     struct Statistic {
         at::Tensor tensor;
         const FreezeGroup* group;
         at::Tensor aside;  ///< its value while frozen
     };
 
-    bool keeps_statistics() const { return options_.batch_norm && !options_.module; }
     const FreezeGroup* group_of(std::string_view name) const {
         for (const FreezeGroup& group : groups_)
             if (std::ranges::any_of(group.names, [&](const std::string& pattern) { return matches(pattern, name); })) return &group;
@@ -107,24 +112,29 @@ private:
                 if (const FreezeGroup* group = group_of(name)) parameters_.push_back({tensor, group, tensor.requires_grad()});
             split_groups(event.updates);
         }
+        model_ = event.model;
         statistics_.clear();
-        if (keeps_statistics())
-            for (const auto& [name, buffer] : event.model->named_buffers())
-                if (buffer.defined() && is_statistic(name))
-                    if (const FreezeGroup* group = group_of(name)) statistics_.push_back({buffer.detach(), group, {}});
         layers_.clear();
-        if (options_.batch_norm && options_.module) find_layers();
-        apply(false);
+        layers_told_ = false;
+        if (options_.batch_norm) find_layers();
+        apply(run_->moment.position.attempts > 0);
     }
+    /// The layers with running statistics; those that the model cannot set apart have their statistics put back.
     void find_layers() {
-        for (const auto& layer : options_.module->named_modules()) {
-            if (!layer.value()->named_buffers(/*recurse=*/false).contains("running_mean")) continue;
-            const std::string name = layer.key().empty() ? "running_mean" : layer.key() + ".running_mean";
-            if (const FreezeGroup* group = group_of(name)) layers_.emplace_back(group, layer.value());
+        for (const auto& [name, buffer] : model_->named_buffers()) {
+            const FreezeGroup* const group = buffer.defined() && is_statistic(name) ? group_of(name) : nullptr;
+            if (!group) continue;
+            const auto dot = name.rfind('.');
+            const std::string layer = dot == std::string::npos ? "" : name.substr(0, dot);
+            if (!layers_.empty() && layers_.back().name == layer) continue;
+            if (model_->set_layer_training(layer, trains(*group)))
+                layers_.push_back({layer, group, trains(*group)});
+            else
+                statistics_.push_back({buffer.detach(), group, {}});
         }
     }
 
-    /// Sets what trains at this position. Training mode comes back after each evaluation, so layers are told every time.
+    /// Sets what trains at this position. All layers are in training mode again after an evaluation, and told anew.
     void apply(bool announce) {
         std::vector<at::Tensor> added;
         bool changed = false;
@@ -141,7 +151,12 @@ private:
             if (frozen && !statistic.aside.defined()) statistic.aside = statistic.tensor.clone();
             if (!frozen) statistic.aside = at::Tensor();
         }
-        for (auto& [group, layer] : layers_) layer->train(trains(*group));
+        for (Layer& layer : layers_) {
+            const bool wanted = trains(*layer.group);
+            if (!layers_told_ || layer.trains != wanted) model_->set_layer_training(layer.name, wanted);
+            layer.trains = wanted;
+        }
+        layers_told_ = true;
         if (changed && announce) run_->bus.emit(ParametersChanged{run_->moment.position, std::move(added)});
     }
     void put_back_statistics() {
@@ -203,7 +218,9 @@ private:
     bool configured_ = false;          ///< it knows the model, since it was attached
     std::vector<Parameter> parameters_;
     std::vector<Statistic> statistics_;
-    std::vector<std::pair<const FreezeGroup*, std::shared_ptr<torch::nn::Module>>> layers_;
+    std::vector<Layer> layers_;        ///< with running statistics: in evaluation mode while frozen
+    bool layers_told_ = false;         ///< since the model's training mode was set
+    Model model_;
     std::vector<FormerGroups> former_;
     Connections connections_;
 };

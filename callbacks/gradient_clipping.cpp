@@ -4,11 +4,13 @@
 #include <utility>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 #include <torch/types.h>
 
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
+#include "parts/changed_option.hpp"
 
 namespace torchbus {
 namespace {
@@ -47,7 +49,7 @@ public:
         });
     }
     void detach() override { connections_.clear(); }
-    double change_option(std::string_view option, double value) override;
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override;
 
 private:
     /// The p-norm over all gradients of all owners. Shapes: [].
@@ -94,11 +96,11 @@ void require_valid(const GradientClippingOptions& options) {
     require_positive(options.epsilon, "epsilon", "the smallest weight norm, e.g. 0.001");
 }
 
-double GradientClipping::change_option(std::string_view option, double value) {
+nlohmann::json GradientClipping::change_option(std::string_view option, const nlohmann::json& value) {
     GradientClippingOptions changed = options_;
     double* const place = option == "max_norm" ? &changed.max_norm : option == "max_value" ? &changed.max_value : option == "ratio" ? &changed.ratio : nullptr;
     if (!place) return Callback::change_option(option, value);
-    const double before = std::exchange(*place, value);
+    const double before = std::exchange(*place, changed_number(value, "gradient_clipping", option));
     require_valid(changed);
     options_ = changed;
     return before;

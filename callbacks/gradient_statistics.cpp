@@ -11,6 +11,7 @@
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
+#include "parts/changed_option.hpp"
 
 namespace torchbus {
 namespace {
@@ -110,6 +111,13 @@ public:
         updates_.clear();
         names_.clear();
         run_ = nullptr;
+    }
+
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
+        if (option != "every") return Callback::change_option(option, value);
+        const Interval before = std::exchange(options_.every, changed_interval(value, kind(), option));
+        for (auto& [update, filter] : updates_) filter.reset();
+        return to_string(before);
     }
 
 private:

@@ -1,6 +1,7 @@
 #include <torchbus/callbacks/learning_rate_schedule.hpp>
 
 #include <algorithm>
+#include <utility>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -12,9 +13,14 @@
 #include <torchbus/optim/group_options.hpp>
 
 #include "entries.hpp"
+#include "parts/changed_option.hpp"
 
 namespace torchbus {
 namespace {
+
+void require_factor(double factor) {
+    if (!(factor >= 0)) throw ConfigError(fmt::format("learning_rate_schedule: factor: {} is out of range; give a number of at least 0", factor));
+}
 
 class LearningRateSchedule final : public Callback {
 public:
@@ -32,7 +38,7 @@ public:
             const auto& base = base_.of(event.update);  // attached while a run was under way, it is taken here
             auto& groups = event.update.optimizer->param_groups();
             const double common = options_.schedule(run.moment);
-            for (std::size_t i = 0; i < groups.size(); ++i) groups[i].options().set_lr(base[i] * factor(i, common, run.moment));
+            for (std::size_t i = 0; i < groups.size(); ++i) groups[i].options().set_lr(base[i] * factor(i, common, run.moment) * options_.factor);
             run.blackboard.publish(published_name(), groups.front().options().get_lr());
         });
     }
@@ -42,6 +48,12 @@ public:
         for (const GroupSchedule& group : options_.groups)
             for (Finding& finding : check_schedule(group.schedule, run, kind())) findings.push_back(std::move(finding));
         return findings;
+    }
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
+        if (option != "factor") return Callback::change_option(option, value);
+        const double factor = changed_number(value, kind(), option);
+        require_factor(factor);
+        return std::exchange(options_.factor, factor);
     }
     SavedState state() const override { return {{{"base_rates", base_.saved()}}}; }
     void load_state(const SavedState& state) override { base_.load(state.values.at("base_rates")); }
@@ -94,6 +106,7 @@ std::vector<GroupSchedule> groups_from_json(const nlohmann::json& part, const st
 
 std::unique_ptr<Callback> make_learning_rate_schedule(LearningRateScheduleOptions options) {
     if (!options.schedule) throw ConfigError("learning_rate_schedule: there is no schedule; give a function of the run's moment");
+    require_factor(options.factor);
     for (const GroupSchedule& group : options.groups)
         if (!(group.factor >= 0)) throw ConfigError(fmt::format("learning_rate_schedule: groups: {} is out of range; give factors of at least 0", group.factor));
     return std::make_unique<LearningRateSchedule>(std::move(options));
@@ -101,7 +114,8 @@ std::unique_ptr<Callback> make_learning_rate_schedule(LearningRateScheduleOption
 
 std::unique_ptr<Callback> learning_rate_schedule_from_json(OptionReader& reader) {
     LearningRateScheduleOptions options;
-    reader.text("update", options.update, "name of the update; empty: all of them");
+    reader.text("update", options.update, "name of the update; empty: all of them")
+        .number("factor", options.factor, "of the whole curve; may be changed while a run is under way", Range::at_least(0));
     const nlohmann::json* part = reader.part("schedule", "object", fmt::format("kind ({}) and its options", fmt::join(schedule_table().kinds(), ", ")));
     options.schedule = schedule_from_json(part ? *part : nlohmann::json::object(), reader.path_of("schedule"));
     if (const nlohmann::json* groups = reader.part("groups", "array", "for each parameter group a factor of the schedule, or a schedule of its own"))

@@ -71,7 +71,7 @@ public:
         connections_ += run.bus.observe<TrainEpochStart>(Stage::Observe, [this](const TrainEpochStart&) { forget("train"); });
         connections_ += run.bus.observe<EvalEpochStart>(Stage::Observe, [this](const EvalEpochStart& event) { forget(prefix_of(event.scope, "")); });
         connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd& event) {
-            if (event.scope.mode != Mode::Predict && event.micro_batch.pass == 0) add(event);
+            if (event.scope.mode != Mode::Predict && !event.micro_batch.repeated) add(event);
         });
         connections_ += run.bus.observe<TrainEpochEnd>(Stage::Observe, [this](const TrainEpochEnd&) { conclude("train"); });
         connections_ += run.bus.observe<EvalEpochEnd>(Stage::Observe, [this](const EvalEpochEnd& event) { conclude(prefix_of(event.scope, "")); });

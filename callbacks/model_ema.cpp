@@ -5,9 +5,12 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <torch/types.h>
 
-#include "averaged_weights.hpp"
+#include <torchbus/error.hpp>
+
 #include "entries.hpp"
+#include "parts/averaged_weights.hpp"
 
 namespace torchbus {
 namespace {
@@ -32,7 +35,6 @@ public:
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { configure(event); });
         // Not before: until here another may still put weights into the model.
         connections_ += run.bus.observe<TrainEpochStart>(Stage::Observe, [this](const TrainEpochStart&) {
-            if (!model_) return warn("model_ema was attached while a run was under way; it averages from the next run on");
             if (!weights_.following()) follow();
             loaded_ = false;
         });
@@ -72,9 +74,9 @@ public:
 private:
     void configure(RunConfigured& event) {
         model_ = &event.model;
-        const bool trains = !event.plan.splits.empty() && event.plan.splits.front().mode == Mode::Train;
+        const bool trains = event.plan.has(Mode::Train);
         if (trains) begin();
-        const bool evaluates = std::ranges::any_of(event.plan.splits, [](const SplitPlan& split) { return split.mode == Mode::Eval; });
+        const bool evaluates = event.plan.has(Mode::Eval);
         const bool planned = std::ranges::count(event.plan.views, options_.view) > 0;
         if (options_.evaluate && evaluates && !planned && (trains || weights_.any())) event.plan.views.push_back(options_.view);
     }
@@ -90,7 +92,8 @@ private:
     }
 
     void count_step() {
-        if (++steps_ % options_.every != 0 || !weights_.following()) return;
+        if (!weights_.following()) follow();  // attached in mid-epoch
+        if (++steps_ % options_.every != 0) return;
         const double share = 1.0 - next_decay();
         weights_.add(share);
         options_.buffers == Buffers::Average ? buffers_.add(share) : buffers_.copy();

@@ -14,7 +14,7 @@
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
-#include "monitor.hpp"
+#include "parts/monitor.hpp"
 
 namespace torchbus {
 namespace {
@@ -75,7 +75,7 @@ public:
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { model_ = event.model; });
         connections_ += run.bus.observe<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart&) { begin(); });
         connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd& event) {
-            if (event.micro_batch.pass != 0 || !event.loss.defined()) return;
+            if (event.micro_batch.repeated || !event.loss.defined()) return;
             if (event.micro_batch.index == 0) losses_.clear();
             losses_.push_back(event.loss.detach());
         }, in(Mode::Train));

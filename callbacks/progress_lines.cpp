@@ -1,11 +1,13 @@
 #include <torchbus/callbacks/progress_lines.hpp>
 
-#include <cstdio>
+#include <utility>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "entries.hpp"
-#include "progress_text.hpp"
+#include "parts/changed_option.hpp"
+#include "parts/progress_text.hpp"
 
 namespace torchbus {
 namespace {
@@ -25,10 +27,7 @@ public:
         run_ = &run;
         auto& bus = run.bus;
         connections_ += bus.observe<TrainingRunStart>(Stage::Report, [this](const TrainingRunStart& event) { epochs_ = event.plan.epochs.value_or(0); });
-        if (options_.every.amount > 0)
-            connections_ += bus.observe<TrainStepEnd>(Stage::Report, [this](const TrainStepEnd& event) {
-                line(fmt::format("epoch {}, step {}: train {}", event.position.epoch + 1, event.position.step, metrics_text(run_->blackboard, "train")));
-            }, every(options_.every));
+        if (options_.every.amount > 0) connect_line();
         connections_ += bus.observe<TrainingRunEpochEnd>(Stage::Report, [this](const TrainingRunEpochEnd& event) {
             line(epoch_text(run_->blackboard, event.position.epoch, epochs_));
         });
@@ -41,16 +40,29 @@ public:
         });
     }
     void detach() override {
+        step_line_.disconnect();
         connections_.clear();
         run_ = nullptr;
     }
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
+        if (option != "every") return Callback::change_option(option, value);
+        const Interval before = std::exchange(options_.every, changed_interval(value, kind(), option));
+        connect_line();
+        return to_string(before);
+    }
 
 private:
+    void connect_line() {
+        step_line_ = run_->bus.observe<TrainStepEnd>(Stage::Report, [this](const TrainStepEnd& event) {
+            line(fmt::format("epoch {}, step {}: train {}", event.position.epoch + 1, event.position.step, metrics_text(run_->blackboard, "train")));
+        }, every(options_.every));
+    }
     void line(const std::string& text) { options_.write(text + "\n"); }
 
     ProgressLinesOptions options_;
     Attachment* run_ = nullptr;
     std::int64_t epochs_ = 0;
+    Connection step_line_;
     Connections connections_;
 };
 

@@ -48,6 +48,8 @@ constexpr auto kCallbacks = std::to_array<CallbackEntry>({
      metric_expression_from_json},
     {"metrics", "Mean loss and accuracy over an epoch, for training and every evaluation split.",
      metrics_from_json},
+    {"micro_batch_halving", "Halves the micro-batches of a window that runs out of memory, and tries it again.",
+     micro_batch_halving_from_json},
     {"mixed_precision", "Runs forward under bf16 or fp16 autocast, with loss scaling for fp16.",
      mixed_precision_from_json},
     {"mixup", "Mixes pairs of training samples, and their losses alike.",

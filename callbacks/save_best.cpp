@@ -13,7 +13,8 @@
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
-#include "monitor.hpp"
+#include "parts/measured_weights.hpp"
+#include "parts/monitor.hpp"
 
 namespace torchbus {
 namespace {
@@ -30,13 +31,13 @@ struct Kept {
 class SaveBest final : public Callback {
 public:
     explicit SaveBest(SaveBestOptions options)
-        : options_(std::move(options)), goal_(options_.mode == SaveBestOptions::Mode::Min ? Goal::Min : Goal::Max) {}
+        : options_(std::move(options)), goal_(options_.mode == SaveBestOptions::Mode::Min ? Goal::Min : Goal::Max), weights_(options_.monitor) {}
     std::string kind() const override { return "save_best"; }
     Declaration declare() const override {
-        Declaration declared{.listens = {"training_run_start", "epoch_checkpoint", "run_closed"}, .reads = {"parameters"},
+        Declaration declared{.listens = {"training_run_start", "eval_epoch_end", "epoch_checkpoint", "run_closed"}, .reads = {"parameters"},
                              .needs = {{options_.monitor, "epoch_checkpoint", Stage::Persist}}};
         if (options_.at_steps) {
-            declared.listens.insert(declared.listens.end(), {"eval_epoch_end", "step_checkpoint"});
+            declared.listens.emplace_back("step_checkpoint");
             declared.needs.emplace_back(options_.monitor, "step_checkpoint", Stage::Persist);
             declared.asks = {Decision::SaveNow};
         }
@@ -49,6 +50,7 @@ public:
     }
     void attach(Attachment& run) override {
         run_ = &run;
+        weights_.attach(run);
         connections_ += run.bus.observe<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart& event) { begin(event.plan); });
         connections_ += run.bus.observe<EpochCheckpoint>(Stage::Persist, [this](const EpochCheckpoint& event) { check(event.position); });
         connections_ += run.bus.observe<RunClosed>(Stage::Observe, [this](const RunClosed&) { beginning_.closed(); });
@@ -57,6 +59,7 @@ public:
     }
     void detach() override {
         connections_.clear();
+        weights_.detach();
         run_ = nullptr;
         beginning_ = {};
         kept_.clear();
@@ -133,10 +136,9 @@ private:
         std::error_code failure;
         fs::create_directories(options_.folder, failure);
         if (failure) throw CheckpointError(fmt::format("{}: cannot make the folder: {}; nothing was saved", options_.folder.string(), failure.message()));
-        std::vector<NamedTensor> weights;
-        for (const auto& [name, tensor] : run_->run_state.save("model").tensors) weights.emplace_back(name, tensor);
+        const SavedState measured = weights_.get();
         const fs::path path = options_.folder / file;
-        save_safetensors(path, weights);
+        save_safetensors(path, {measured.tensors.begin(), measured.tensors.end()}, {{"view", weights_.view()}, {"step", fmt::format("{}", at.step)}});
         run_->bus.emit(CheckpointSaved{at, path.string()});
     }
 
@@ -163,6 +165,7 @@ private:
 
     SaveBestOptions options_;
     Goal goal_;
+    MeasuredWeights weights_;
     Attachment* run_ = nullptr;
     RunBeginning beginning_;
     std::vector<Kept> kept_;                   ///< best first

@@ -9,7 +9,8 @@
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
-#include "monitor.hpp"
+#include "parts/changed_option.hpp"
+#include "parts/monitor.hpp"
 
 namespace torchbus {
 namespace {
@@ -38,19 +39,21 @@ public:
         if (options_.every_epochs > 0)
             connections_ += run.bus.observe<EpochCheckpoint>(Stage::Persist, [this](const EpochCheckpoint& event) { save(event.position); },
                                                              every(Interval(static_cast<double>(options_.every_epochs), Interval::Unit::Epoch)));
-        if (options_.every.amount > 0)
-            connections_ += run.bus.observe<TrainStepEnd>(Stage::Report, [this, &run](const TrainStepEnd&) {
-                // Clocks differ between ranks: rank 0 asks, and all take the decision.
-                if (options_.every.unit == Interval::Unit::Second && run.consensus.rank() != 0) return;
-                run.asker.ask(Decision::SaveNow, fmt::format("a training state is due every {}", to_string(options_.every)));
-            }, every(options_.every));
+        if (options_.every.amount > 0) connect_interval();
         connections_ += run.bus.observe<RunClosed>(Stage::Observe, [this](const RunClosed&) { beginning_.closed(); });
     }
     void detach() override {
+        interval_.disconnect();
         connections_.clear();
         run_ = nullptr;
         beginning_ = {};
         written_.clear();
+    }
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
+        if (option != "every") return Callback::change_option(option, value);
+        const Interval before = std::exchange(options_.every, changed_interval(value, kind(), option));
+        connect_interval();
+        return to_string(before);
     }
     SavedState state() const override { return {{{"written", written_}}, {}}; }
     void load_state(const SavedState& state) override {
@@ -59,6 +62,13 @@ public:
     }
 
 private:
+    void connect_interval() {
+        interval_ = run_->bus.observe<TrainStepEnd>(Stage::Report, [this](const TrainStepEnd&) {
+            // Clocks differ between ranks: rank 0 asks, and all take the decision.
+            if (options_.every.unit == Interval::Unit::Second && run_->consensus.rank() != 0) return;
+            run_->asker.ask(Decision::SaveNow, fmt::format("a training state is due every {}", to_string(options_.every)));
+        }, every(options_.every));
+    }
     void save(const Position& at) {
         const std::string name = fmt::format("step_{}", at.step);
         const auto before = written_;
@@ -95,6 +105,7 @@ private:
     Attachment* run_ = nullptr;
     RunBeginning beginning_;
     std::vector<std::string> written_;  ///< names within the folder, oldest first
+    Connection interval_;
     Connections connections_;
 };
 

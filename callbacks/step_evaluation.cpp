@@ -1,10 +1,14 @@
 #include <torchbus/callbacks/step_evaluation.hpp>
 
+#include <utility>
+
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
+#include "parts/changed_option.hpp"
 
 namespace torchbus {
 namespace {
@@ -15,22 +19,36 @@ public:
     std::string kind() const override { return "step_evaluation"; }
     Declaration declare() const override { return {.listens = {"train_step_end"}, .asks = {Decision::EvaluateNow}}; }
     void attach(Attachment& run) override {
-        connections_ += run.bus.observe<TrainStepEnd>(Stage::Report, [this, &run](const TrainStepEnd&) {
-            // Clocks differ between ranks: rank 0 asks, and all take the decision.
-            if (options_.every.unit == Interval::Unit::Second && run.consensus.rank() != 0) return;
-            if (!epoch_ends(run.moment)) run.asker.ask(Decision::EvaluateNow, fmt::format("an evaluation is due every {}", to_string(options_.every)));
-        }, every(options_.every));
+        run_ = &run;
+        connect();
     }
-    void detach() override { connections_.clear(); }
+    void detach() override {
+        connection_.disconnect();
+        run_ = nullptr;
+    }
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
+        if (option != "every") return Callback::change_option(option, value);
+        const Interval before = std::exchange(options_.every, changed_interval(value, kind(), option));
+        connect();
+        return to_string(before);
+    }
 
 private:
+    void connect() {
+        connection_ = run_->bus.observe<TrainStepEnd>(Stage::Report, [this](const TrainStepEnd&) {
+            // Clocks differ between ranks: rank 0 asks, and all take the decision.
+            if (options_.every.unit == Interval::Unit::Second && run_->consensus.rank() != 0) return;
+            if (!epoch_ends(run_->moment)) run_->asker.ask(Decision::EvaluateNow, fmt::format("an evaluation is due every {}", to_string(options_.every)));
+        }, every(options_.every));
+    }
     static bool epoch_ends(const Moment& moment) {
         const auto& [epochs, batches_per_epoch, steps] = moment.length;
         return (batches_per_epoch && moment.position.in_epoch.micro_batch >= *batches_per_epoch) || (steps && moment.position.step >= *steps);
     }
 
     StepEvaluationOptions options_;
-    Connections connections_;
+    Attachment* run_ = nullptr;
+    Connection connection_;
 };
 
 }  // namespace

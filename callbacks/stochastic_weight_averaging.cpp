@@ -5,10 +5,13 @@
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
+#include <torch/types.h>
 
-#include "averaged_weights.hpp"
-#include "batch_statistics.hpp"
+#include <torchbus/error.hpp>
+
 #include "entries.hpp"
+#include "parts/averaged_weights.hpp"
+#include "parts/batch_statistics.hpp"
 
 namespace torchbus {
 namespace {
@@ -41,7 +44,7 @@ public:
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { configure(event); });
         connections_ += run.bus.observe<TrainEpochStart>(Stage::Observe, [this](const TrainEpochStart&) { begin_epoch(); });
         connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd& event) {
-            if (event.scope.mode == Mode::Train && event.micro_batch.pass == 0) keep(event.batch);
+            if (event.scope.mode == Mode::Train && !event.micro_batch.repeated) keep(event.batch);
         });
         connections_ += run.bus.observe<OptimizerStepEnd>(Stage::Observe, [this](const OptimizerStepEnd&) { average_if_due(); });
         connections_ += run.bus.observe<TrainEpochEnd>(Stage::Observe, [this](const TrainEpochEnd&) { average_if_due(); });
@@ -84,9 +87,10 @@ public:
 private:
     void configure(RunConfigured& event) {
         model_ = &event.model;
-        const bool trains = !event.plan.splits.empty() && event.plan.splits.front().mode == Mode::Train;
+        needs_batches_ = options_.batches > 0 && BatchStatistics(*model_).any();
+        const bool trains = event.plan.has(Mode::Train);
         if (trains && !std::exchange(loaded_, false)) forget();
-        const bool evaluates = std::ranges::any_of(event.plan.splits, [](const SplitPlan& split) { return split.mode == Mode::Eval; });
+        const bool evaluates = event.plan.has(Mode::Eval);
         const bool planned = std::ranges::count(event.plan.views, options_.view) > 0;
         if (options_.evaluate && evaluates && !planned && (trains || count_ > 0)) event.plan.views.push_back(options_.view);
     }
@@ -97,9 +101,7 @@ private:
         count_ = ticks_ = 0;
     }
     void begin_epoch() {
-        if (!model_) return warn("stochastic_weight_averaging was attached while a run was under way; it averages from the next run on");
         loaded_ = false;
-        needs_batches_ = options_.batches > 0 && BatchStatistics(*model_).any();
     }
     bool started() const {
         const double at = measure(options_.start.unit, run_->moment);

@@ -1,20 +1,14 @@
 #include <torchbus/callback.hpp>
 
-#include <algorithm>
-
 #include <fmt/format.h>
 
 #include <torchbus/error.hpp>
 
 namespace torchbus {
 
-bool Outlook::has_split(Mode mode) const {
-    return std::ranges::any_of(plan.splits, [mode](const SplitPlan& split) { return split.mode == mode; });
-}
-
 void Callback::load_state(const SavedState&) {}
 
-double Callback::change_option(std::string_view option, double /*value*/) {
+nlohmann::json Callback::change_option(std::string_view option, const nlohmann::json& /*value*/) {
     throw ConfigError(fmt::format("{}: the option '{}' cannot be changed while a run is under way", kind(), option));
 }
 

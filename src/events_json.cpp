@@ -58,6 +58,7 @@ void to_json(json& out, const Scope& scope) {
 void to_json(json& out, const MicroBatch& micro_batch) {
     out = {{"index", micro_batch.index}, {"count", micro_batch.count}, {"pass", micro_batch.pass},
            {"update", micro_batch.update}, {"is_last", micro_batch.is_last()}};
+    if (micro_batch.repeated) out["repeated"] = true;
 }
 
 void to_json(json& out, const RunPlan& plan) {
@@ -109,6 +110,10 @@ void to_json(json& out, const BackwardEnd& event) {
     out = {{"position", event.position}, {"micro_batch", event.micro_batch}};
 }
 
+void to_json(json& out, const MicroBatchFailed& event) {
+    out = {{"position", event.position}, {"micro_batch", event.micro_batch}, {"error", event.error},
+           {"out_of_memory", event.out_of_memory}, {"repeat", event.repeat}};
+}
 void to_json(json& out, const GradientsReady& event) {
     out = {{"position", event.position}, {"update", event.update.name}, {"pass", event.pass},
            {"again", event.repeat}, {"skip_requester", event.skip_requester}, {"skip_reason", event.skip_reason}};

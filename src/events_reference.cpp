@@ -19,6 +19,7 @@ constexpr auto kEvents = std::to_array<EventReference>({
     {"forward_end", "once a micro-batch and pass, after the wrappers of Forward have left", kAll, ""},
     {"backward_start", "once a micro-batch and pass, in training", kAll, "the root that backward starts from"},
     {"backward_end", "once a micro-batch and pass, in training", kAll, ""},
+    {"micro_batch_failed", "when forward or backward of a training micro-batch threw, and it was no subscriber that did", kLocal, "the window's batches; again"},
     {"gradients_ready", "once an update and pass, however many micro-batches; interceptors run in phases finalize, inspect, change, decide", kAll, "the gradients; skip; again"},
     {"optimizer_step_start", "once an update that is made", kAll, ""},
     {"optimizer_step_end", "once an update that was made", kAll, ""},

@@ -29,6 +29,13 @@ private:
     std::vector<std::pair<std::string, at::Tensor>> entries_;
 };
 
+/// What the trainer has done with a batch of a training window, so that each happens once however often it goes forward.
+struct BatchProgress {
+    bool prepared = false;  ///< BatchReady was emitted
+    bool measured = false;  ///< ForwardEnd was emitted in this step
+    bool counted = false;   ///< its samples are in the position
+};
+
 /// One micro-batch.
 struct Batch {
     at::Tensor inputs;                  ///< Shapes: [N, …]
@@ -39,6 +46,7 @@ struct Batch {
     std::int64_t valid = 0;             ///< samples that count in metrics; the first `valid` of the batch
     std::int64_t tokens = 0;            ///< tokens, where the data declares them
     double weight = 0;                  ///< share in the mean of a window: samples, or tokens where declared
+    BatchProgress progress = {};        ///< kept by the trainer; who splits a batch hands it on to the parts
 
     /// Calls `change` on every defined tensor, which may replace it.
     template <class Change>

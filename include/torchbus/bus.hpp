@@ -77,6 +77,13 @@ public:
         dispatch(*channel, &event);
     }
 
+    /// Emits to one subscriber alone: one that came late is told what the others heard.
+    template <class E>
+    void emit_to(const std::string& subscriber, E&& event) {
+        auto* channel = channels_[detail::event_type<std::remove_cvref_t<E>>().index].load(std::memory_order_acquire);
+        if (listens(channel)) dispatch(*channel, &event, subscriber);
+    }
+
     /// Emits RunFailed or RunClosed: everyone hears it, whatever throws; errors are logged.
     template <class E>
     void emit_to_everyone(E&& event) noexcept {
@@ -117,11 +124,11 @@ public:
 
     /// Time per subscriber and event since the bus was made, detached ones included.
     std::vector<AccountingRow> accounting() const;
-    void reset_accounting();
 
 private:
     static bool listens(const detail::Channel* channel);
     void dispatch(detail::Channel& channel, void* event);
+    void dispatch(detail::Channel& channel, void* event, const std::string& only);
     void dispatch_to_everyone(detail::Channel& channel, void* event) noexcept;
 
     std::shared_ptr<detail::BusCore> core_;

@@ -44,7 +44,6 @@ struct Outlook {
     const RunLength& length;
     const Model& model;
     const std::vector<Update>& updates;
-    bool has_split(Mode mode) const;
 };
 
 class Callback {
@@ -62,9 +61,9 @@ public:
     /// All that a resumed run needs; empty where there is no state.
     virtual SavedState state() const { return {}; }
     virtual void load_state(const SavedState& state);
-    /// Changes a numeric option while a run is under way, at a decision point. Returns the value until now.
-    /// Throws: ConfigError for an option that cannot be changed so, or a value out of range.
-    virtual double change_option(std::string_view option, double value);
+    /// Changes a number or an interval while a run is under way, at a decision point; `value` as in a run file.
+    /// Returns the value until now. Throws: ConfigError for an option that cannot be changed so, or a value out of range.
+    virtual nlohmann::json change_option(std::string_view option, const nlohmann::json& value);
 
 private:
     friend class CallbackClaim;

@@ -23,9 +23,9 @@ struct Value {
 
 /// What a callback listens to, reads, writes and publishes.
 ///
-/// Resources, for reads and writes (see resources() in arrangement.hpp): plan.window, plan.limits, model,
-/// batch.device, batch, precision, output, loss, root, gradients.finalize, gradients.inspect, gradients.change,
-/// gradients.decide, parameters, learning_rate; for reads also gradients and blackboard.
+/// Resources, for reads and writes (see resources() in arrangement.hpp): plan.window, plan.limits, plan.views,
+/// window, model, batch.device, batch, precision, output, loss, root, gradients.finalize, gradients.inspect, gradients.change,
+/// gradients.decide, parameters, learning_rate, optimizer_options; for reads also gradients and blackboard.
 /// A resource may be narrowed to one update or group with a colon: learning_rate:generator.
 struct Declaration {
     std::vector<std::string> listens = {};    ///< events and spans, in snake_case; "*" for observe_all

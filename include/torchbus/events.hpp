@@ -15,6 +15,7 @@
 ///                     ForwardEnd           ── after the wrappers of Forward have left
 ///                     BackwardStart        the root of backward may be scaled
 ///                     BackwardEnd
+///                                          (a failure: MicroBatchFailed; answered `again`: the window starts over)
 ///                 GradientsReady           once, in phases: finalize, inspect, change, decide
 ///                                          (answered `again`: back to ForwardStart with the next pass)
 ///                 OptimizerStepStart, OptimizerStepEnd   or   OptimizerStepSkipped
@@ -63,6 +64,7 @@ struct MicroBatch {
     std::int64_t count = 1;
     int pass = 0;             ///< grows when GradientsReady was answered `again`
     std::string_view update;  ///< name of the update; empty for the unnamed one
+    bool repeated = false;    ///< its samples were told in this step before: metrics count them once
     bool is_last() const { return index + 1 == count; }
 };
 
@@ -114,6 +116,17 @@ struct BackwardStart {
     at::Tensor& root;  ///< what backward starts from: the loss, weighed by its share of the window
 };
 struct BackwardEnd { Position position; MicroBatch micro_batch; };
+/// Forward or backward of a training micro-batch threw, and it was no subscriber that did.
+struct MicroBatchFailed {
+    Position position;
+    MicroBatch micro_batch;
+    Window& window;             ///< its batches may be replaced by others of the same samples and total weight
+    std::string error;
+    bool out_of_memory = false;
+    bool repeat = false;        ///< gradients are cleared, and the window starts over; otherwise the run fails
+
+    void again() { repeat = true; }
+};
 
 // ── gradients and update ─────────────────────────────────────────────────────────────────────────────────────────
 /// The gradient of the whole window. Interceptors run in phases: see Phase in bus.hpp.
@@ -176,7 +189,7 @@ struct RunClosed { Position position; const RunResult& result; };
 /// All events of the library, in the order of the map above.
 using TrainerEvents = std::tuple<
     RunConfigured, TrainingRunStart, TrainEpochStart, TrainStepStart, BatchReady, ForwardStart, OutputReady,
-    ForwardEnd, BackwardStart, BackwardEnd, GradientsReady, OptimizerStepStart, OptimizerStepEnd,
+    ForwardEnd, BackwardStart, BackwardEnd, MicroBatchFailed, GradientsReady, OptimizerStepStart, OptimizerStepEnd,
     OptimizerStepSkipped, TrainStepEnd, StepCheckpoint, TrainEpochEnd, EvalEpochStart, EvalStepStart, EvalStepEnd,
     EvalEpochEnd, TrainingRunEpochEnd, EpochCheckpoint, TrainingRunEnd, EvaluationRunStart, EvaluationRunEnd,
     PredictionRunStart, PredictStepStart, PredictStepEnd, PredictionRunEnd, ParametersChanged, OptionChanged, WeightsViewChanged,

@@ -26,6 +26,8 @@ public:
     virtual std::vector<NamedTensor> named_buffers() const = 0;
     virtual void set_training(bool training) = 0;  ///< dropout and batch statistics on or off
     virtual void to(c10::Device device) = 0;       ///< moves parameters and buffers, in place
+    /// The same for one layer, by its name. Returns whether the model has such a layer; set_training() sets all anew.
+    virtual bool set_layer_training(const std::string& /*layer*/, bool /*training*/) { return false; }
 };
 
 namespace detail {
@@ -49,6 +51,12 @@ public:
     std::vector<NamedTensor> named_buffers() const override { return items(module_->named_buffers()); }
     void set_training(bool training) override { module_->train(training); }
     void to(c10::Device device) override { module_->to(device); }
+    bool set_layer_training(const std::string& layer, bool training) override {
+        if constexpr (requires { module_->named_modules(); })
+            for (const auto& item : module_->named_modules())
+                if (item.key() == layer) return item.value()->train(training), true;
+        return false;
+    }
 
 private:
     template <class Dict>
@@ -80,11 +88,12 @@ private:
 class Model {
 public:
     Model() = default;
-    Model(std::shared_ptr<ModelInterface> model) : model_(std::move(model)) {}  // NOLINT
+    template <std::derived_from<ModelInterface> Interface>
+    Model(std::shared_ptr<Interface> model) : model_(std::move(model)) {}  // NOLINT
 
     /// Any torch::nn module: `forward(batch.inputs)` is called, or `forward(batch)` where it takes a Batch.
     template <class Module>
-        requires requires(Module module) { module.named_parameters(); }
+        requires(!std::derived_from<Module, ModelInterface>) && requires(Module module) { module.named_parameters(); }
     Model(std::shared_ptr<Module> module)  // NOLINT
         : model_(std::make_shared<detail::ModuleModel<Module>>(std::move(module))) {}
 

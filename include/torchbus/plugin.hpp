@@ -6,7 +6,7 @@
 ///     TORCHBUS_PLUGIN("greetings", register_all)
 ///
 /// Build it against the torchbus that will load it (pkg-config --cflags torchbus, -shared -fPIC), with the same compiler
-/// and the same LibTorch. A run file names it: "plugins": ["greetings.so"]. See examples/plugin.
+/// and the same LibTorch. A run file names it: "plugins": ["greetings.so"]. See examples/13_plugin.
 
 #include <cstdint>
 #include <deque>

@@ -33,6 +33,13 @@ struct RunPlan {
     std::vector<SplitPlan> splits;
     std::vector<std::string> views = {"training"};  ///< weights views that an evaluation goes through
     std::uint64_t seed = 0;  ///< of the data's order, which is settled by now: for reading
+
+    /// Whether any split serves `mode`.
+    bool has(Mode mode) const {
+        for (const SplitPlan& split : splits)
+            if (split.mode == mode) return true;
+        return false;
+    }
 };
 
 }  // namespace torchbus

@@ -56,6 +56,7 @@ inline constexpr auto kTransitions = std::to_array<Transition>({
     {State::FetchingWindow,    Trigger::DataPending,        State::FetchingWindow},
     {State::FetchingWindow,    Trigger::DataExhausted,      State::EndingEpoch},
     {State::RunningWindow,     Trigger::MicroBatchDone,     State::RunningWindow},
+    {State::RunningWindow,     Trigger::Again,              State::RunningWindow},
     {State::RunningWindow,     Trigger::WindowDone,         State::Updating},
     {State::Updating,          Trigger::Again,              State::RunningWindow},
     {State::Updating,          Trigger::NextUpdate,         State::RunningWindow},

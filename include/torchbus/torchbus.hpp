@@ -19,6 +19,7 @@
 #include <torchbus/callbacks/mean_iou.hpp>
 #include <torchbus/callbacks/metric_expression.hpp>
 #include <torchbus/callbacks/metrics.hpp>
+#include <torchbus/callbacks/micro_batch_halving.hpp>
 #include <torchbus/callbacks/mixed_precision.hpp>
 #include <torchbus/callbacks/mixup.hpp>
 #include <torchbus/callbacks/model_ema.hpp>

@@ -73,8 +73,10 @@ public:
     // `requester` says who asked, for the event that tells of it. Thread: any, but between runs that of the trainer.
     std::future<void> attach(ComposedCallback callback, std::string requester);
     std::future<void> detach(std::string id, std::string requester);
-    /// A numeric option of a callback, e.g. ("gradient_clipping", "max_norm", 0.5, "dashboard").
-    std::future<void> change_option(std::string id, std::string option, double value, std::string requester);
+    /// A number or an interval of a callback or of the optimizer: ("gradient_clipping", "max_norm", 0.5, "dashboard"),
+    /// ("step_evaluation", "every", "500step", …), ("optimizer", "learning_rate", 1e-4, …); an update with a name has
+    /// "optimizer.NAME". Of several parameter groups the first gets the value, and the others keep their ratio to it.
+    std::future<void> change_option(std::string id, std::string option, nlohmann::json value, std::string requester);
 
     State state() const;
     const Position& position() const;

@@ -14,6 +14,7 @@ namespace {
 
 constexpr auto kResources = std::to_array<Resource>({
     {"plan.window", "how many batches make an update", true},
+    {"window", "the batches of an update, at TrainStepStart", true},
     {"plan.limits", "batches after which a pass ends; the smallest limit holds", false},
     {"plan.views", "weights views that an evaluation goes through", false},
     {"model", "the model as a whole: its device and type", true},

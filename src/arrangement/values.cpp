@@ -43,7 +43,7 @@ std::string_view words(Often often) {
 class Values {
 public:
     Values(const std::vector<Member>& members, const RunPlan& plan) : members_(members), plan_(plan) {
-        evaluates_ = std::ranges::any_of(plan.splits, [](const SplitPlan& split) { return split.mode == Mode::Eval; });
+        evaluates_ = plan.has(Mode::Eval);
         evaluates_in_steps_ = std::ranges::any_of(members, [](const Member& member) { return (std::ranges::count(member.declared.asks, Decision::EvaluateNow) > 0); });
     }
 

@@ -119,12 +119,12 @@ std::vector<ConnectedSlot> Bus::slots() const { return core_->slots(); }
 std::map<std::string, std::int64_t> Bus::emission_counts() const { return core_->emission_counts(); }
 void Bus::restore_emission_counts(const std::map<std::string, std::int64_t>& counts) { core_->restore_emission_counts(counts); }
 std::vector<AccountingRow> Bus::accounting() const { return core_->accounting(); }
-void Bus::reset_accounting() { core_->reset_accounting(); }
 
 bool Bus::listens(const detail::Channel* channel) {
     return channel && channel->slots.load(std::memory_order_acquire) > 0;
 }
 void Bus::dispatch(detail::Channel& channel, void* event) { core_->dispatch(channel, event); }
+void Bus::dispatch(detail::Channel& channel, void* event, const std::string& only) { core_->dispatch(channel, event, only); }
 void Bus::dispatch_to_everyone(detail::Channel& channel, void* event) noexcept { core_->dispatch_to_everyone(channel, event); }
 
 }  // namespace torchbus

@@ -10,16 +10,6 @@
 namespace torchbus::detail {
 namespace {
 
-std::string message_of(std::exception_ptr error) {
-    try {
-        std::rethrow_exception(error);
-    } catch (const std::exception& failure) {
-        return failure.what();
-    } catch (...) {
-        return "an exception that is no std::exception";
-    }
-}
-
 /// A subscriber's slots are running while one of these lives. Only the training thread writes the depth, so a
 /// plain store does for leaving; entering is sequentially consistent, against the store of `connected`.
 class Running {
@@ -36,23 +26,6 @@ private:
     SubscriberRecord& subscriber_;
 };
 
-/// The exception being handled, as a SubscriberError that tells whose it is; one that tells already is kept.
-std::exception_ptr told(const std::string& subscriber, const std::string& event, const std::string& where, const Moment* moment) {
-    try {
-        throw;
-    } catch (const SubscriberError&) {
-        return std::current_exception();
-    } catch (...) {
-        const std::string cause = message_of(std::current_exception());
-        const std::string at = moment ? fmt::format(" (epoch {}, step {})", moment->position.epoch, moment->position.step) : "";
-        try {
-            std::throw_with_nested(SubscriberError(fmt::format("subscriber '{}' failed {} {}{}: {}", subscriber, where, event, at, cause), subscriber, event));
-        } catch (...) {
-            return std::current_exception();
-        }
-    }
-}
-
 }  // namespace
 
 BusCore::~BusCore() {
@@ -61,7 +34,7 @@ BusCore::~BusCore() {
 
 std::shared_ptr<SubscriberRecord> BusCore::subscribe(std::string id, SubscriberOptions options, std::string_view before, std::string requester) {
     const std::lock_guard lock(mutex_);
-    if (std::ranges::any_of(subscribers_, [&](const auto& known) { return known->id == id; }))
+    if (find(id))
         throw ConfigError(fmt::format("two subscribers have the id '{}'; give one of them an id of its own", id));
     auto record = std::make_shared<SubscriberRecord>();
     record->id = std::move(id);
@@ -264,13 +237,6 @@ std::shared_ptr<DeliveryThread> BusCore::new_thread(SubscriberRecord& subscriber
     return std::make_shared<DeliveryThread>(subscriber.options.queue_capacity, subscriber.options.overflow, failed, served);
 }
 
-/// At the poll point after work on a thread threw.
-void BusCore::settle_thread_failure(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& event, const std::string& cause, int in_a_row) {
-    if (subscriber->options.fault == Fault::Critical)
-        throw SubscriberError(fmt::format("subscriber '{}' failed on its thread at {}: {}", subscriber->id, event.name, cause), subscriber->id, event.name);
-    tell_failure(subscriber, event, "on its thread at", cause, in_a_row >= subscriber->options.max_failures && subscriber->attached);
-}
-
 /// Detaching is rare and emitting is not: the one who waits polls, and the emitter pays nothing for it.
 void BusCore::wait_until_idle(const SubscriberRecord& subscriber) const {
     if (emitting_thread_.load() == std::this_thread::get_id()) return;
@@ -278,7 +244,7 @@ void BusCore::wait_until_idle(const SubscriberRecord& subscriber) const {
 }
 
 void BusCore::run_slot(SlotRecord& record, Emission& emission) {
-    if (emission.aborted) return;
+    if (emission.aborted || (emission.only && emission.only != record.subscriber.get())) return;
     const Running running(*record.subscriber);
     if (!record.connected->load(std::memory_order_seq_cst)) return;
     try {
@@ -296,24 +262,6 @@ void BusCore::run_slot(SlotRecord& record, Emission& emission) {
     emission.last_tick = now;
 }
 
-/// Called while the exception is being handled.
-void BusCore::note_failure(SlotRecord& record, Emission& emission) noexcept {
-    SubscriberRecord& subscriber = *record.subscriber;
-    const std::string cause = message_of(std::current_exception());
-    if (emission.closing) {
-        warn(fmt::format("subscriber '{}' failed at {}: {}", subscriber.id, record.type->name, cause));
-        return;
-    }
-    if (!record.changes && subscriber.options.fault == Fault::Optional) {
-        ++record.failures_in_a_row;
-        emission.optional_failures.emplace_back(&record, cause);
-        return;
-    }
-    if (record.changes) emission.aborted = true;
-    if (emission.error) return;  // the first failure is the cause
-    emission.error = told(subscriber.id, record.type->name, "at", &moment);
-}
-
 /// A wrapper that has entered counts as running until it has left, so that a detach waits for its exit.
 void BusCore::hold_until_left(const SlotRecord& record, const Emission& emission) {
     SpanExit& exit = static_cast<SpanEntry*>(emission.event)->exits->back();
@@ -328,7 +276,7 @@ void BusCore::leave(const SpanExit& exit) {
     try {
         (*exit.leave)();
     } catch (...) {
-        error = told(exit.subscriber->id, exit.span->name, "leaving", nullptr);
+        error = as_subscriber_error(exit.subscriber->id, exit.span->name, "leaving", nullptr);
     }
     Running::change(*exit.subscriber, -1, std::memory_order_release);
     if (error) std::rethrow_exception(error);
@@ -343,9 +291,10 @@ void BusCore::emit(const EventType& type, void* event) {
     if (channel->slots.load(std::memory_order_acquire) > 0) dispatch(*channel, event);
 }
 
-void BusCore::dispatch(Channel& channel, void* event) {
+void BusCore::dispatch(Channel& channel, void* event, const SubscriberRecord* only) {
     emitting_thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
     Emission emission{event, channel.type, read_ticks()};
+    emission.only = only;
     channel.signal(emission);
     try {
         if (!emission.optional_failures.empty()) settle(emission);
@@ -355,29 +304,21 @@ void BusCore::dispatch(Channel& channel, void* event) {
     if (emission.error) std::rethrow_exception(emission.error);
 }
 
+void BusCore::dispatch(Channel& channel, void* event, const std::string& only) {
+    const std::shared_ptr<SubscriberRecord> subscriber = find(only);
+    if (subscriber) dispatch(channel, event, subscriber.get());
+}
+
+std::shared_ptr<SubscriberRecord> BusCore::find(const std::string& id) const {
+    const std::lock_guard lock(mutex_);
+    const auto known = std::ranges::find(subscribers_, id, [](const auto& record) -> const std::string& { return record->id; });
+    return known == subscribers_.end() ? nullptr : *known;
+}
+
 void BusCore::dispatch_to_everyone(Channel& channel, void* event) noexcept {
     emitting_thread_.store(std::this_thread::get_id(), std::memory_order_relaxed);
     Emission emission{event, channel.type, read_ticks(), true};
     channel.signal(emission);
-}
-
-/// Tells of the optional subscribers that failed, and detaches those that fail too often.
-void BusCore::settle(Emission& emission) {
-    for (auto& [slot, cause] : emission.optional_failures) {
-        const std::shared_ptr<SubscriberRecord> subscriber = slot->subscriber;
-        const bool too_often = slot->failures_in_a_row >= subscriber->options.max_failures;
-        tell_failure(subscriber, *emission.type, "at", cause, too_often);
-    }
-}
-
-/// Says that an optional subscriber failed, and detaches it where that was too often.
-void BusCore::tell_failure(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& type, const char* where, const std::string& cause,
-                           bool too_often) {
-    warn(fmt::format("optional subscriber '{}' failed {} {}: {}{}", subscriber->id, where, type.name, cause, too_often ? "; it is detached" : ""));
-    if (too_often) detach(subscriber, "its failures");
-    if (&type == &event_type<SubscriberFailed>()) return;  // a failure to hear of a failure ends here
-    SubscriberFailed event{moment.position, subscriber->id, type.name, cause, too_often};
-    emit(event_type<SubscriberFailed>(), &event);
 }
 
 void BusCore::post(std::function<void()> task) {
@@ -425,95 +366,6 @@ void BusCore::drain() {
     }
     for (const auto& thread : threads) thread->drain();
     flush();
-}
-
-std::vector<std::shared_ptr<Link>> BusCore::live_links() const {
-    std::vector<std::shared_ptr<Link>> live;
-    for (const auto& weak : links_)
-        if (auto link = weak.lock(); link && link->connected->load()) live.push_back(std::move(link));
-    return live;
-}
-
-std::vector<ConnectedSlot> BusCore::slots() const {
-    const std::lock_guard lock(mutex_);
-    std::vector<std::tuple<std::size_t, std::uint64_t, ConnectedSlot>> found;
-    for (const auto& link : live_links()) {
-        const EventType& type = *link->joints.front().channel->type;
-        const std::size_t index = link->every_event ? kMaxEventTypes : type.index;
-        found.emplace_back(index, link->key, ConnectedSlot{link->every_event ? "every event" : type.name, link->subscriber->id,
-                                                           stage_of(link->key), phase_of(link->key), link->changes});
-    }
-    std::ranges::sort(found, [](const auto& a, const auto& b) { return std::tie(std::get<0>(a), std::get<1>(a)) < std::tie(std::get<0>(b), std::get<1>(b)); });
-    std::vector<ConnectedSlot> slots;
-    for (auto& [index, key, slot] : found) slots.push_back(std::move(slot));
-    return slots;
-}
-
-void BusCore::for_each_counter(const std::function<void(const std::string&, SlotRecord&)>& visit) const {
-    const std::lock_guard lock(mutex_);
-    std::map<std::string, int> known;
-    for (const auto& link : live_links())
-        for (const auto& joint : link->joints) {
-            if (joint.record->type->of_trainer || joint.record->type->is_span) continue;
-            const std::string name = fmt::format("{}/{}", link->subscriber->id, joint.record->type->name);
-            visit(fmt::format("{}/{}", name, known[name]++), *joint.record);
-        }
-}
-
-std::map<std::string, std::int64_t> BusCore::emission_counts() const {
-    std::map<std::string, std::int64_t> counts;
-    for_each_counter([&](const std::string& key, const SlotRecord& record) { counts[key] = record.emissions; });
-    return counts;
-}
-
-void BusCore::restore_emission_counts(const std::map<std::string, std::int64_t>& counts) {
-    for_each_counter([&](const std::string& key, SlotRecord& record) {
-        const auto known = counts.find(key);
-        if (known == counts.end()) return;
-        record.emissions = known->second;
-        record.filter.rebase(moment, record.emissions);
-    });
-}
-
-void BusCore::fold(const SlotRecord& record) {
-    Past& past = past_accounting_[{record.subscriber->id, record.type->name}];
-    past.calls += record.calls.load(std::memory_order_relaxed);
-    past.ticks += record.ticks.load(std::memory_order_relaxed);
-}
-
-std::vector<AccountingRow> BusCore::accounting() const {
-    const std::lock_guard lock(mutex_);
-    auto sums = past_accounting_;
-    for (const auto& link : live_links())
-        for (const auto& joint : link->joints) {
-            Past& sum = sums[{link->subscriber->id, joint.channel->type->name}];
-            sum.calls += joint.record->calls.load(std::memory_order_relaxed);
-            sum.ticks += joint.record->ticks.load(std::memory_order_relaxed);
-        }
-    for (const auto& subscriber : subscribers_) {
-        if (!subscriber->thread) continue;
-        for (const auto& [event, times] : subscriber->thread->times()) {
-            ThreadTimes& sum = sums[{subscriber->id, event}].thread;
-            sum.seconds += times.seconds;
-            sum.dropped += times.dropped;
-        }
-    }
-    std::vector<AccountingRow> rows;
-    for (const auto& [who, sum] : sums)
-        if (sum.calls > 0) rows.push_back({who.first, who.second, sum.calls, tick_scale_.seconds(sum.ticks), sum.thread.seconds, sum.thread.dropped});
-    std::ranges::sort(rows, std::greater<>(), &AccountingRow::seconds);
-    return rows;
-}
-
-void BusCore::reset_accounting() {
-    const std::lock_guard lock(mutex_);
-    past_accounting_.clear();
-    for (const auto& weak : links_)
-        if (const auto link = weak.lock())
-            for (const auto& joint : link->joints) {
-                joint.record->calls.store(0, std::memory_order_relaxed);
-                joint.record->ticks.store(0, std::memory_order_relaxed);
-            }
 }
 
 }  // namespace torchbus::detail

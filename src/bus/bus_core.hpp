@@ -82,6 +82,7 @@ struct Emission {
     const EventType* type;
     std::int64_t last_tick = 0;
     bool closing = false;   ///< everyone hears it, whatever throws
+    const SubscriberRecord* only = nullptr;  ///< nobody else hears it
     bool aborted = false;   ///< an interceptor failed: the event is not fit to be seen
     std::exception_ptr error = nullptr;
     std::vector<std::pair<SlotRecord*, std::string>> optional_failures = {};
@@ -105,6 +106,10 @@ struct Channel {
     Signal signal;
 };
 
+std::string message_of(std::exception_ptr error);
+/// The exception being handled, as a SubscriberError that tells whose it is; one that tells already is kept.
+std::exception_ptr as_subscriber_error(const std::string& subscriber, const std::string& event, const std::string& where, const Moment* moment);
+
 class BusCore : public std::enable_shared_from_this<BusCore> {
 public:
     std::array<std::atomic<Channel*>, kMaxEventTypes> channels{};
@@ -121,7 +126,8 @@ public:
     void deliver(SubscriberRecord& subscriber, const EventType& event, const void* key, std::function<void()> work);
 
     void emit(const EventType& type, void* event);
-    void dispatch(Channel& channel, void* event);
+    void dispatch(Channel& channel, void* event, const SubscriberRecord* only = nullptr);
+    void dispatch(Channel& channel, void* event, const std::string& only);
     static void leave(const SpanExit& exit);
     void dispatch_to_everyone(Channel& channel, void* event) noexcept;
 
@@ -133,7 +139,6 @@ public:
     void restore_emission_counts(const std::map<std::string, std::int64_t>& counts);
     void rebase_filters();
     std::vector<AccountingRow> accounting() const;
-    void reset_accounting();
 
 private:
     Channel& channel_of(const EventType& type);
@@ -148,6 +153,7 @@ private:
                       bool too_often);
     void wait_until_idle(const SubscriberRecord& subscriber) const;
     std::shared_ptr<DeliveryThread> new_thread(SubscriberRecord& subscriber);
+    std::shared_ptr<SubscriberRecord> find(const std::string& id) const;
     std::uint64_t place_in_order(std::string_view before) const;
     std::vector<std::shared_ptr<Link>> live_links() const;
     /// Calls `visit(key, record)` for every slot of a user's own event, with a key that is the same in an equal composition.

@@ -53,8 +53,9 @@ at::Tensor read_tensor(const path& file, const std::string& name, const json& en
 
 }  // namespace
 
-void save_safetensors(const path& file, const std::vector<NamedTensor>& tensors) {
+void save_safetensors(const path& file, const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata) {
     json header = json::object();
+    if (!metadata.empty()) header["__metadata__"] = metadata;
     std::vector<at::Tensor> contents;
     std::size_t offset = 0;
     for (const auto& [name, tensor] : tensors) {

@@ -1,6 +1,7 @@
 #include <cmath>
 #include <cstdio>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <fmt/format.h>
@@ -66,12 +67,36 @@ std::unique_ptr<Callback> with_defaults(const CallbackEntry& entry) {
     return entry.from_json(reader);
 }
 
+/// "`a` `b`", or nothing.
+template <class Words>
+std::string cell(const Words& words) {
+    std::vector<std::string> quoted;
+    for (const auto& word : words)
+        if constexpr (std::is_same_v<std::decay_t<decltype(word)>, Value>)
+            quoted.push_back(fmt::format("`{}`", word.name));
+        else
+            quoted.push_back(fmt::format("`{}`", word));
+    return fmt::format("{}", fmt::join(quoted, " "));
+}
+
+void print_markdown() {
+    std::printf("| name | what it does | listens | reads | writes | publishes | options |\n| --- | --- | --- | --- | --- | --- | --- |\n");
+    for (const CallbackEntry& entry : callback_registry()) {
+        const Declaration declared = with_defaults(entry)->declare();
+        std::vector<std::string> options;
+        for (const OptionDescription& option : describe_callback(entry.kind)) options.push_back(option.name);
+        std::printf("| `%s` | %s | %s | %s | %s | %s | %s |\n", std::string(entry.kind).c_str(), std::string(entry.summary).c_str(), cell(declared.listens).c_str(),
+                    cell(declared.reads).c_str(), cell(declared.writes).c_str(), cell(declared.publishes).c_str(), cell(options).c_str());
+    }
+}
+
 }  // namespace
 
 /// Without a name: one line a callback. With one: its options and what it declares.
 int callbacks(const nlohmann::json& options) {
     load_plugins(options.value("plugins", std::vector<std::string>()), "--plugin");
     const std::string name = options.at("name");
+    if (options.value("markdown", false)) return print_markdown(), 0;
     if (name.empty()) {
         for (const CallbackEntry& entry : callback_registry())
             std::printf("%-24s %s\n", std::string(entry.kind).c_str(), std::string(entry.summary).c_str());

@@ -46,6 +46,7 @@ int print_events(const std::string& name) {
 struct Arguments {
     std::string run_file, weights, to, svg, name, from, format = "mermaid", dataset;
     std::vector<std::string> set, plugins;
+    bool markdown = false;
 };
 
 CLI::App* add_run_command(CLI::App& app, Arguments& arguments, const char* name, const char* about) {
@@ -68,6 +69,7 @@ void add_commands(CLI::App& app, Arguments& arguments) {
     add_run_command(app, arguments, "summary", "print the model's parameters");
     CLI::App* callbacks = app.add_subcommand("callbacks", "list the callbacks, or tell of one: options, and what it listens to, reads and writes");
     callbacks->add_option("NAME", arguments.name, "a callback, e.g. gradient_clipping");
+    callbacks->add_flag("--markdown", arguments.markdown, "print the table of the README");
     CLI::App* schema = app.add_subcommand("schema", "print the JSON Schema of a run file");
     for (CLI::App* command : {callbacks, schema})
         command->add_option("--plugin", arguments.plugins, "a shared object whose kinds are listed, too")->allow_extra_args(false);
@@ -93,7 +95,7 @@ int run(const CLI::App& app, const Arguments& arguments) {
         return 0;
     }
     return run_with_torch(name, {{"run_file", arguments.run_file}, {"set", arguments.set}, {"weights", arguments.weights}, {"to", arguments.to}, {"svg", arguments.svg},
-                                 {"name", arguments.name}, {"plugins", arguments.plugins}});
+                                 {"name", arguments.name}, {"plugins", arguments.plugins}, {"markdown", arguments.markdown}});
 }
 
 /// CLI11 would only say that a subcommand is required.

@@ -48,7 +48,7 @@ void add_curves(const json& callback, const std::string& where, torch::optim::Op
         curves.push_back(curve_of(option, schedule, where + ".schedule", callback.value("base", group_option(group, option)), run));
     }
     if (kind != "learning_rate_schedule") return;
-    const double rate = group.options().get_lr();
+    const double rate = group.options().get_lr() * callback.value("factor", 1.0);
     const json groups = callback.value("groups", json::array({1.0}));
     for (std::size_t i = 0; i < groups.size(); ++i) {
         const std::string name = groups.size() == 1 ? "learning_rate" : fmt::format("learning_rate of group {}", i);

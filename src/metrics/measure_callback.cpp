@@ -137,7 +137,7 @@ private:
     }
 
     void add(const ForwardEnd& event, std::string_view split) {
-        const bool counts = event.micro_batch.pass == 0 && event.batch.valid > 0 && event.batch.weight > 0 && wants(split);
+        const bool counts = !event.micro_batch.repeated && event.batch.valid > 0 && event.batch.weight > 0 && wants(split);
         if (!counts) return;
         const at::NoGradGuard no_grad;
         const std::string prefix = prefix_of(event.scope, event.micro_batch.update);

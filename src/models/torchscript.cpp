@@ -23,6 +23,11 @@ public:
     std::vector<NamedTensor> named_buffers() const override { return items(module_.named_buffers()); }
     void set_training(bool training) override { module_.train(training); }
     void to(c10::Device device) override { module_.to(device); }
+    bool set_layer_training(const std::string& layer, bool training) override {
+        for (auto item : module_.named_modules())
+            if (item.name == layer) return item.value.train(training), true;
+        return false;
+    }
 
 private:
     template <class List>
@@ -82,8 +87,7 @@ private:
 Model load_torchscript(const std::filesystem::path& path, TorchScriptOptions options) {
     if (!std::filesystem::is_regular_file(path)) throw DataError(fmt::format("{}: there is no such file; export the model with torch.jit.script(model).save(path)", path.string()));
     try {
-        const std::shared_ptr<ModelInterface> model = std::make_shared<TorchScriptModel>(torch::jit::load(path.string()), path.string(), std::move(options));
-        return model;
+        return std::make_shared<TorchScriptModel>(torch::jit::load(path.string()), path.string(), std::move(options));
     } catch (const c10::Error& error) {
         const std::string what = error.what_without_backtrace();
         throw DataError(fmt::format("{}: this is no TorchScript file that this LibTorch can read: {}", path.string(), what.substr(0, what.find('\n'))));

@@ -3,8 +3,10 @@
 #include <algorithm>
 
 #include <fmt/format.h>
+#include <torch/optim/optimizer.h>
 
 #include <torchbus/error.hpp>
+#include <torchbus/optim/group_options.hpp>
 
 namespace torchbus {
 namespace {
@@ -18,6 +20,11 @@ bool only_observes(const Declaration& declared) { return declared.writes.empty()
 
 void require_no(const std::vector<Finding>& findings) {
     if (const std::string errors = errors_of(findings); !errors.empty()) throw ConfigError(errors);
+}
+
+/// An option's value: a number or an interval.
+std::string text_of(const nlohmann::json& value) {
+    return value.is_string() ? value.get<std::string>() : value.is_number() ? fmt::format("{}", value.get<double>()) : value.dump();
 }
 
 /// Whether `provider` is the only one of `members` that publishes what `reader` needs; which number it is.
@@ -74,7 +81,7 @@ void AttachedComposition::attach_all(std::vector<ComposedCallback> callbacks) {
 }
 
 void AttachedComposition::attach_one(ComposedCallback composed, std::string_view before, std::string requester) {
-    auto& [bus, blackboard, consensus, requests, run_state] = surroundings_;
+    auto& [bus, blackboard, consensus, requests, run_state, updates, introduce, forget_views] = surroundings_;
     auto entry = std::make_unique<Attached>(std::move(composed), bus, before, std::move(requester));
     entry->attachment = std::make_unique<Attachment>(
         Attachment{entry->bus, blackboard, consensus, bus.moment(), Asker(requests, entry->composed.id), run_state});
@@ -98,7 +105,14 @@ void AttachedComposition::attach_between(ComposedCallback composed, const std::s
     const auto place = std::ranges::find(arrangement.order, all.size() - 1);
     const bool last = std::next(place) == arrangement.order.end();
     const std::string before = last ? std::string() : all[*std::next(place)].id;
-    attach_one(std::move(composed), before, requester);  // first: where it throws, nothing has changed
+    const std::string id = composed.id;
+    attach_one(std::move(composed), before, requester);  // where it throws, nothing has changed
+    try {
+        surroundings_.introduce(id);
+    } catch (...) {
+        std::erase_if(attached_, [&](const auto& entry) { return entry->composed.id == id; });
+        throw;
+    }
     composed_ids_.clear();
     for (const Member& member : all) composed_ids_.push_back(member.id);
     precedences_ = std::move(arrangement.precedences);
@@ -142,22 +156,22 @@ void AttachedComposition::settle_dependents(const std::string& id) {
             surroundings_.requests.ask(Decision::FailRun, {entry->composed.id, why});
         }
     }
+    const std::vector<std::string> views = provider.declared.views;
     attached_.erase(std::ranges::find_if(attached_, [&](const auto& entry) { return entry->composed.id == id; }));
+    if (!views.empty()) surroundings_.forget_views(views);
 }
 
-std::future<void> AttachedComposition::request(std::string what, std::function<void()> make, bool at_poll_point, bool run_under_way) {
-    auto change = std::make_shared<Change>();
-    change->make = std::move(make);
-    change->what = std::move(what);
+std::future<void> AttachedComposition::request(Change wanted, bool at_poll_point) {
+    auto change = std::make_shared<Change>(std::move(wanted));
     auto done = change->done.get_future();
-    if (!run_under_way) {
-        carry_out(*change);
-    } else if (at_poll_point) {
-        surroundings_.bus.post([change] { carry_out(*change); });
-    } else {
+    {
         const std::lock_guard lock(mutex_);
-        waiting_.push_back(std::move(change));
+        if (run_under_way_) {
+            at_poll_point ? surroundings_.bus.post([change] { carry_out(*change); }) : waiting_.push_back(std::move(change));
+            return done;
+        }
     }
+    carry_out(*change);
     return done;
 }
 
@@ -172,35 +186,84 @@ void AttachedComposition::carry_out(Change& change) {
     }
 }
 
-void AttachedComposition::make_changes() {
+void AttachedComposition::make_changes(bool in_evaluation) {
     std::vector<std::shared_ptr<Change>> now;
     {
         const std::lock_guard lock(mutex_);
-        std::swap(now, waiting_);
+        const auto waits = [&](const auto& change) { return in_evaluation && change->concerns_view(); };
+        const auto first = std::ranges::stable_partition(waiting_, waits).begin();
+        now.assign(first, waiting_.end());
+        waiting_.erase(first, waiting_.end());
     }
     for (const auto& change : now) carry_out(*change);
 }
 
-std::future<void> AttachedComposition::attach(ComposedCallback callback, std::string requester, bool run_under_way) {
+void AttachedComposition::begin_run() {
+    const std::lock_guard lock(mutex_);
+    run_under_way_ = true;
+}
+
+void AttachedComposition::end_run() {
+    {
+        const std::lock_guard lock(mutex_);
+        run_under_way_ = false;
+    }
+    surroundings_.bus.flush();
+    make_changes(false);
+}
+
+std::future<void> AttachedComposition::attach(ComposedCallback callback, std::string requester) {
     if (!callback.callback) throw ConfigError(fmt::format("the callback '{}' is empty; give one that was made", callback.id));
-    const bool observes = only_observes(callback.callback->declare());
+    const Declaration declared = callback.callback->declare();
     std::string what = fmt::format("attaching '{}', asked for by {}", callback.id, requester);
-    return request(std::move(what), [this, callback = std::move(callback), requester = std::move(requester)] { attach_between(callback, requester); },
-                   observes, run_under_way);
+    return request({.make = [this, callback = std::move(callback), requester = std::move(requester)] { attach_between(callback, requester); },
+                    .concerns_view = [holds = !declared.views.empty()] { return holds; }, .what = std::move(what)},
+                   only_observes(declared));
 }
 
-std::future<void> AttachedComposition::detach(std::string id, std::string requester, bool run_under_way) {
+std::future<void> AttachedComposition::detach(std::string id, std::string requester) {
     std::string what = fmt::format("detaching '{}', asked for by {}", id, requester);
-    return request(std::move(what), [this, id = std::move(id), requester = std::move(requester)] { detach_one(id, requester); }, false, run_under_way);
+    const auto holds_view = [this, id] {
+        return std::ranges::any_of(attached_, [&](const auto& entry) { return entry->composed.id == id && !entry->declared.views.empty(); });
+    };
+    return request({.make = [this, id, requester = std::move(requester)] { detach_one(id, requester); }, .concerns_view = holds_view, .what = std::move(what)}, false);
 }
 
-std::future<void> AttachedComposition::change_option(std::string id, std::string option, double value, std::string requester, bool run_under_way) {
+std::future<void> AttachedComposition::change_option(std::string id, std::string option, nlohmann::json value, std::string requester) {
     std::string what = fmt::format("changing {} of '{}', asked for by {}", option, id, requester);
-    return request(std::move(what), [this, id = std::move(id), option = std::move(option), value, requester = std::move(requester)] {
-        Attached& entry = find(id);
-        const double before = entry.composed.callback->change_option(option, value);
-        surroundings_.bus.emit(OptionChanged{surroundings_.bus.moment().position, id, option, fmt::format("{}", before), fmt::format("{}", value), requester});
-    }, false, run_under_way);
+    const auto make = [this, id = std::move(id), option = std::move(option), value = std::move(value), requester = std::move(requester)] {
+        Update* const update = update_called(id);
+        const nlohmann::json before = update ? change_optimizer(*update, option, value) : find(id).composed.callback->change_option(option, value);
+        surroundings_.bus.emit(OptionChanged{surroundings_.bus.moment().position, id, option, text_of(before), text_of(value), requester});
+    };
+    return request({.make = make, .concerns_view = [] { return false; }, .what = std::move(what)}, false);
+}
+
+/// "optimizer" is that of the only or unnamed update, "optimizer.generator" that of the update of that name.
+Update* AttachedComposition::update_called(const std::string& id) const {
+    for (Update& update : surroundings_.updates)
+        if (id == (update.name.empty() ? "optimizer" : "optimizer." + update.name)) return &update;
+    return nullptr;
+}
+
+/// Of the first parameter group; the others keep their ratio to it. Refused where a callback sets the option.
+nlohmann::json AttachedComposition::change_optimizer(Update& update, const std::string& option, const nlohmann::json& value) const {
+    for (const auto& entry : attached_)
+        for (const std::string& written : entry->declared.writes)
+            if (written == option || written == option + ":" + update.name || written == "optimizer_options:" + option)
+                throw ConfigError(fmt::format("'{}' sets {} of the optimizer as the run goes on; change an option of '{}', or detach it first",
+                                              entry->composed.id, option, entry->composed.id));
+    if (!value.is_number() || !(value.get<double>() >= 0))
+        throw ConfigError(fmt::format("optimizer: {}: {} is not a number of at least 0", option, value.dump()));
+    const double wanted = value.get<double>();
+    auto& groups = update.optimizer->param_groups();
+    const double before = group_option(groups.front(), option);
+    for (auto& group : groups) {
+        double& place = group_option(group, option);
+        place = before > 0 ? place / before * wanted : wanted;
+    }
+    group_option(groups.front(), option) = wanted;  // to the last bit
+    return before;
 }
 
 std::vector<Finding> AttachedComposition::findings(const Outlook& run) const {

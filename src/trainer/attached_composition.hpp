@@ -23,6 +23,11 @@ public:
         Consensus& consensus;
         Requests& requests;
         RunState& run_state;
+        std::vector<Update>& updates;
+        /// Tells a newcomer of the run under way, and throws where that stands against it.
+        std::function<void(const std::string& id)> introduce;
+        /// The holder of these weights views has left.
+        std::function<void(const std::vector<std::string>& views)> forget_views;
     };
     explicit AttachedComposition(Surroundings surroundings);
     ~AttachedComposition();
@@ -30,12 +35,17 @@ public:
     /// Sorts, checks and attaches. Throws: ConfigError with all that stands against the composition.
     void attach_all(std::vector<ComposedCallback> callbacks);
 
-    /// Changes to be made at the next decision point; those of observers at the next poll point. Thread: any.
-    std::future<void> attach(ComposedCallback callback, std::string requester, bool run_under_way);
-    std::future<void> detach(std::string id, std::string requester, bool run_under_way);
-    std::future<void> change_option(std::string id, std::string option, double value, std::string requester, bool run_under_way);
-    /// Makes the changes that wait. Thread: the training thread, at a decision point.
-    void make_changes();
+    /// Changes to be made at the next decision point; those of observers at the next poll point; all of them at once
+    /// where no run is under way. Thread: any; between runs that of the trainer.
+    std::future<void> attach(ComposedCallback callback, std::string requester);
+    std::future<void> detach(std::string id, std::string requester);
+    std::future<void> change_option(std::string id, std::string option, nlohmann::json value, std::string requester);
+    /// Between the two a run is under way. The second makes the changes that came too late for the run.
+    void begin_run();
+    void end_run();
+    /// Makes the changes that wait; those of who holds a weights view wait for the end of an evaluation.
+    /// Thread: the training thread, at a decision point.
+    void make_changes(bool in_evaluation);
 
     /// What stands against a run, or deserves a warning.
     std::vector<Finding> findings(const Outlook& run) const;
@@ -51,10 +61,13 @@ private:
     struct Attached;
     struct Change {
         std::function<void()> make;
+        std::function<bool()> concerns_view;  ///< asked when it is about to be made
         std::promise<void> done;
         std::string what;
     };
-    std::future<void> request(std::string what, std::function<void()> make, bool at_poll_point, bool run_under_way);
+    std::future<void> request(Change change, bool at_poll_point);
+    nlohmann::json change_optimizer(Update& update, const std::string& option, const nlohmann::json& value) const;
+    Update* update_called(const std::string& id) const;
     static void carry_out(Change& change);
     void attach_one(ComposedCallback composed, std::string_view before, std::string requester);
     void attach_between(ComposedCallback composed, const std::string& requester);
@@ -68,6 +81,7 @@ private:
     std::vector<Precedence> precedences_;
     std::vector<std::string> composed_ids_;
     std::mutex mutex_;
+    bool run_under_way_ = false;                     ///< guarded by the mutex, like the next
     std::vector<std::shared_ptr<Change>> waiting_;
     Subscriber keeper_;  ///< hears of detached providers
     Connections connections_;

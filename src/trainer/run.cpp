@@ -97,7 +97,7 @@ void Run::poll() {
 }
 
 void Run::decide() {
-    parts_.make_changes();
+    parts_.make_changes(evaluating_);
     const RequestSet agreed = parts_.consensus.exchange(parts_.requests.take());
     for (std::size_t kind = 0; kind < kDecisionCount; ++kind) {
         if (!agreed[kind]) continue;
@@ -128,7 +128,7 @@ bool Run::has_effect(Decision decision) const {
         case Decision::StopRun: return true;
         case Decision::StopEpoch: return state_ == State::Deciding;
         case Decision::EvaluateNow:
-            return is_training_run() && std::ranges::any_of(parts_.plan.splits, [](const SplitPlan& split) { return split.mode == Mode::Eval; });
+            return is_training_run() && parts_.plan.has(Mode::Eval);
         case Decision::SkipBatch:
         case Decision::SkipUpdate:
         case Decision::SaveNow: return is_training_run();
@@ -162,19 +162,44 @@ const RunPlan& Run::prepare() {
 }
 
 Trigger Run::configure() {
-    Bus& bus = parts_.bus;
     const RunPlan& plan = prepare();
     if (parts_.check) parts_.check(plan);
-    bus.rebase_filters();
+    parts_.bus.rebase_filters();
     for (const Update& update : parts_.updates)
         gradients_.push_back(std::make_unique<GradientsView>(update.parameters()));
     if (is_training_run()) clear_gradients();  // a run that failed, or the user, may have left some
-    switch (kind_) {
-        case Trigger::StartTraining: bus.emit([&] { return TrainingRunStart{position(), plan}; }); break;
-        case Trigger::StartEvaluation: bus.emit([&] { return EvaluationRunStart{position(), plan}; }); break;
-        default: bus.emit([&] { return PredictionRunStart{position(), plan}; }); break;
-    }
+    emit_start({});
     return kind_;
+}
+
+void Run::emit_start(const std::optional<std::string>& only) {
+    const auto emit = [&](auto event) { only ? parts_.bus.emit_to(*only, event) : parts_.bus.emit(event); };
+    switch (kind_) {
+        case Trigger::StartTraining: return emit(TrainingRunStart{position(), parts_.plan});
+        case Trigger::StartEvaluation: return emit(EvaluationRunStart{position(), parts_.plan});
+        default: return emit(PredictionRunStart{position(), parts_.plan});
+    }
+}
+
+void Run::introduce(const std::string& subscriber, const std::function<void(const RunPlan&)>& check) {
+    if (state_ == State::Ready) return;  // it will hear what all hear
+    const RunPlan before = parts_.plan;
+    try {
+        parts_.bus.emit_to(subscriber, RunConfigured{position(), parts_.plan, parts_.model, parts_.updates});
+        check_plan();
+        learn_lengths();
+        if (is_training_run()) check(parts_.plan);
+        emit_start(subscriber);
+    } catch (...) {
+        parts_.plan = before;
+        learn_lengths();
+        throw;
+    }
+}
+
+void Run::forget_views(const std::vector<std::string>& views) {
+    std::erase_if(parts_.plan.views, [&](const std::string& view) { return std::ranges::count(views, view) > 0; });
+    if (parts_.plan.views.empty()) parts_.plan.views = {"training"};
 }
 
 /// What intervals in epochs or in shares of the run go by.

@@ -30,7 +30,7 @@ struct RunParts {
     RunPlan plan = {};
     std::vector<std::unique_ptr<Loader>> loaders = {};  ///< one a split of the plan, in its order
     std::function<void(const RunPlan&)> check = {};     ///< refuses the run, once its plan is known
-    std::function<void()> make_changes = [] {};         ///< of the composition, at decision points
+    std::function<void(bool in_evaluation)> make_changes = [](bool) {};  ///< of the composition, at decision points
 };
 
 class Run {
@@ -40,6 +40,11 @@ public:
     bool advance();
     /// Configures without starting: emits RunConfigured once. Throws: ConfigError for a plan that cannot be run.
     const RunPlan& prepare();
+    /// Tells a subscriber that came while the run was under way what the others heard at its start.
+    /// Throws: what it or `check` throws; the plan is then as before.
+    void introduce(const std::string& subscriber, const std::function<void(const RunPlan&)>& check);
+    /// Evaluations do not go through these views any more: their holder has left.
+    void forget_views(const std::vector<std::string>& views);
     State state() const { return state_; }
     LoaderPosition data_position() const { return parts_.loaders.front()->position(); }
     const RunResult& result() const { return result_; }
@@ -66,10 +71,14 @@ private:
 
     void poll();
     void learn_lengths();
+    void emit_start(const std::optional<std::string>& only);
     /// Reduces the requests over ranks and takes what was agreed.
     void decide();
     bool stopping() const { return result_.outcome != Outcome::Finished; }
     void start_step();
+    void forward_and_backward();
+    MicroBatch current_micro_batch();
+    bool starts_over_after(const std::exception& error);
     void end_step(bool skipped);
     bool next_update();
     void forward(Batch& batch, const StepFunction& step, Scope scope, MicroBatch micro_batch);
@@ -113,7 +122,7 @@ private:
     std::int64_t windows_ = 0;      ///< finished windows, for the updates' `every`
     std::int64_t micro_ = 0;        ///< next micro-batch of the window
     int pass_ = 0;
-    bool window_is_fresh_ = false;  ///< no update has gone through it yet
+    int failures_ = 0;              ///< of forward or backward in this step
     Output output_;
     at::Tensor loss_;               ///< of the last micro-batch
     at::Tensor window_loss_;        ///< mean over the window so far

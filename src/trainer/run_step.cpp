@@ -8,6 +8,23 @@
 #include "run.hpp"
 
 namespace torchbus {
+namespace {
+
+/// A bound for a subscriber that never gives up: halving a batch so often leaves less than a sample of any.
+constexpr int kMaxFailuresOfWindow = 64;
+
+std::string message_of(const std::exception& error) {
+    const auto* of_library = dynamic_cast<const c10::Error*>(&error);
+    return of_library ? of_library->what_without_backtrace() : error.what();
+}
+
+/// LibTorch's CPU allocator throws no type of its own.
+bool is_out_of_memory(const std::exception& error) {
+    const bool told = dynamic_cast<const c10::OutOfMemoryError*>(&error) || dynamic_cast<const std::bad_alloc*>(&error);
+    return told || std::string_view(error.what()).find("DefaultCPUAllocator: can't allocate memory") != std::string_view::npos;
+}
+
+}  // namespace
 
 Trigger Run::fetch_window() {
     const RunPlan& plan = parts_.plan;
@@ -22,7 +39,6 @@ Trigger Run::fetch_window() {
     // Agreed on by all ranks, it concerns the one that asked.
     if (skip_batch_ && skip_batch_->rank == parts_.consensus.rank())
         for (Batch& batch : window_.batches) batch.weight = 0;
-    window_is_fresh_ = true;
     update_index_ = 0;
     while (windows_ % current_update().every != 0) ++update_index_;  // one of them is due on every window
     start_step();
@@ -32,8 +48,12 @@ Trigger Run::fetch_window() {
 void Run::start_step() {
     micro_ = 0;
     pass_ = 0;
+    failures_ = 0;
     window_.total_weight = 0;
-    for (const Batch& batch : window_.batches) window_.total_weight += batch.weight;
+    for (Batch& batch : window_.batches) {
+        window_.total_weight += batch.weight;
+        batch.progress.measured = false;
+    }
     renew_gradients_view();
     parts_.bus.emit([&] { return TrainStepStart{position(), current_update(), window_}; });
 }
@@ -66,16 +86,30 @@ void Run::check_loss() const {
 }
 
 Trigger Run::run_micro_batch() {
+    try {
+        forward_and_backward();
+        return ++micro_ == window_.count() ? Trigger::WindowDone : Trigger::MicroBatchDone;
+    } catch (const SubscriberError&) {
+        throw;
+    } catch (const std::exception& error) {
+        if (!starts_over_after(error)) throw;
+    }
+    return Trigger::Again;
+}
+
+/// Of the micro-batch whose turn it is.
+void Run::forward_and_backward() {
     Bus& bus = parts_.bus;
     const Update& update = current_update();
     const Scope scope{Mode::Train, parts_.plan.splits.front().name, "training"};
-    const MicroBatch micro_batch{micro_, window_.count(), pass_, update.name};
     Batch& batch = window_.batches[static_cast<std::size_t>(micro_)];
-    const bool first_time = pass_ == 0 && window_is_fresh_;
-    if (first_time) bus.emit([&] { return BatchReady{position(), scope, micro_batch, batch}; });
+    const MicroBatch micro_batch = current_micro_batch();
+    if (!std::exchange(batch.progress.prepared, true)) bus.emit([&] { return BatchReady{position(), scope, micro_batch, batch}; });
 
     forward(batch, update.step ? update.step : default_step_, scope, micro_batch);
+    batch.progress.measured = true;
     check_loss();
+    output_ = {};  // no slot sees it after ForwardEnd, and backward keeps what it needs
     const double share = window_.share(micro_);
     at::Tensor root = share == 1.0 ? loss_ : loss_ * share;
     if (pass_ == 0) window_loss_ = micro_ == 0 ? root.detach() : window_loss_ + root.detach();
@@ -87,16 +121,36 @@ Trigger Run::run_micro_batch() {
         root.backward();
         guard.close();
     }
-    if (first_time)
+    if (!std::exchange(batch.progress.counted, true))
         count([&](Counts& counts) {
             ++counts.micro_batch;
             counts.samples += batch.samples;
             counts.tokens += batch.tokens;
         });
     bus.emit([&] { return BackwardEnd{position(), micro_batch}; });
-    output_ = {};  // not to be alive beside those of the next forward
+    loss_ = at::Tensor();  // not to be alive beside that of the next forward
+}
+
+MicroBatch Run::current_micro_batch() {
+    const BatchProgress& progress = window_.batches[static_cast<std::size_t>(micro_)].progress;
+    return {micro_, window_.count(), pass_, current_update().name, progress.measured};
+}
+
+/// Whether a subscriber wants the window tried again from its first micro-batch.
+bool Run::starts_over_after(const std::exception& error) {
+    if (!parts_.bus.wants<MicroBatchFailed>() || failures_ == kMaxFailuresOfWindow) return false;
+    output_ = {};  // what the failed forward holds
     loss_ = at::Tensor();
-    return ++micro_ == window_.count() ? Trigger::WindowDone : Trigger::MicroBatchDone;
+    const double weight = window_.total_weight;
+    MicroBatchFailed failed{position(), current_micro_batch(), window_, message_of(error), is_out_of_memory(error)};
+    parts_.bus.emit(failed);
+    if (!failed.repeat) return false;
+    if (window_.batches.empty() || window_.total_weight != weight)
+        throw StateError("the window was changed at MicroBatchFailed into one of another weight; split batches, and leave none out");
+    ++failures_;
+    clear_gradients();
+    micro_ = 0;
+    return true;
 }
 
 Trigger Run::update() {
@@ -141,7 +195,6 @@ void Run::end_step(bool skipped) {
 
 /// Starts the step of the next update that is due on this window. Returns whether there is one.
 bool Run::next_update() {
-    window_is_fresh_ = false;
     const auto max_steps = parts_.plan.max_steps;
     while (++update_index_ < parts_.updates.size()) {
         const bool enough = max_steps && position().step >= *max_steps;

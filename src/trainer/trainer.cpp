@@ -58,7 +58,9 @@ struct Trainer::Parts {
           handle_signals(options.handle_signals),
           consensus(options.consensus ? options.consensus : std::make_shared<Consensus>()),
           run_state({model, updates, bus, [this] { return composition.callbacks(); }, [this] { return data_position(); }}),
-          composition({bus, blackboard, *consensus, requests, run_state}) {
+          composition({bus, blackboard, *consensus, requests, run_state, updates,
+                       [this](const std::string& id) { if (run_under_way()) run->introduce(id, [this](const RunPlan& plan) { require_nothing_against(plan); }); },
+                       [this](const std::vector<std::string>& views) { if (run) run->forget_views(views); }}) {
         require(static_cast<bool>(model), "the trainer has no model; give TrainerOptions::model");
         if (auto limit = limit_batches_from_environment()) options.callbacks.emplace_back("TORCHBUS_LIMIT_BATCHES", std::move(limit));
         composition.attach_all(std::move(options.callbacks));
@@ -94,9 +96,12 @@ struct Trainer::Parts {
 
     /// Refuses a run that would fail later, and tells of what deserves a warning.
     void check_before_run(const RunPlan& plan) {
-        const auto findings = composition.findings(outlook(plan));
+        for (const Finding& finding : require_nothing_against(plan)) warn(finding.text);
+    }
+    std::vector<Finding> require_nothing_against(const RunPlan& plan) {
+        std::vector<Finding> findings = composition.findings(outlook(plan));
         if (const std::string errors = errors_of(findings); !errors.empty()) throw ConfigError(errors);
-        for (const Finding& finding : findings) warn(finding.text);
+        return findings;
     }
 
     void require_trainable() const {
@@ -124,14 +129,21 @@ struct Trainer::Parts {
         if (seed && kind == Trigger::StartTraining) torch::manual_seed(*seed);
         RunParts parts{.bus = bus, .model = model, .loss = loss, .updates = updates, .requests = requests, .consensus = *consensus,
                        .handle_signals = handle_signals, .plan = std::move(plan), .loaders = std::move(loaders),
-                       .make_changes = [this] { composition.make_changes(); }};
+                       .make_changes = [this](bool in_evaluation) { composition.make_changes(in_evaluation); }};
         if (kind == Trigger::StartTraining) parts.check = [this](const RunPlan& of_run) { check_before_run(of_run); };
         run = std::make_unique<Run>(std::move(parts), kind);
+        composition.begin_run();
+    }
+
+    bool advance() {
+        if (run->advance()) return true;
+        result = run->result();
+        composition.end_run();
+        return false;
     }
 
     RunResult finish() {
-        while (run->advance()) {}
-        result = run->result();
+        while (advance()) {}
         if (const auto failure = run->failure()) std::rethrow_exception(failure);
         return result;
     }
@@ -202,24 +214,23 @@ CompositionReport Trainer::check(std::shared_ptr<const Dataset> train, std::shar
     for (const Precedence& precedence : parts_->composition.precedences())
         report.precedences.push_back({ids[precedence.first], ids[precedence.second], precedence.why});
     parts_->run.reset();
+    parts_->composition.end_run();
     return report;
 }
 
 std::future<void> Trainer::attach(ComposedCallback callback, std::string requester) {
-    return parts_->composition.attach(std::move(callback), std::move(requester), parts_->run_under_way());
+    return parts_->composition.attach(std::move(callback), std::move(requester));
 }
 std::future<void> Trainer::detach(std::string id, std::string requester) {
-    return parts_->composition.detach(std::move(id), std::move(requester), parts_->run_under_way());
+    return parts_->composition.detach(std::move(id), std::move(requester));
 }
-std::future<void> Trainer::change_option(std::string id, std::string option, double value, std::string requester) {
-    return parts_->composition.change_option(std::move(id), std::move(option), value, std::move(requester), parts_->run_under_way());
+std::future<void> Trainer::change_option(std::string id, std::string option, nlohmann::json value, std::string requester) {
+    return parts_->composition.change_option(std::move(id), std::move(option), std::move(value), std::move(requester));
 }
 
 bool Trainer::advance() {
     if (!parts_->run) throw StateError("advance() without a run; call start_training() first");
-    const bool goes_on = parts_->run->advance();
-    if (!goes_on) parts_->result = parts_->run->result();
-    return goes_on;
+    return parts_->advance();
 }
 
 Metrics Trainer::evaluate(std::shared_ptr<const Dataset> dataset, EvaluateOptions options) {

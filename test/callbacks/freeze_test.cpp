@@ -136,10 +136,10 @@ TEST_CASE("running statistics of frozen layers stay as they are", "[callbacks][f
     }
 }
 
-TEST_CASE("with the module at hand, frozen layers are in evaluation mode until they are unfrozen", "[callbacks][freeze]") {
+TEST_CASE("frozen batch norm is in evaluation mode until it is unfrozen", "[callbacks][freeze]") {
     auto model = model_with_batch_norm();
     std::vector<std::pair<bool, bool>> training;
-    Setup setup({make_metrics(), make_freeze({.groups = {{.names = {"0.*", "1.*"}, .unfreeze_at = "2epoch"}}, .module = model.ptr()}),
+    Setup setup({make_metrics(), make_freeze({.groups = {{.names = {"0.*", "1.*"}, .unfreeze_at = "2epoch"}}}),
                  callback_of("modes", [&](Attachment& run, Connections& connections) {
                      connections += run.bus.observe<ForwardStart>(Stage::Report, [&](const ForwardStart&) {
                          training.emplace_back(model->ptr(1)->is_training(), model->ptr(3)->is_training());

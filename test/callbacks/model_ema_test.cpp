@@ -212,17 +212,39 @@ TEST_CASE("a save within an evaluation of the average is of the trained weights"
     CHECK_FALSE(shown.front().equal(trained[0]));
 }
 
-TEST_CASE("attached while a run is under way, it averages from the next run on", "[callbacks][model-ema]") {
+TEST_CASE("attached while a run is under way, it averages from there on", "[callbacks][model-ema]") {
     Setup setup({make_metrics()});
     auto tap = setup.trainer.subscribe("tap");
-    bool asked = false;
-    const auto connection = tap.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd&) {
-        if (!std::exchange(asked, true)) (void)setup.trainer.attach(ComposedCallback(make_model_ema()), "test");
+    std::vector<at::Tensor> expected;
+    const auto connection = tap.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) {
+        if (event.position.step == 2) (void)setup.trainer.attach(ComposedCallback(make_model_ema({.decay = 0.5})), "test");
+        const auto weights = copies_of(setup.model->parameters());
+        if (event.position.step == 3) expected = weights;  // the first average copies
+        for (std::size_t i = 0; event.position.step > 3 && i < weights.size(); ++i) expected[i].lerp_(weights[i], 0.5);
     });
-    for (const bool shows : {false, true}) {
-        CHECK(setup.trainer.train(toy_data(16), toy_data(8, 3), {.epochs = 2, .batch_size = 4}).outcome == Outcome::Finished);
-        CHECK(setup.trainer.history().latest("eval.ema.loss").has_value() == shows);
-    }
+    std::vector<at::Tensor> shown;
+    const auto looking = tap.observe<EvalEpochStart>(Stage::Observe, [&](const EvalEpochStart& event) {
+        if (event.scope.view == "ema") shown = copies_of(setup.model->parameters());
+    });
+    CHECK(setup.trainer.train(toy_data(24), toy_data(8, 3), {.epochs = 1, .batch_size = 4}).outcome == Outcome::Finished);
+    CHECK(setup.trainer.history().latest("eval.ema.loss").has_value());
+    REQUIRE(shown.size() == expected.size());
+    CHECK(relative_difference(shown, expected) < 1e-6);
+}
+
+TEST_CASE("detached while a run is under way, its view is evaluated no more", "[callbacks][model-ema]") {
+    Setup setup({make_metrics(), make_model_ema()});
+    auto tap = setup.trainer.subscribe("tap");
+    std::vector<std::string> views;
+    const auto looking = tap.observe<EvalEpochEnd>(Stage::Observe, [&](const EvalEpochEnd& event) { views.emplace_back(event.scope.view); });
+    std::future<void> gone;
+    // Asked for within the evaluation of the view, it waits until that is over.
+    const auto asking = tap.observe<EvalStepEnd>(Stage::Observe, [&](const EvalStepEnd& event) {
+        if (event.scope.view == "ema" && event.step == 0 && !gone.valid()) gone = setup.trainer.detach("model_ema", "test");
+    });
+    setup.trainer.train(toy_data(16), toy_data(64, 3), {.epochs = 2, .batch_size = 4});
+    gone.get();
+    CHECK(views == std::vector<std::string>{"training", "ema", "training"});
 }
 
 TEST_CASE("model_ema refuses options out of range", "[callbacks][model-ema]") {

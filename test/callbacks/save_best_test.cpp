@@ -1,4 +1,6 @@
+#include <torchbus/callbacks/early_stopping.hpp>
 #include <torchbus/callbacks/metrics.hpp>
+#include <torchbus/callbacks/model_ema.hpp>
 #include <torchbus/callbacks/save_best.hpp>
 #include <torchbus/checkpoint/safetensors.hpp>
 #include <torchbus/error.hpp>
@@ -181,4 +183,27 @@ TEST_CASE("save_best refuses what it cannot do", "[callbacks][save_best]") {
     CHECK_THROWS_WITH(make_save_best({.keep = 0}), "save_best: keep: 0 is too few; give at least 1");
     CHECK_THROWS_WITH(make_save_best({.folder = ""}), "save_best: folder: there is no name; give a folder, e.g. checkpoints");
     CHECK_THROWS_AS(make_save_best({.monitor = ""}), ConfigError);
+}
+
+TEST_CASE("the weights of the view that the metric was measured with are kept, and the file says so", "[callbacks][save-best]") {
+    const TemporaryFolder folder("save-best-view");
+    const auto model = toy_model();
+    std::vector<at::Tensor> shown;
+    Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {.learning_rate = 0.5}),
+                     .callbacks = {make_metrics(), make_model_ema({.decay = 0.5}),
+                                   make_save_best({.monitor = "eval.ema.loss", .folder = folder.path()}),
+                                   make_early_stopping({.monitor = "eval.ema.loss", .restore_best = true}),
+                                   callback_of("tap", [&](Attachment& run, Connections& connections) {
+                                       connections += run.bus.observe<EvalEpochStart>(Stage::Observe, [&](const EvalEpochStart& event) {
+                                           if (event.scope.view == "ema") shown = copies_of(model->parameters());
+                                       });
+                                   })},
+                     .handle_signals = false});
+    trainer.train(toy_data(16), toy_data(8, 3), {.batch_size = 4});
+    REQUIRE_FALSE(shown.empty());
+    CHECK(holds(folder / "best.safetensors", shown));
+    CHECK(equal_bits(copies_of(model->parameters()), shown));
+    std::ifstream file(folder / "best.safetensors", std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+    CHECK(bytes.find(R"("__metadata__":{"step":"4","view":"ema"})") != std::string::npos);
 }

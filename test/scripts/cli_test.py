@@ -179,6 +179,22 @@ class Reference(Case):
             for state in states:
                 self.assertRegex(graph, rf"\b{snake_case(state)}\b", name)
 
+    def test_the_readme_shows_the_graph_and_the_table_of_callbacks_as_they_are(self):
+        readme = (ROOT / "README.md").read_text()
+        self.assertIn("```mermaid\n" + self.torchbus("graph") + "```\n", readme)
+        self.assertIn("\n\n" + self.torchbus("callbacks", "--markdown") + "\n", readme,
+                      "put the output of `torchbus callbacks --markdown` into the README")
+
+    def test_the_schedule_is_drawn_in_the_terminal_and_as_svg(self):
+        drawn = self.torchbus("schedule", "run.json", "--svg", "curve.svg")
+        self.assertIn("learning_rate", drawn)
+        self.assertGreater(len(drawn.splitlines()), 8)
+        svg = (self.folder / "curve.svg").read_text()
+        self.assertTrue(svg.startswith("<svg "), svg[:60])
+        self.assertIn("learning_rate", svg)
+        self.write_run({key: value for key, value in RUN.items() if key != "schedule"})
+        self.assertIn("there is no schedule", self.torchbus("schedule", "run.json"))
+
     def test_events_lists_all_and_tells_of_one(self):
         header = (ROOT / "include/torchbus/events.hpp").read_text()
         events = set(re.findall(r"^struct (\w+)", header, re.M)) - {"Scope", "MicroBatch", "Forward", "Backward", "OptimizerStep"}

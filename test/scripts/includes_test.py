@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Reads the includes of include/torchbus, src and callbacks, and fails on a wrong arrow between two rooms.
+"""Reads the includes of include/torchbus, src and callbacks, and fails on a wrong arrow between two rooms, and on a
+test that no build lists.
 
 A file may include its own room and those on lower floors; rooms of one floor stand side by side and do not see each
 other. usage: includes_test.py [ROOT]
@@ -28,7 +29,7 @@ FLOORS = [
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ROOM_OF = {noun: room for rooms in FLOORS for room, nouns in rooms.items() for noun in nouns.split()}
 ONLY = {"stream": {"error", "events", "bus", "callback", "stream"}}  # observers from outside: no data, no optimizers
-SHARED_BY_CALLBACKS = {"entries", "progress_text", "monitor", "mixing", "averaged_weights", "batch_statistics"}  # the table's declarations, watching a number, how numbers are written
+SHARED_BY_CALLBACKS = "entries.hpp"  # beside callbacks/parts: what several are made of
 SEES_ALL_CALLBACKS = {"registry"}
 FORBIDDEN_FOLDERS = {"utils", "common", "helpers", "manager"}
 NOT_OURS = {".git", ".cache", "build"}
@@ -64,9 +65,9 @@ def complaint(path: Path, target: Path) -> str:
         lower = [name for floor in FLOORS[:FLOOR_OF[room]] for name in floor]
         return f"'{other}' is not below '{room}', which may include {', '.join([*lower, 'itself'])}"
     if is_callback(path) and is_callback(target):
-        if path.stem not in SEES_ALL_CALLBACKS and target.stem not in {path.stem, *SHARED_BY_CALLBACKS}:
-            return (f"callbacks do not include each other; '{path.stem}' may include its own header, "
-                    f"{' and '.join(sorted(SHARED_BY_CALLBACKS))}")
+        shared = target.name == SHARED_BY_CALLBACKS or target.parts[:2] == ("callbacks", "parts")
+        if path.stem not in SEES_ALL_CALLBACKS and target.stem != path.stem and not shared:
+            return f"callbacks do not include each other; '{path.stem}' may include its own header, {SHARED_BY_CALLBACKS} and parts/"
     return ""
 
 
@@ -100,11 +101,17 @@ def forbidden_folders(root: Path) -> list[str]:
     return findings
 
 
+def unlisted_tests(root: Path) -> list[str]:
+    listed = (root / "test/meson.build").read_text()
+    return [f"{path.relative_to(root)}: test/meson.build does not name it, so it never runs"
+            for path in sorted((root / "test").rglob("*_test.cpp")) if f"'{path.relative_to(root / 'test')}'" not in listed]
+
+
 def main() -> int:
     root = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parents[2]).resolve()
     sources = sorted(path.relative_to(root) for folder in ("include/torchbus", "src", "callbacks")
                      for path in (root / folder).rglob("*.[ch]pp") if "pch" not in path.parts)
-    findings = [finding for path in sources for finding in check_file(root, path)] + forbidden_folders(root)
+    findings = [finding for path in sources for finding in check_file(root, path)] + forbidden_folders(root) + unlisted_tests(root)
     print("\n".join(findings) or f"{len(sources)} files, every arrow points down")
     return 1 if findings or not sources else 0
 

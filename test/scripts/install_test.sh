@@ -45,10 +45,10 @@ program=$(find "$work/root" -type f -name torchbus -perm -u+x)
     fail "the installed 'torchbus callbacks' does not list gradient_clipping"
 
 # The template of a plug-in, built as a user builds it.
-cp -r examples/plugin "$work"
-meson setup "$work/plugin/build" "$work/plugin"
-ninja -C "$work/plugin/build"
-"$program" callbacks stop_at_loss --plugin "$work/plugin/build/my_plugin.so" | grep -q '^listens *training_run_epoch_end$' ||
+cp -r examples/13_plugin "$work"
+meson setup "$work/13_plugin/build" "$work/13_plugin"
+ninja -C "$work/13_plugin/build"
+"$program" callbacks stop_at_loss --plugin "$work/13_plugin/build/my_plugin.so" | grep -q '^listens *training_run_epoch_end$' ||
     fail "'torchbus callbacks' does not tell of the plug-in's callback"
-said=$("$program" train "$work/plugin/run.json" 2>&1) || fail "training with the plug-in exited with $?: $said"
+said=$("$program" train "$work/13_plugin/run.json" 2>&1) || fail "training with the plug-in exited with $?: $said"
 grep -q '^stopped after .* by stop_at_loss: the training loss is below 0.1' <<<"$said" || fail "the plug-in's callback did not stop the run: $said"

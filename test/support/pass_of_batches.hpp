@@ -19,7 +19,7 @@ inline void send_batch(Bus& bus, Scope scope, const at::Tensor& output, const at
     const Batch batch{.targets = rows(targets), .samples = valid + padding, .valid = valid, .weight = static_cast<double>(valid)};
     const Output result(rows(output));
     const at::Tensor loss;
-    bus.emit(ForwardEnd{{}, scope, {.pass = pass}, batch, result, loss});
+    bus.emit(ForwardEnd{{}, scope, {.pass = pass, .repeated = pass > 0}, batch, result, loss});
 }
 
 /// One evaluation in batches of these sizes. Returns what is on the blackboard afterwards.

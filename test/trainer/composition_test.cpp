@@ -1,7 +1,14 @@
 // What a trainer does with its composition: sorts, refuses, and changes it while a run is under way.
+#include <atomic>
+#include <random>
+#include <thread>
+
+#include <torchbus/callbacks/gradient_accumulation.hpp>
 #include <torchbus/callbacks/gradient_clipping.hpp>
+#include <torchbus/callbacks/learning_rate_schedule.hpp>
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/mixed_precision.hpp>
+#include <torchbus/callbacks/step_evaluation.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/trainer.hpp>
 
@@ -106,7 +113,7 @@ TEST_CASE("a callback's own findings are heard: errors refuse the run, warnings 
     callback->checks = [&](const Outlook& run) -> std::vector<Finding> {
         CHECK(run.plan.epochs == 1);
         CHECK(run.length.steps == 4);
-        CHECK(run.has_split(Mode::Eval));
+        CHECK(run.plan.has(Mode::Eval));
         return {{weight, "this will not do"}};
     };
     Toy toy({ComposedCallback("choosy", callback)});
@@ -196,6 +203,164 @@ TEST_CASE("an option changes at a decision point, with an event that says who ch
     CHECK_THROWS_WITH(wrong.get(), "gradient_clipping: max_norm: -1 is not positive; give the largest allowed gradient norm, e.g. 1.0");
     CHECK_THROWS_WITH(nobody.get(), "no callback 'clipp' is attached; did you mean 'clip'?");
     CHECK(toy.trainer->result().outcome == Outcome::Finished);
+}
+
+TEST_CASE("who joins a run under way is told what the others heard at its start", "[trainer][composition]") {
+    std::vector<std::string> heard;
+    const auto listener = [&](std::string id) {
+        return declaring(id, {.writes = {"plan.limits"}}, [&heard, id](Attachment& run, Connections& connections) {
+            connections += run.bus.intercept<RunConfigured>([&heard, id](RunConfigured&) { heard.push_back(id + " run_configured"); });
+            connections += run.bus.observe<TrainingRunStart>(Stage::Observe, [&heard, id](const TrainingRunStart&) { heard.push_back(id + " training_run_start"); });
+        });
+    };
+    Toy toy({listener("early")});
+    toy.start();
+    for (int i = 0; i < 3; ++i) toy.trainer->advance();
+    heard.clear();
+    auto joined = toy.trainer->attach(listener("late"), "operator");
+    toy.finish();
+    joined.get();
+    CHECK(heard == std::vector<std::string>{"late run_configured", "late training_run_start"});
+}
+
+TEST_CASE("a newcomer may change the plan from its decision point on", "[trainer][composition]") {
+    std::vector<std::int64_t> windows;
+    Toy toy({declaring("tap", {}, [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepStart>(Stage::Observe, [&](const TrainStepStart& event) { windows.push_back(event.window.count()); });
+    })});
+    toy.start();
+    while (windows.empty()) toy.trainer->advance();
+    auto joined = toy.trainer->attach(ComposedCallback("accumulate", make_gradient_accumulation({.micro_batches = 2})), "operator");
+    toy.finish();
+    joined.get();
+    REQUIRE(windows.size() > 1);
+    CHECK(windows[0] == 1);
+    CHECK(windows[1] == 2);
+}
+
+TEST_CASE("a newcomer that the run stands against is refused, and the run goes on as it was", "[trainer][composition]") {
+    Toy toy(std::vector<ComposedCallback>{});
+    toy.start();
+    toy.trainer->advance();
+    auto wrong_plan = toy.trainer->attach(declaring("spoiler", {.writes = {"plan.window"}}, [](Attachment& run, Connections& connections) {
+        connections += run.bus.intercept<RunConfigured>([](RunConfigured& event) { event.plan.micro_batches_per_step = 0; });
+    }), "operator");
+    auto missing = toy.trainer->attach(declaring("reader", {.writes = {"parameters"}, .needs = {"eval.los"}}, [](Attachment&, Connections&) {}), "operator");
+    toy.finish();
+    CHECK_THROWS_WITH(wrong_plan.get(), "the plan, after RunConfigured: micro_batches_per_step must be at least 1");
+    CHECK_THROWS_WITH(missing.get(), Catch::StartsWith("'reader' needs eval.los, which nobody publishes"));
+    CHECK_FALSE(is_attached(*toy.trainer, "spoiler"));
+    CHECK_FALSE(is_attached(*toy.trainer, "reader"));
+    CHECK(toy.trainer->result().outcome == Outcome::Finished);
+}
+
+TEST_CASE("the learning rate changes in a running trainer, unless a callback sets it", "[trainer][composition]") {
+    std::vector<double> rates;
+    std::vector<std::string> told;
+    const auto tap = [&] {
+        return declaring("tap", {}, [&](Attachment& run, Connections& connections) {
+            connections += run.bus.observe<OptimizerStepEnd>(Stage::Observe, [&](const OptimizerStepEnd& event) { rates.push_back(event.update.optimizer->param_groups().front().options().get_lr()); });
+            connections += run.bus.observe<OptionChanged>(Stage::Observe, [&](const OptionChanged& event) { told.push_back(event.subscriber + "." + event.option + " -> " + event.to + " by " + event.requester); });
+        });
+    };
+    Toy constant({tap()});
+    constant.start();
+    while (rates.empty()) constant.trainer->advance();
+    auto changed = constant.trainer->change_option("optimizer", "learning_rate", 0.125, "dashboard");
+    auto unknown = constant.trainer->change_option("optimizer", "learning_rat", 0.125, "dashboard");
+    auto wrong = constant.trainer->change_option("optimizer", "learning_rate", "fast", "dashboard");
+    constant.finish();
+    changed.get();
+    CHECK(rates[0] != 0.125);
+    CHECK(rates[1] == 0.125);
+    CHECK(told == std::vector<std::string>{"optimizer.learning_rate -> 0.125 by dashboard"});
+    CHECK_THROWS_WITH(unknown.get(), Catch::StartsWith("the optimizer has no option 'learning_rat'; did you mean 'learning_rate'?"));
+    CHECK_THROWS_WITH(wrong.get(), "optimizer: learning_rate: \"fast\" is not a number of at least 0");
+
+    rates.clear();
+    Toy scheduled({ComposedCallback("schedule", make_learning_rate_schedule({.schedule = make_constant_schedule()})), tap()});
+    scheduled.start();
+    while (rates.empty()) scheduled.trainer->advance();
+    auto refused = scheduled.trainer->change_option("optimizer", "learning_rate", 0.125, "dashboard");
+    auto scaled = scheduled.trainer->change_option("schedule", "factor", 0.5, "dashboard");
+    scheduled.finish();
+    CHECK_THROWS_WITH(refused.get(), "'schedule' sets learning_rate of the optimizer as the run goes on; change an option of 'schedule', or detach it first");
+    scaled.get();
+    CHECK(rates[1] == rates[0] * 0.5);
+}
+
+TEST_CASE("intervals change in a running trainer, and count from there", "[trainer][composition]") {
+    std::vector<std::int64_t> evaluated;
+    Toy toy({ComposedCallback("evaluation", make_step_evaluation({.every = "5step"})), declaring("tap", {}, [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<EvalEpochStart>(Stage::Observe, [&](const EvalEpochStart& event) { evaluated.push_back(event.position.step); });
+    })});
+    toy.trainer->start_training(toy_data(32), toy_data(4, 3), {.batch_size = 2});
+    std::future<void> changed, wrong;
+    while (toy.trainer->advance())
+        if (evaluated.size() == 1 && !changed.valid()) {
+            changed = toy.trainer->change_option("evaluation", "every", "3step", "dashboard");
+            wrong = toy.trainer->change_option("evaluation", "every", "3stp", "dashboard");
+        }
+    changed.get();
+    CHECK_THROWS_WITH(wrong.get(), Catch::Contains("3stp"));
+    CHECK(evaluated == std::vector<std::int64_t>{5, 6, 9, 12, 15, 16});
+}
+
+TEST_CASE("ten thousand changes at random, asked for by several threads while a run goes on", "[trainer][composition][thread]") {
+    std::int64_t heard = 0;
+    Toy toy({ComposedCallback("clip", make_gradient_clipping({.max_norm = 1.0})), declaring("tap", {}, [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<OptionChanged>(Stage::Observe, [&](const OptionChanged&) { ++heard; });
+    })});
+    std::atomic<std::int64_t> asked{0}, made{0}, changed{0}, threads{3};
+    const auto ask = [&](unsigned seed) {
+        std::mt19937 random(seed);
+        const std::string id = "guest_" + std::to_string(seed);
+        bool is_there = false;
+        while (asked++ < 10'000) {
+            std::future<void> done;
+            const auto kind = random() % 3;
+            if (kind == 2) {
+                done = toy.trainer->change_option("clip", "max_norm", 0.5 + static_cast<double>(random() % 100), id);
+            } else if (is_there) {
+                done = toy.trainer->detach(id, "test");
+            } else {
+                // One in two writes, and waits for a decision point; the other looks, and joins at a poll point.
+                Declaration declared;
+                if (kind == 1) declared.writes = {"plan.limits"};
+                done = toy.trainer->attach(declaring(id, declared, [](Attachment& run, Connections& connections) {
+                    connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [](const TrainStepEnd&) {});
+                }), "test");
+            }
+            try {
+                done.get();
+            } catch (const std::exception&) {
+                continue;  // `made` tells
+            }
+            if (kind == 2) ++changed; else is_there = !is_there;
+            ++made;
+        }
+        if (--threads == 0) toy.trainer->ask(Decision::StopRun, "test", "all is asked");
+    };
+    toy.trainer->start_training(toy_data(16), toy_data(8), {.epochs = 1'000'000, .batch_size = 4});
+    std::vector<std::thread> askers;
+    for (unsigned seed = 1; seed <= 3; ++seed) askers.emplace_back(ask, seed);
+    toy.finish();
+    for (std::thread& asker : askers) asker.join();
+    CHECK(toy.trainer->result().outcome == Outcome::Stopped);
+    CHECK(made == 10'000);
+    CHECK(heard == changed);
+}
+
+TEST_CASE("a change that is asked for too late for the run is made when it is over", "[trainer][composition]") {
+    std::future<void> done;
+    std::unique_ptr<Toy> toy;
+    toy = std::make_unique<Toy>(std::vector<ComposedCallback>{declaring("tap", {}, [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<RunClosed>(Stage::Observe, [&](const RunClosed&) { done = toy->trainer->attach(ComposedCallback(make_gradient_clipping({})), "test"); });
+    })});
+    toy->train();
+    REQUIRE(done.valid());
+    done.get();
+    CHECK(is_attached(*toy->trainer, "gradient_clipping"));
 }
 
 TEST_CASE("a provider that others need is not detached, unless they are optional and go with it", "[trainer][composition]") {

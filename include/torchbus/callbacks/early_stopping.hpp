@@ -11,9 +11,9 @@ namespace torchbus {
 /// Stops a run whose metric has stopped improving. It looks once an epoch, after the evaluation; each look is a check.
 /// The first finite value is the best one so far; a NaN or an infinity never improves on it.
 /// Listens: TrainingRunStart, TrainingRunEpochEnd (stage Report), RunClosed; with restore_best TrainingRunEnd
-/// (interceptor). Reads: `monitor` on the blackboard. Writes: with restore_best the parameters and buffers, at
-/// TrainingRunEnd, however the run ended but for a failure. What is kept and put back are the weights of the view
-/// `training`, whichever view was measured. Asks for: StopRun, taken before EpochCheckpoint of that epoch.
+/// (interceptor) and EvalEpochEnd. Reads: `monitor` on the blackboard. Writes: with restore_best the parameters and buffers, at
+/// TrainingRunEnd, however the run ended but for a failure. What is kept and put back are the weights that `monitor` was
+/// measured with: of eval.ema.loss those of the view `ema`. Asks for: StopRun, taken before EpochCheckpoint of that epoch.
 /// Checks follow epochs, so skipped updates change nothing.
 /// Source: Prechelt 1998, "Early stopping – but when?", criterion UP; the threshold is that of torch's ReduceLROnPlateau,
 /// but a relative one goes by |best|, so that negative metrics improve downwards too.

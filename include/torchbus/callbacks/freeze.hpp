@@ -6,10 +6,6 @@
 
 #include <torchbus/callback.hpp>
 
-namespace torch::nn {
-class Module;
-}
-
 namespace torchbus {
 
 /// Parameters that are trained for a part of the run. A parameter belongs to the first group that names it.
@@ -26,18 +22,16 @@ struct FreezeGroup {
 /// A skipped update does not bring a position in steps nearer; epochs and samples go on.
 /// A group with a learning-rate factor becomes a parameter group of its own behind the optimizer's, before schedules
 /// take their base rates. On detach, requires_grad and the optimizer's groups are what they were.
-/// Batch norm: with `batch_norm`, running statistics whose names are frozen (backbone.* names backbone.1.running_mean) stay
-/// as they are. A model as torchbus sees it has one training mode for all its layers, so that a frozen layer still
-/// normalises by its batch in training; give `module` too, and its frozen layers with running statistics are in
-/// evaluation mode while frozen, and normalise by those.
+/// Batch norm: with `batch_norm`, a layer whose running statistics are named (backbone.* names backbone.1.running_mean)
+/// is in evaluation mode while frozen: it normalises by its statistics and leaves them as they are. A model whose
+/// layers cannot be set apart (ModelInterface::set_layer_training) keeps the statistics, but normalises by the batch.
 /// Listens: RunConfigured (interceptor: parameter groups), TrainEpochStart and TrainStepStart (observers), ForwardEnd
-/// (observer: statistics, with `batch_norm` and no `module`). Writes: learning_rate, where a factor is not 1.
+/// and EvalEpochStart (observers, with `batch_norm`). Writes: learning_rate, where a factor is not 1.
 /// Publishes: nothing. Source: gradual unfreezing: Howard and Ruder 2018, arXiv:1801.06146.
 struct FreezeOptions {
     std::vector<std::string> names = {};              ///< frozen for the whole run
     std::vector<FreezeGroup> groups = {};
-    bool batch_norm = true;                           ///< whether running statistics are frozen with their layer
-    std::shared_ptr<torch::nn::Module> module = {};   ///< the model, for the evaluation mode of its frozen layers
+    bool batch_norm = true;               ///< whether batch norm is frozen with its layer
 };
 std::unique_ptr<Callback> make_freeze(FreezeOptions options = {});
 

@@ -14,7 +14,8 @@ struct GroupSchedule {
     Schedule schedule = {};  ///< … or of one of its own
 };
 
-/// Sets the learning rate of every parameter group before each update: its base value times the schedule's factor.
+/// Sets the learning rate of every parameter group before each update: its base value times the schedule's value times
+/// `factor`, which may be changed while a run is under way.
 /// The base is the rate that the optimizer came with; a second run starts from it again.
 /// Listens: RunConfigured, TrainStepStart (interceptors). Writes: learning_rate.
 /// Publishes: learning_rate (of the first group), with the name of the update behind it where there is one.
@@ -22,6 +23,7 @@ struct GroupSchedule {
 struct LearningRateScheduleOptions {
     Schedule schedule;                       ///< any function of the run's moment
     std::string update = "";                 ///< name of the update; empty: all of them
+    double factor = 1;                       ///< of the whole curve, ≥ 0
     std::vector<GroupSchedule> groups = {};  ///< by index; empty: all groups get the schedule
 };
 std::unique_ptr<Callback> make_learning_rate_schedule(LearningRateScheduleOptions options);

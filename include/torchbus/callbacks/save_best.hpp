@@ -9,8 +9,9 @@
 namespace torchbus {
 
 /// Keeps the weights of the best checks of a metric as safetensors files: weights only, written whole or not at all.
-/// A NaN or an infinity is never among the best.
-/// Listens: TrainingRunStart, EpochCheckpoint (stage Persist), RunClosed; with at_steps EvalEpochEnd and StepCheckpoint;
+/// A NaN or an infinity is never among the best. Kept are the weights that `monitor` was measured with: of eval.ema.loss
+/// those of the view `ema`. The file's metadata name view and step.
+/// Listens: TrainingRunStart, EvalEpochEnd, EpochCheckpoint (stage Persist), RunClosed; with at_steps StepCheckpoint;
 /// with load_best_at_end TrainingRunEnd (interceptor). Reads: `monitor` on the blackboard, the parameters.
 /// Writes: with load_best_at_end the parameters and buffers, at TrainingRunEnd.
 /// Asks for: with at_steps SaveNow, after an evaluation within an epoch whose number is among the best.

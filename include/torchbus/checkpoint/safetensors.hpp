@@ -2,6 +2,7 @@
 /// Tensors by name in one file, in the safetensors format: an 8-byte length, a JSON header, raw bytes.
 
 #include <filesystem>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -9,9 +10,10 @@
 
 namespace torchbus {
 
-/// Writes to a temporary name, syncs and renames: the file is whole or not there.
+/// Writes to a temporary name, syncs and renames: the file is whole or not there. `metadata` is for who reads the file.
 /// Throws: CheckpointError naming the path and what the system said.
-void save_safetensors(const std::filesystem::path& path, const std::vector<NamedTensor>& tensors);
+void save_safetensors(const std::filesystem::path& path, const std::vector<NamedTensor>& tensors,
+                      const std::map<std::string, std::string>& metadata = {});
 
 /// Throws: CheckpointError for a file that is missing, truncated or malformed, naming the tensor where there is one.
 std::vector<NamedTensor> load_safetensors(const std::filesystem::path& path);

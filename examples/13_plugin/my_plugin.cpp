@@ -1,5 +1,5 @@
 // Shows a plug-in: a callback and a model of one's own, in a shared object that run files name.
-// Run: cd examples/plugin && meson setup build && ninja -C build && torchbus train run.json
+// Run: cd examples/13_plugin && meson setup build && ninja -C build && torchbus train run.json
 //      (with an installed torchbus, and PKG_CONFIG_PATH where its torchbus.pc lies), or without meson
 //      c++ -O2 -shared -fPIC $(pkg-config --cflags torchbus) my_plugin.cpp -o build/my_plugin.so
 // Last line of `torchbus callbacks stop_at_loss --plugin build/my_plugin.so`: runs       critical: the run fails with it

@@ -1,28 +1,16 @@
-#pragma once
-/// What mixup and cutmix share: the draw, what is noted in the batch, and the loss of two targets.
+#include "mixing.hpp"
 
-#include <array>
 #include <cstdint>
-#include <string>
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <fmt/format.h>
 #include <torch/types.h>
 
-#include <torchbus/callback.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/events.hpp>
 
 namespace torchbus {
-
-struct MixingOptions {
-    double alpha, probability, label_smoothing;
-};
-
-/// Mixes the inputs of a batch in place of `inputs`; may correct `share`, the part of a sample that stays its own.
-using MixInputs = at::Tensor (*)(const at::Tensor& inputs, const at::Tensor& permutation, double& share, const at::Generator& generator);
-
-inline double uniform(const at::Generator& generator) { return at::rand({}, generator, at::TensorOptions(at::kDouble)).item<double>(); }
+namespace {
 
 class Mixing final : public Callback {
 public:
@@ -100,7 +88,18 @@ private:
     Connections connections_;
 };
 
-inline std::unique_ptr<Callback> make_mixing(const std::string& kind, MixingOptions options, MixInputs mix) {
+}  // namespace
+
+double uniform(const at::Generator& generator) { return at::rand({}, generator, at::TensorOptions(at::kDouble)).item<double>(); }
+
+MixingOptions read_mixing_options(OptionReader& reader, MixingOptions options) {
+    reader.number("alpha", options.alpha, "both parameters of the Beta distribution of a sample's share; > 0", Range::positive())
+        .number("probability", options.probability, "of a batch being mixed; between 0 and 1", Range::between(0, 1))
+        .number("label_smoothing", options.label_smoothing, "share of a label that all classes get alike; in [0, 1)", Range::between(0, 1));
+    return options;
+}
+
+std::unique_ptr<Callback> make_mixing(const std::string& kind, MixingOptions options, MixInputs mix) {
     const auto refuse = [&](const char* name, double value, const char* what) {
         throw ConfigError(fmt::format("{}: {}: {} is out of range; give {}", kind, name, value, what));
     };
