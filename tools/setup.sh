@@ -125,5 +125,6 @@ build() {  # build DIR [targets]; a file that includes LibTorch's headers takes 
 install_packages
 install_wheels
 export PATH="$PWD/$venv/bin:$PATH"
-# What ccache needs to see through a precompiled header, and to share its cache between checkouts.
-export CCACHE_SLOPPINESS=${CCACHE_SLOPPINESS:-pch_defines,time_macros} CCACHE_BASEDIR=${CCACHE_BASEDIR:-$PWD}
+# What ccache needs to see through a precompiled header and to share its cache between checkouts; by the compiler's own
+# list of includes it need not preprocess, which took a fifth of a cold build.
+export CCACHE_SLOPPINESS=${CCACHE_SLOPPINESS:-pch_defines,time_macros} CCACHE_BASEDIR=${CCACHE_BASEDIR:-$PWD} CCACHE_DEPEND=${CCACHE_DEPEND:-true}

@@ -98,7 +98,7 @@ double with_callbacks(const std::shared_ptr<TensorDataset>& data, Numbers& numbe
                                    make_metrics({.accuracy = true}), make_terminate_on_nan(), make_gradient_clipping({.max_norm = kMaxNorm}),
                                    make_learning_rate_schedule({make_cosine_schedule({.warmup = "0.1run"})}), make_learning_rate_monitor(),
                                    make_model_ema({.decay = kDecay, .evaluate = false}), make_throughput_monitor(), make_time_limit({.limit = "1h"}),
-                                   make_early_stopping({.monitor = "train.loss"}), make_step_evaluation({.every = "1e9step"}),
+                                   make_early_stopping({.monitor = "train.loss"}), make_progress_lines({.write = discard}),
                                    make_console_report({.write = discard}),
                                    make_progress_bar({.write = discard, .terminal = true, .columns = 100})},
                      .handle_signals = false});

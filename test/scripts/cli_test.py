@@ -190,7 +190,7 @@ class Reference(Case):
         self.assertIn("learning_rate", drawn)
         self.assertGreater(len(drawn.splitlines()), 8)
         svg = (self.folder / "curve.svg").read_text()
-        self.assertTrue(svg.startswith("<svg "), svg[:60])
+        self.assertIn("<svg ", svg)
         self.assertIn("learning_rate", svg)
         self.write_run({key: value for key, value in RUN.items() if key != "schedule"})
         self.assertIn("there is no schedule", self.torchbus("schedule", "run.json"))
