@@ -15,6 +15,7 @@ SKIPPED = 77
 TIMED_OUT = 124
 TAIL_LINES = 30
 MARK = "SKIPPED: "
+REPORTS = ("ERROR: AddressSanitizer", "ERROR: LeakSanitizer", "WARNING: ThreadSanitizer", ": runtime error: ")
 
 
 class Counts:
@@ -31,7 +32,10 @@ class Counts:
 
 
 def tail(log: str) -> list[str]:
-    return log.splitlines()[-TAIL_LINES:] or ["(it printed nothing)"]
+    """The last lines, or the first of a sanitizer's report: what it found stands there."""
+    lines = log.splitlines()
+    reports = [number for number, line in enumerate(lines) if any(word in line for word in REPORTS)]
+    return (lines[reports[0]:][:TAIL_LINES] if reports else lines[-TAIL_LINES:]) or ["(it printed nothing)"]
 
 
 def how_it_ended(status: int) -> str:

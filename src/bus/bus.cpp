@@ -55,7 +55,9 @@ const std::string& Subscriber::id() const { return record_->id; }
 bool Subscriber::attached() const { return record_ && record_->attached; }
 
 void Subscriber::detach(std::string requester) {
-    if (record_) core_->detach(record_, std::move(requester));
+    const auto core = core_;  // a slot that detaches itself may see the subscriber destroyed meanwhile
+    const auto record = record_;
+    if (record) core->detach(record, std::move(requester));
 }
 
 std::vector<AccountingRow> Subscriber::accounting() const { return core_->accounting(); }

@@ -182,12 +182,17 @@ void BusCore::detach(const std::shared_ptr<SubscriberRecord>& subscriber, std::s
         for (const auto& weak : subscriber->links)
             if (auto link = weak.lock()) links.push_back(std::move(link));
         std::erase(subscribers_, subscriber);
-        thread = std::move(subscriber->thread);
+        thread = subscriber->thread;
     }
     for (const auto& link : links) disconnect(*link);
     wait_until_idle(*subscriber);
+    // A second detach waits too: the first may have come from the thread itself, which is still in its slot.
+    if (thread && thread->drain()) {
+        const std::lock_guard lock(mutex_);
+        subscriber->thread.reset();
+    }
+    if (!first) return;
     if (thread) {
-        thread->drain();
         const std::lock_guard lock(mutex_);
         for (const auto& [event, times] : thread->times()) {
             ThreadTimes& past = past_accounting_[{subscriber->id, event}].thread;
@@ -195,8 +200,6 @@ void BusCore::detach(const std::shared_ptr<SubscriberRecord>& subscriber, std::s
             past.dropped += times.dropped;
         }
     }
-    thread.reset();
-    if (!first) return;
     post([this, id = subscriber->id, requester = std::move(requester)] {
         SubscriberDetached event{id, requester};
         emit(event_type<SubscriberDetached>(), &event);

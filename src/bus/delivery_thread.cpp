@@ -51,10 +51,11 @@ bool DeliveryThread::find_place(std::unique_lock<std::mutex>& lock, Job& job) {
     return true;
 }
 
-void DeliveryThread::drain() {
-    if (thread_.get_id() == std::this_thread::get_id()) return;
+bool DeliveryThread::drain() {
+    if (thread_.get_id() == std::this_thread::get_id()) return false;
     std::unique_lock lock(shared_->mutex);
     shared_->changed.wait(lock, [&] { return shared_->jobs.empty() && !shared_->busy; });
+    return true;
 }
 
 std::map<std::string, ThreadTimes> DeliveryThread::times() const {

@@ -36,8 +36,8 @@ public:
 
     /// Thread: the training thread. `key` tells the connection, for Overflow::Coalesce.
     void give(const EventType& event, const void* key, std::function<void()> work);
-    /// Returns when nothing waits and nothing runs; at once on its own thread.
-    void drain();
+    /// Returns true when nothing waits and nothing runs; false at once on its own thread.
+    bool drain();
     /// By name of the event.
     std::map<std::string, ThreadTimes> times() const;
 

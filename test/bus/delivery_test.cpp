@@ -182,16 +182,21 @@ TEST_CASE("a subscriber may detach itself from its own thread", "[bus][delivery]
     Bus bus;
     auto subscriber = std::make_unique<Subscriber>(bus.subscribe("once"));
     std::atomic<int> seen{0};
+    std::atomic<bool> left{false};
     Connections connections;
     connections += subscriber->observe_on_thread<Tick>(Stage::Observe, number_of, [&](int) {
         ++seen;
         subscriber->detach();
+        std::this_thread::sleep_for(20ms);
+        left = true;
     });
     bus.emit(Tick{});
     while (subscriber->attached()) std::this_thread::sleep_for(100us);
     bus.emit(Tick{});
     bus.drain();
     CHECK(seen == 1);
+    subscriber.reset();
+    CHECK(left);  // its end waits for the slot, though that has detached it already
 }
 
 TEST_CASE("ten thousand operations at random on several threads", "[bus][delivery][thread]") {
