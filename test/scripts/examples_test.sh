@@ -28,6 +28,9 @@ check 02_custom_callback '^stopped by good_enough: the training loss is below 0.
 check 03_custom_event '^\{"worst_batch":\{"loss":[0-9.e-]+,"step":[0-9]+\}\}$' "$build/examples/03_custom_event"
 check 06_metrics '^accuracy of the loop minus that of the callback: 0$' "$build/examples/06_metrics"
 check 07_mixup_ema "^best eval.ema.loss 0[0-9.]*, kept in $scratch/best/best.safetensors$" "$build/examples/07_mixup_ema" "$scratch/best"
+check 08_transfer_learning '^accuracy 0[.0-9]* with the backbone frozen, (0\.[89][0-9]*|1) after it was unfrozen$' "$build/examples/08_transfer_learning"
+check 09_timm '^accuracy (0\.[89][0-9]*|1) of the averaged weights, (0\.[89][0-9]*|1) of the trained ones$' "$build/examples/09_timm"
+check 10_bert '^accuracy (0\.9[0-9]*|1); [.0-9]+ % of all positions were padding$' "$build/examples/10_bert"
 check 11_gan '^mean radius of the generated points [12][.0-9]* \(the data.s is 2\)$' "$build/examples/11_gan"
 check 12_own_loop '^stopped after [0-9]+ steps by the main loop: enough seen$' "$build/examples/12_own_loop"
 

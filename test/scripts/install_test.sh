@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the build into an empty folder, then builds and runs two projects that know torchbus by pkg-config alone:
-# one with meson, one with make.
+# one with meson, one with make; then a plug-in, and the callback of the README, as their users build them.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 build=${TORCHBUS_BUILD:-build/release}
@@ -52,3 +52,28 @@ ninja -C "$work/13_plugin/build"
     fail "'torchbus callbacks' does not tell of the plug-in's callback"
 said=$("$program" train "$work/13_plugin/run.json" 2>&1) || fail "training with the plug-in exited with $?: $said"
 grep -q '^stopped after .* by stop_at_loss: the training loss is below 0.1' <<<"$said" || fail "the plug-in's callback did not stop the run: $said"
+
+# The README's own callback, pasted as it stands.
+mkdir "$work/readme"
+python3 - README.md "$work/readme" <<'EOF'
+import re, sys
+from pathlib import Path
+text, folder = Path(sys.argv[1]).read_text(), Path(sys.argv[2])
+text = text[text.index("## Write your own"):text.index("Filters belong to the connection")]
+header, source, registration, test = re.findall(r"```cpp\n(.*?)```", text, re.S)
+(folder / "good_enough.hpp").write_text(header)
+(folder / "good_enough.cpp").write_text(source + registration)
+includes = ["torch/torch.h", "torchbus/torchbus.hpp", "catch2/catch.hpp"]
+(folder / "good_enough_test.cpp").write_text("".join(f"#include <{name}>\n" for name in includes) + '#include "good_enough.hpp"\n' + test)
+(folder / "run.json").write_text(re.search(r"```json\n(.*?)```", text, re.S)[1])
+commands = re.search(r"```sh\n(.*?)```", text, re.S)[1].splitlines()
+(folder / "build.sh").write_text("set -e\n" + "\n".join(line for line in commands if line.startswith("c++ ")) + "\n")
+EOF
+[[ -e /usr/include/catch2/catch.hpp ]] || sed -i '/good_enough_test.cpp/d' "$work/readme/build.sh"  # Catch2 3 has no catch.hpp
+(cd "$work/readme" && bash build.sh) || fail "the README's callback does not build as it is pasted"
+library=$(dirname "$(find "$work/root" -name 'libtorchbus.so.0' | head -n 1)")
+if [[ -x $work/readme/good_enough_test ]]; then
+    LD_LIBRARY_PATH=$library "$work/readme/good_enough_test" || fail "the README's test fails"
+fi
+said=$(cd "$work/readme" && "$program" train run.json 2>&1) || fail "training with the README's callback exited with $?: $said"
+grep -q '^stopped after .* by good_enough: the loss is low enough' <<<"$said" || fail "the README's callback did not stop the run: $said"
