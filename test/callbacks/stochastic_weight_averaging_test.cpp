@@ -88,7 +88,8 @@ TEST_CASE("from three quarters of the run on, the weights at the end of each epo
 }
 
 TEST_CASE("batch-norm statistics of the average are those of torch's update_bn over the same batches", "[callbacks][stochastic-weight-averaging]") {
-    for (const json& reference : references()["batch_statistics"]) {
+    const json all = references();
+    for (const json& reference : all["batch_statistics"]) {
         AloneOnBus alone(averaging({.start = "0step", .every = "1step", .batches = 3}));
         torch::nn::Linear linear(3, 2);
         torch::nn::BatchNorm1d norm(torch::nn::BatchNorm1dOptions(2).momentum(reference["momentum"].get<double>()));
