@@ -16,7 +16,7 @@ public:
     explicit DevicePlacement(c10::Device device) : device_(device) {}
     std::string kind() const override { return "device_placement"; }
     Declaration declare() const override {
-        return {.listens = {"run_configured", "batch_ready"}, .reads = {"batch"}, .writes = {"model", "batch.device"}};
+        return {.listens = {"run_configured", "batch_ready"}, .writes = {"model", "batch.device"}};
     }
     void attach(Attachment& run) override {
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { event.model->to(device_); });

@@ -42,11 +42,11 @@ public:
     }
     std::string kind() const override { return "freeze"; }
     Declaration declare() const override {
-        Declaration declared{.listens = {"run_configured", "train_epoch_start", "train_step_start"}};
+        Declaration declared{.listens = {"run_configured", "train_epoch_start", "train_step_start"}, .writes = {"trainable"}};
         if (options_.batch_norm) declared.listens.insert(declared.listens.end(), {"forward_end", "eval_epoch_start"});
         const bool sets_rates = std::ranges::any_of(groups_, [](const FreezeGroup& group) { return group.learning_rate_factor != 1; });
         if (sets_rates) {
-            declared.writes = {"learning_rate"};
+            declared.writes.push_back("learning_rate");
             declared.before = {"learning_rate_schedule"};
         }
         return declared;
@@ -256,17 +256,15 @@ void require_sound(const FreezeGroup& group) {
         throw ConfigError(fmt::format("freeze: unfreeze_at {} is not before freeze_at {}; the group would never be trained", to_string(*from), to_string(*until)));
 }
 
-FreezeGroup group_from_json(const nlohmann::json& json, const std::string& where) {
+FreezeGroup read_group(OptionReader& reader) {
     FreezeGroup group;
     Interval from, until;
-    OptionReader reader(json, where);
     reader.texts("names", group.names, "patterns of parameter names: * any characters, ? one")
         .interval("unfreeze_at", from, "frozen until this position")
         .interval("freeze_at", until, "frozen from this position on")
         .number("learning_rate_factor", group.learning_rate_factor, "factor of the learning rate; > 0", Range::positive());
-    reader.finish();
-    if (json.contains("unfreeze_at")) group.unfreeze_at = from;
-    if (json.contains("freeze_at")) group.freeze_at = until;
+    if (reader.has("unfreeze_at")) group.unfreeze_at = from;
+    if (reader.has("freeze_at")) group.freeze_at = until;
     return group;
 }
 
@@ -280,10 +278,8 @@ std::unique_ptr<Callback> make_freeze(FreezeOptions options) {
 std::unique_ptr<Callback> freeze_from_json(OptionReader& reader) {
     FreezeOptions options;
     reader.texts("names", options.names, "patterns of parameters that are frozen for the whole run: * any characters, ? one")
-        .boolean("batch_norm", options.batch_norm, "whether running statistics are frozen with their layer");
-    const nlohmann::json* groups = reader.part("groups", "array", "groups with names, unfreeze_at, freeze_at and learning_rate_factor");
-    if (groups && !groups->is_array()) throw ConfigError(fmt::format("{}: {} is not an array of groups", reader.path_of("groups"), groups->dump()));
-    for (std::size_t i = 0; groups && i < groups->size(); ++i) options.groups.push_back(group_from_json(groups->at(i), fmt::format("{}[{}]", reader.path_of("groups"), i)));
+        .boolean("batch_norm", options.batch_norm, "whether running statistics are frozen with their layer")
+        .objects("groups", options.groups, read_group, "groups with names, unfreeze_at, freeze_at and learning_rate_factor");
     return make_freeze(std::move(options));
 }
 

@@ -19,6 +19,15 @@ public:
             [this](RunConfigured& event) { event.plan.micro_batches_per_step = options_.micro_batches; });
     }
     void detach() override { connections_.clear(); }
+    std::vector<Finding> check(const Outlook& run) const override {
+        if (options_.micro_batches == 1) return {};
+        for (const auto& [name, buffer] : run.model->named_buffers())
+            if (name.ends_with("running_mean"))
+                return {{Finding::Weight::Warning, fmt::format("'gradient_accumulation' makes an update of {} batches, and batch norm ({}) takes its statistics from each of them alone, so the gradient is "
+                                                               "not that of one large batch; freeze it (callback freeze, batch_norm), or take a norm without batch statistics",
+                                                               options_.micro_batches, name.substr(0, name.rfind('.')))}};
+        return {};
+    }
 
 private:
     GradientAccumulationOptions options_;

@@ -4,6 +4,7 @@
 #include <torch/types.h>
 
 #include <torchbus/error.hpp>
+#include <torchbus/label_range.hpp>
 
 #include "entries.hpp"
 
@@ -25,7 +26,10 @@ private:
         if (event.loss.defined())
             throw ConfigError("label_smoothing: the loss is supplied already, by a step function or by a callback before it; leave one of them out");
         if (!event.batch.targets.defined()) throw ConfigError("label_smoothing: the batch has no targets; give data with classes, or leave it out");
-        event.loss = at::cross_entropy_loss(event.output.tensor, event.batch.targets, {}, at::Reduction::Mean, options_.ignore_index, options_.smoothing);
+        const at::Tensor& output = event.output.tensor;
+        event.loss = with_labels_explained([&] {
+            return at::cross_entropy_loss(output, event.batch.targets, {}, at::Reduction::Mean, options_.ignore_index, options_.smoothing);
+        }, output, event.batch, options_.ignore_index);
     }
 
     LabelSmoothingOptions options_;

@@ -87,7 +87,7 @@ public:
         return {.listens = {"run_configured", "training_run_start", "train_step_start", "train_step_end", "training_run_end", "run_failed", "run_closed"},
                 .reads = {"loss"}, .writes = {"learning_rate", "parameters"},
                 .publishes = {{"learning_rate_finder.steepest", "training_run_end", Stage::Report}, {"learning_rate_finder.minimum_tenth", "training_run_end", Stage::Report}},
-                .after = {"learning_rate_schedule", "model_ema"}, .asks = {Decision::StopRun}};
+                .after = {"learning_rate_schedule", "model_ema"}, .excludes = {"save_training_state", "save_best"}, .asks = {Decision::StopRun}};
     }
     void attach(Attachment& run) override {
         run_ = &run;

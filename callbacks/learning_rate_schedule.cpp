@@ -14,6 +14,7 @@
 
 #include "entries.hpp"
 #include "parts/changed_option.hpp"
+#include "parts/chosen_update.hpp"
 
 namespace torchbus {
 namespace {
@@ -34,7 +35,7 @@ public:
     void attach(Attachment& run) override {
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { remember(event.updates); });
         connections_ += run.bus.intercept<TrainStepStart>([this, &run](TrainStepStart& event) {
-            if (!concerns(event.update)) return;
+            if (!is_chosen(options_.update, event.update)) return;
             const auto& base = base_.of(event.update);  // attached while a run was under way, it is taken here
             auto& groups = event.update.optimizer->param_groups();
             const double common = options_.schedule(run.moment);
@@ -44,7 +45,14 @@ public:
     }
     void detach() override { connections_.clear(); }  // the base stays: it belongs to the optimizer, not to the run
     std::vector<Finding> check(const Outlook& run) const override {
-        std::vector<Finding> findings = check_schedule(options_.schedule, run, kind());
+        std::vector<Finding> findings = check_chosen_update(kind(), options_.update, run.updates);
+        for (Finding& finding : check_schedule(options_.schedule, run, kind())) findings.push_back(std::move(finding));
+        for (const Update& update : run.updates) {
+            const std::size_t groups = update.optimizer->param_groups().size();
+            if (!is_chosen(options_.update, update) || options_.groups.empty() || options_.groups.size() == groups) continue;
+            findings.push_back({Finding::Weight::Error, fmt::format("learning_rate_schedule: groups: {} were given, and the optimizer has {} parameter {}; give one each, or none",
+                                                                    options_.groups.size(), groups, groups == 1 ? "group" : "groups")});
+        }
         for (const GroupSchedule& group : options_.groups)
             for (Finding& finding : check_schedule(group.schedule, run, kind())) findings.push_back(std::move(finding));
         return findings;
@@ -60,7 +68,6 @@ public:
 
 private:
     std::string published_name() const { return options_.update.empty() ? "learning_rate" : "learning_rate." + options_.update; }
-    bool concerns(const Update& update) const { return options_.update.empty() || update.name == options_.update; }
 
     double factor(std::size_t group, double common, const Moment& moment) const {
         if (group >= options_.groups.size()) return common;
@@ -69,15 +76,8 @@ private:
     }
 
     void remember(const std::vector<Update>& updates) {
-        if (std::ranges::none_of(updates, [this](const Update& update) { return concerns(update); }))
-            throw ConfigError("learning_rate_schedule: update: there is no update '" + options_.update + "'");
-        for (const Update& update : updates) {
-            if (!concerns(update)) continue;
-            const std::size_t groups = base_.of(update).size();
-            if (options_.groups.empty() || options_.groups.size() == groups) continue;
-            throw ConfigError(fmt::format("learning_rate_schedule: groups: {} were given, and the optimizer has {} parameter {}; give one each, or none",
-                                          options_.groups.size(), groups, groups == 1 ? "group" : "groups"));
-        }
+        for (const Update& update : updates)
+            if (is_chosen(options_.update, update)) base_.of(update);
     }
 
     LearningRateScheduleOptions options_;
@@ -118,7 +118,7 @@ std::unique_ptr<Callback> learning_rate_schedule_from_json(OptionReader& reader)
         .number("factor", options.factor, "of the whole curve; may be changed while a run is under way", Range::at_least(0));
     const nlohmann::json* part = reader.part("schedule", "object", fmt::format("kind ({}) and its options", fmt::join(schedule_table().kinds(), ", ")));
     options.schedule = schedule_from_json(part ? *part : nlohmann::json::object(), reader.path_of("schedule"));
-    if (const nlohmann::json* groups = reader.part("groups", "array", "for each parameter group a factor of the schedule, or a schedule of its own"))
+    if (const nlohmann::json* groups = reader.part("groups", "array of factor or schedule", "for each parameter group a factor of the schedule, or a schedule of its own"))
         options.groups = groups_from_json(*groups, reader.path_of("groups"));
     return make_learning_rate_schedule(std::move(options));
 }

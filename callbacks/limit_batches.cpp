@@ -23,13 +23,19 @@ public:
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) {
             for (SplitPlan& split : event.plan.splits) {
                 const auto& limit = split.mode == Mode::Train ? options_.train : options_.eval;
-                if (limit) split.max_batches = std::min(*limit, split.max_batches.value_or(*limit));
+                narrow(split.max_batches, limit);
+                if (split.mode == Mode::Eval) narrow(split.max_batches_within_epoch, options_.eval_within_epoch);
             }
         });
     }
     void detach() override { connections_.clear(); }
 
 private:
+    /// The smallest limit holds.
+    static void narrow(std::optional<std::int64_t>& place, const std::optional<std::int64_t>& limit) {
+        if (limit) place = std::min(*limit, place.value_or(*limit));
+    }
+
     LimitBatchesOptions options_;
     Connections connections_;
 };
@@ -43,6 +49,7 @@ void require_positive(const std::optional<std::int64_t>& limit, const char* name
 std::unique_ptr<Callback> make_limit_batches(LimitBatchesOptions options) {
     require_positive(options.train, "train");
     require_positive(options.eval, "eval");
+    require_positive(options.eval_within_epoch, "eval_within_epoch");
     return std::make_unique<LimitBatches>(options);
 }
 
@@ -54,16 +61,18 @@ std::unique_ptr<Callback> limit_batches_from_environment() {
     const auto [end, status] = std::from_chars(digits.data(), digits.data() + digits.size(), limit);
     if (status != std::errc() || end != digits.data() + digits.size() || limit < 1)
         throw ConfigError(fmt::format("TORCHBUS_LIMIT_BATCHES: '{}' is not a number of batches; give at least 1, or unset it", digits));
-    return make_limit_batches({limit, limit});
+    return make_limit_batches({.train = limit, .eval = limit});
 }
 
 std::unique_ptr<Callback> limit_batches_from_json(OptionReader& reader) {
-    std::int64_t train = 0, eval = 0;  // 0 stands for no limit
+    std::int64_t train = 0, eval = 0, eval_within_epoch = 0;  // 0 stands for no limit
     reader.integer("train", train, "batches of a training epoch; 0: all", Range::at_least(0))
-        .integer("eval", eval, "batches of an evaluation; 0: all", Range::at_least(0));
+        .integer("eval", eval, "batches of an evaluation; 0: all", Range::at_least(0))
+        .integer("eval_within_epoch", eval_within_epoch, "batches of an evaluation between two steps; 0: all", Range::at_least(0));
     LimitBatchesOptions options;
     if (train > 0) options.train = train;
     if (eval > 0) options.eval = eval;
+    if (eval_within_epoch > 0) options.eval_within_epoch = eval_within_epoch;
     return make_limit_batches(options);
 }
 

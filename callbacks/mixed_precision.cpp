@@ -88,10 +88,12 @@ private:
             const auto gradients = event.gradients.owned();
             if (!gradients.empty()) at::_amp_foreach_non_finite_check_and_unscale_(gradients, found_inf_, scale_.reciprocal());
             found_inf_ = event.gradients.sum_over_owners(found_inf_);
+            found_inf_place_ = event.host_read.ask(found_inf_);
+            scale_place_ = event.host_read.ask(scale_);
         });
         connections_ += run.bus.intercept(Phase::Decide, [this, id = run.bus.id()](GradientsReady& event) {
-            if (found_inf_.item<float>() > 0)
-                event.skip(id, fmt::format("the gradients are not finite at loss scale {}", scale_.item<double>()));
+            if (event.host_read.value(found_inf_place_) > 0)
+                event.skip(id, fmt::format("the gradients are not finite at loss scale {}", event.host_read.value(scale_place_)));
         });
         const auto new_scale = [this](const auto&) {
             const at::NoGradGuard no_grad;
@@ -109,6 +111,7 @@ private:
     double saved_scale_;
     int saved_growth_ = 0;
     at::Tensor scale_, growth_tracker_, found_inf_;  // scalars on the model's device
+    std::size_t found_inf_place_ = 0, scale_place_ = 0;  ///< in the event's HostRead
     Connections connections_;
 };
 

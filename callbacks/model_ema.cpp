@@ -11,6 +11,7 @@
 
 #include "entries.hpp"
 #include "parts/averaged_weights.hpp"
+#include "parts/chosen_update.hpp"
 
 namespace torchbus {
 namespace {
@@ -27,9 +28,7 @@ public:
                 .writes = {"plan.views"}, .views = {options_.view}};
     }
     std::vector<Finding> check(const Outlook& run) const override {
-        const bool known = options_.update.empty() || std::ranges::any_of(run.updates, [this](const Update& update) { return update.name == options_.update; });
-        if (known) return {};
-        return {{Finding::Weight::Error, fmt::format("model_ema: update: there is no update '{}'", options_.update)}};
+        return check_chosen_update(kind(), options_.update, run.updates);
     }
     void attach(Attachment& run) override {
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { configure(event); });
@@ -39,7 +38,7 @@ public:
             loaded_ = false;
         });
         connections_ += run.bus.observe<OptimizerStepEnd>(Stage::Observe, [this](const OptimizerStepEnd& event) {
-            if (options_.update.empty() || event.update.name == options_.update) count_step();
+            if (is_chosen(options_.update, event.update)) count_step();
         });
         connections_ += run.bus.observe<ParametersChanged>(Stage::Observe, [this](const ParametersChanged&) {
             if (model_ && weights_.following()) follow();

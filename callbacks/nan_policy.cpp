@@ -79,7 +79,7 @@ public:
             if (event.micro_batch.index == 0) losses_.clear();
             losses_.push_back(event.loss.detach());
         }, in(Mode::Train));
-        connections_ += run.bus.intercept(Phase::Inspect, [this](GradientsReady& event) { norm_ = norm_of(event.gradients); });
+        connections_ += run.bus.intercept(Phase::Inspect, [this](GradientsReady& event) { ask(event); });
         connections_ += run.bus.intercept(Phase::Decide, [this](GradientsReady& event) {
             if (event.skip_requester.empty() && !event.repeat) judge(event);
         });
@@ -121,7 +121,6 @@ private:
     void forget_run() {
         beginning_.closed();
         losses_.clear();
-        norm_ = at::Tensor();
         model_ = {};
     }
 
@@ -133,17 +132,23 @@ private:
         return view.sum_over_owners(torch::stack(at::_foreach_norm(gradients, 2)).pow(2).sum()).sqrt();
     }
 
-    /// Mean loss of the window over ranks, and gradient norm. Syncs: one read.
-    std::array<double, 2> measure(const GradientsReady& event) const {
+    /// Asks for this rank's part of the window's mean loss, and for the gradient norm before clipping.
+    void ask(GradientsReady& event) {
         const at::NoGradGuard no_grad;
-        at::Tensor loss = torch::zeros({}, norm_.options().dtype(at::kDouble));
+        const at::Tensor norm = norm_of(event.gradients);
+        at::Tensor loss = torch::zeros({}, norm.options().dtype(at::kDouble));
         for (std::size_t i = 0; i < losses_.size(); ++i)
             loss += losses_[i].to(loss.device(), at::kDouble) * event.window.share(static_cast<std::int64_t>(i));
-        const at::Tensor both = torch::stack({loss, norm_.to(at::kDouble)}).cpu();
+        loss_place_ = event.host_read.ask(loss);
+        norm_place_ = event.host_read.ask(norm);
+    }
+
+    /// Mean loss of the window over ranks, and gradient norm.
+    std::array<double, 2> measure(GradientsReady& event) const {
         // The share goes by the weight of all ranks' windows, so the sum over ranks is their mean.
-        std::array sums = {both[0].item<double>()};
+        std::array sums = {event.host_read.value(loss_place_)};
         run_->consensus.sum(sums);
-        return {sums[0], both[1].item<double>()};
+        return {sums[0], event.host_read.value(norm_place_)};
     }
 
     void judge(GradientsReady& event) {
@@ -247,7 +252,7 @@ private:
     Attachment* run_ = nullptr;
     Model model_;                     ///< of the run under way, for names
     std::vector<at::Tensor> losses_;  ///< of the window, one a micro-batch
-    at::Tensor norm_;                 ///< before clipping
+    std::size_t loss_place_ = 0, norm_place_ = 0;  ///< in the event's HostRead
     std::array<double, 2> measured_{};  ///< loss and norm of the last update judged
     std::map<std::string, std::pair<History, History>, std::less<>> histories_;  ///< of loss and norm, by update
     std::int64_t in_a_row_ = 0, faults_ = 0;

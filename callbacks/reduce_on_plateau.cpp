@@ -12,6 +12,7 @@
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
+#include "parts/chosen_update.hpp"
 
 namespace torchbus {
 namespace {
@@ -36,18 +37,16 @@ public:
                 .after = {"learning_rate_schedule"}};
     }
     void attach(Attachment& run) override {
-        connections_ += run.bus.intercept<RunConfigured>([this, &run](RunConfigured& event) {
-            if (!options_.update.empty() && std::ranges::none_of(event.updates, [this](const Update& update) { return concerns(update); }))
-                throw ConfigError("reduce_on_plateau: update: there is no update '" + options_.update + "'");
+        connections_ += run.bus.intercept<RunConfigured>([this, &run](RunConfigured&) {
             plateau_ = std::exchange(loaded_, std::nullopt).value_or(Plateau{});
             under_way_ = true;
             publish(run.blackboard);
         });
         connections_ += run.bus.intercept<TrainStepStart>([this](TrainStepStart& event) {
-            if (concerns(event.update)) multiply(event.update);
+            if (is_chosen(options_.update, event.update)) multiply(event.update);
         });
         connections_ += run.bus.observe<TrainStepEnd>(Stage::Persist, [this](const TrainStepEnd& event) {
-            if (concerns(event.update)) put_back();
+            if (is_chosen(options_.update, event.update)) put_back();
         });
         connections_ += run.bus.observe<TrainingRunEpochEnd>(Stage::Observe, [this, &run](const TrainingRunEpochEnd&) {
             if (const auto value = run.blackboard.number(options_.monitor)) take(*value);
@@ -58,6 +57,7 @@ public:
             under_way_ = false;
         });
     }
+    std::vector<Finding> check(const Outlook& run) const override { return check_chosen_update(kind(), options_.update, run.updates); }
     void detach() override {
         connections_.clear();
         put_back();
@@ -83,7 +83,6 @@ public:
 
 private:
     std::string published_name() const { return options_.update.empty() ? "learning_rate_factor" : "learning_rate_factor." + options_.update; }
-    bool concerns(const Update& update) const { return options_.update.empty() || update.name == options_.update; }
     void publish(Blackboard& blackboard) const { blackboard.publish(published_name(), plateau_.factor); }
 
     void multiply(const Update& update) {

@@ -8,6 +8,7 @@
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
+#include "parts/chosen_update.hpp"
 
 namespace torchbus {
 namespace {
@@ -21,9 +22,7 @@ public:
                 .writes = {"gradients.inspect", "gradients.decide", "parameters"}, .after = {"mixed_precision", "terminate_on_nan"}};
     }
     std::vector<Finding> check(const Outlook& run) const override {
-        const bool known = options_.update.empty() || std::ranges::any_of(run.updates, [this](const Update& update) { return update.name == options_.update; });
-        if (known) return {};
-        return {{Finding::Weight::Error, fmt::format("sharpness_aware: update: there is no update '{}'", options_.update)}};
+        return check_chosen_update(kind(), options_.update, run.updates);
     }
     void attach(Attachment& run) override {
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) {
@@ -50,7 +49,7 @@ public:
     }
 
 private:
-    bool is_mine(const GradientsReady& event) const { return options_.update.empty() || event.update.name == options_.update; }
+    bool is_mine(const GradientsReady& event) const { return is_chosen(options_.update, event.update); }
     bool climbed() const { return !weights_aside_.empty(); }
 
     /// rho · g / ‖g‖, or rho · w² g / ‖|w| g‖. Nothing is climbed where that is not finite; a device is not waited for.

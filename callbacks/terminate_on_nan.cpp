@@ -1,5 +1,8 @@
 #include <torchbus/callbacks/terminate_on_nan.hpp>
 
+#include <cmath>
+#include <optional>
+
 #include <fmt/format.h>
 #include <torch/types.h>
 
@@ -15,15 +18,27 @@ public:
     explicit TerminateOnNan(TerminateOnNanOptions options) : options_(options) {}
     std::string kind() const override { return "terminate_on_nan"; }
     Declaration declare() const override {
-        return {.listens = {"run_configured", "forward_end", "gradients_ready"}, .reads = {"loss"}, .writes = {"gradients.decide"},
+        return {.listens = {"run_configured", "forward_end", "gradients_ready", "eval_epoch_end"}, .reads = {"loss"}, .writes = {"gradients.inspect", "gradients.decide"},
                 .asks = {Decision::FailRun}};
     }
     void attach(Attachment& run) override {
-        connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured&) { bad_ = at::Tensor(); });
-        connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd& event) { note(event.loss); }, in(Mode::Train));
+        connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured&) { bad_ = eval_loss_ = at::Tensor(); });
+        connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd& event) {
+            if (event.loss.defined() && event.scope.mode != Mode::Predict) note(event.loss, event.scope.mode == Mode::Train ? bad_ : eval_loss_);
+        });
+        connections_ += run.bus.observe<EvalEpochEnd>(Stage::Observe, [this, &run](const EvalEpochEnd& event) {
+            const at::Tensor sum = std::exchange(eval_loss_, at::Tensor());
+            if (!sum.defined() || std::isfinite(sum.item<double>())) return;
+            run.asker.ask(Decision::FailRun, fmt::format("the loss on '{}' is {} after step {}; look at the weights and at the batches of that split",
+                                                         event.scope.split, sum.item<double>(), event.position.step));
+        });
+        connections_ += run.bus.intercept(Phase::Inspect, [this](GradientsReady& event) {
+            place_.reset();
+            if (is_due()) place_ = event.host_read.ask(std::exchange(bad_, at::Tensor()));
+        });
         connections_ += run.bus.intercept(Phase::Decide, [this, &run](GradientsReady& event) {
-            if (!is_due()) return;
-            const double loss = std::exchange(bad_, at::Tensor()).item<double>();
+            if (!place_) return;
+            const double loss = event.host_read.value(*place_);
             if (std::isfinite(loss)) return;
             const auto& at = event.position;
             const std::string reason = fmt::format("the training loss is {} in epoch {} after step {}; lower the learning rate, clip the "
@@ -34,16 +49,18 @@ public:
     }
     void detach() override {
         connections_.clear();
-        bad_ = at::Tensor();
+        bad_ = eval_loss_ = at::Tensor();
     }
 
 private:
     /// Sums losses: a NaN or an infinity stays one.
-    void note(const at::Tensor& loss) { bad_ = bad_.defined() ? bad_ + loss.detach() : loss.detach(); }
+    static void note(const at::Tensor& loss, at::Tensor& sum) { sum = sum.defined() ? sum + loss.detach() : loss.detach(); }
     bool is_due() { return bad_.defined() && (bad_.is_cpu() || ++updates_ % options_.check_every == 0); }
 
     TerminateOnNanOptions options_;
     at::Tensor bad_;
+    at::Tensor eval_loss_;              ///< sum over the split that is evaluated
+    std::optional<std::size_t> place_;  ///< of the losses' sum in the event's HostRead
     std::int64_t updates_ = 0;
     Connections connections_;
 };

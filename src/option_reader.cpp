@@ -44,7 +44,7 @@ std::string OptionReader::path_of(std::string_view name) const {
 
 const json* OptionReader::find(std::string_view name, std::string_view type, const json& fallback, std::string_view about,
                                Range range, std::vector<std::string> allowed) {
-    described_.push_back({std::string(name), std::string(type), fallback.dump(), std::string(about), range, std::move(allowed)});
+    described_.push_back({std::string(name), std::string(type), fallback.dump(), std::string(about), range, std::move(allowed), {}});
     taken_.emplace_back(name);
     const auto found = options_->find(std::string(name));
     return found == options_->end() ? nullptr : &*found;
@@ -138,6 +138,25 @@ OptionReader& OptionReader::texts(std::string_view name, std::vector<std::string
     array(name, value, "array of string", "a string", about, {}, [](const json& entry) { return entry.is_string(); });
     return *this;
 }
+
+void OptionReader::each_object(std::string_view name, std::string_view about, const std::function<void(OptionReader&, bool)>& read) {
+    const json* found = find(name, "array of object", json(nullptr), about);
+    OptionReader nothing(json::object(), {});
+    try {
+        read(nothing, true);
+    } catch (const ConfigError&) {  // something must be given; what it reads is known by now
+    }
+    described_.back().members = nothing.described();
+    if (!found) return;
+    if (!found->is_array()) wrong_type(path_of(name), *found, "an array of objects");
+    for (std::size_t i = 0; i < found->size(); ++i) {
+        OptionReader one((*found)[i], fmt::format("{}[{}]", path_of(name), i));
+        read(one, false);
+        one.finish();
+    }
+}
+
+bool OptionReader::has(std::string_view name) const { return options_->contains(name); }
 
 const json* OptionReader::part(std::string_view name, std::string_view type, std::string_view about) {
     return find(name, type, json(nullptr), about);

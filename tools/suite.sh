@@ -25,25 +25,24 @@ unit_tests() {  # unit_tests NAME PROGRAM [test cases]
 plain=(--buildtype=plain -Doptimization=0 -Dcpp_args=-g1 -Db_lundef=false -Dexamples=false -Dbenchmarks=disabled)
 
 asan_tests() {  # asan_tests PROGRAM: under ASan and UBSan
-    local program=$1 supp=$PWD/test/sanitizers
-    # LibTorch is not instrumented: containers that it filled look overflown to ASan.
-    export ASAN_OPTIONS="detect_container_overflow=0:detect_stack_use_after_return=1:suppressions=$supp/asan.supp"
-    export LSAN_OPTIONS="suppressions=$supp/lsan.supp:print_suppressions=0"
-    export UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1:suppressions=$supp/ubsan.supp"
+    local program=$1
+    # The one thing that is suppressed: LibTorch is not instrumented, and containers that it filled look overflown to ASan.
+    export ASAN_OPTIONS="detect_container_overflow=0:detect_stack_use_after_return=1"
+    export UBSAN_OPTIONS="halt_on_error=1:print_stacktrace=1"
     configure build/asan "${plain[@]}" -Db_sanitize=address,undefined
     build build/asan "test/$program"
     unit_tests asan "build/asan/test/$program"
 }
 
-tsan_tests() {  # tsan_tests PROGRAM: its tests tagged [thread] under TSan
+tsan_tests() {  # tsan_tests PROGRAM [test cases]: under TSan
     local program=$1
-    export TSAN_OPTIONS="suppressions=$PWD/test/sanitizers/tsan.supp"
+    shift
     configure build/tsan "${plain[@]}" -Db_sanitize=thread
     build build/tsan "test/$program"
     # TSan knows neither OpenMP's threads nor the wide address randomisation of newer kernels.
     export OMP_NUM_THREADS=1
     if setarch --addr-no-randomize true 2>/dev/null; then launcher=(setarch --addr-no-randomize); fi
-    unit_tests tsan "build/tsan/test/$program" '[thread]'
+    unit_tests tsan "build/tsan/test/$program" "$@"
     launcher=()
 }
 

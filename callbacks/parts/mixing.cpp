@@ -8,6 +8,7 @@
 
 #include <torchbus/error.hpp>
 #include <torchbus/events.hpp>
+#include <torchbus/label_range.hpp>
 
 namespace torchbus {
 namespace {
@@ -62,7 +63,7 @@ private:
         const Batch& batch = event.batch;
         if (!is_mixed(batch, kind_)) {
             const bool smooths = options_.label_smoothing > 0 && !event.loss.defined() && !is_mixed(batch, "mixup") && !is_mixed(batch, "cutmix");
-            if (smooths) event.loss = loss_of(event.output.tensor, targets_of(batch));
+            if (smooths) event.loss = loss_of(event, targets_of(batch));
             return;
         }
         if (event.loss.defined())
@@ -70,14 +71,15 @@ private:
         const double share = batch.extras.find(kind_ + ".share")->item<double>();
         const at::Tensor& targets = targets_of(batch);
         const at::Tensor permuted = targets.index_select(0, batch.extras.find(kind_ + ".permutation")->to(targets.device()));
-        event.loss = loss_of(event.output.tensor, targets) * share + loss_of(event.output.tensor, permuted) * (1 - share);
+        event.loss = loss_of(event, targets) * share + loss_of(event, permuted) * (1 - share);
     }
     const at::Tensor& targets_of(const Batch& batch) const {
         if (!batch.targets.defined()) throw ConfigError(fmt::format("{}: the batch has no targets; give data with classes, or leave it out", kind_));
         return batch.targets;
     }
-    at::Tensor loss_of(const at::Tensor& output, const at::Tensor& targets) const {
-        return at::cross_entropy_loss(output, targets, {}, at::Reduction::Mean, -100, options_.label_smoothing);
+    at::Tensor loss_of(const OutputReady& event, const at::Tensor& targets) const {
+        const at::Tensor& output = event.output.tensor;
+        return with_labels_explained([&] { return at::cross_entropy_loss(output, targets, {}, at::Reduction::Mean, -100, options_.label_smoothing); }, output, event.batch);
     }
 
     std::string kind_;

@@ -39,6 +39,7 @@ struct Arrangement {
 Arrangement arrange(const std::vector<Member>& members);
 
 /// What follows from the declarations once the plan is known: numbers that nobody publishes, or too late, …
+/// `members` in the order in which they run.
 std::vector<Finding> check_values(const std::vector<Member>& members, const RunPlan& plan);
 
 /// What callbacks may read and write.

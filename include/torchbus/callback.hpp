@@ -2,6 +2,7 @@
 /// A callback: one packaged behaviour, composed at run time.
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -28,6 +29,10 @@ private:
     std::string requester_;
 };
 
+/// Sets a number or an interval of another callback, at once; `value` as in a run file. Returns the value until now.
+/// Thread: the training thread, at TrainStepStart or RunConfigured. Throws: ConfigError where there is no such callback or option.
+using SetOption = std::function<nlohmann::json(const std::string& id, const std::string& option, const nlohmann::json& value)>;
+
 /// All that a callback is handed. Nobody reaches through the trainer.
 struct Attachment {
     Subscriber& bus;
@@ -36,6 +41,7 @@ struct Attachment {
     const Moment& moment;  ///< where the run is now, and how long it will be
     Asker asker;
     RunState& run_state;   ///< for savers, and for who puts a state back
+    SetOption set_option = {};  ///< for schedules of other callbacks' options; empty outside of a composition
 };
 
 /// A run that is about to begin, as Callback::check sees it.
@@ -88,6 +94,7 @@ struct ComposedCallback {
     std::shared_ptr<Callback> callback;
     std::vector<std::string> before = {};  ///< ids or kinds that must run later; overrides an order of the library's
     std::vector<std::string> after = {};   ///< ids or kinds that must run earlier
+    nlohmann::json options = {};           ///< as a run file has them, where it came from one: kept beside its state
     template <std::derived_from<Callback> T>
     ComposedCallback(std::unique_ptr<T> made)  // NOLINT
         : ComposedCallback(std::shared_ptr<Callback>(std::move(made))) {}

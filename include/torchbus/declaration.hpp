@@ -25,7 +25,7 @@ struct Value {
 ///
 /// Resources, for reads and writes (see resources() in arrangement.hpp): plan.window, plan.limits, plan.views,
 /// window, model, batch.device, batch, precision, output, loss, root, gradients.finalize, gradients.inspect, gradients.change,
-/// gradients.decide, parameters, learning_rate, optimizer_options; for reads also gradients and blackboard.
+/// gradients.decide, parameters, trainable, learning_rate, optimizer_options, callback_options; for reads also gradients and blackboard.
 /// A resource may be narrowed to one update or group with a colon: learning_rate:generator.
 struct Declaration {
     std::vector<std::string> listens = {};    ///< events and spans, in snake_case; "*" for observe_all
@@ -36,6 +36,7 @@ struct Declaration {
     std::vector<std::string> views = {};      ///< weights views that it holds the lease of
     std::vector<std::string> before = {};     ///< kinds of callbacks that must run later within a stage
     std::vector<std::string> after = {};      ///< kinds of callbacks that must run earlier within a stage
+    std::vector<std::string> excludes = {};   ///< kinds of callbacks that make no sense in the same run
     std::vector<Decision> asks = {};          ///< decisions that it may ask for
     SubscriberOptions subscriber = {};        ///< fault policy, budget and queue
     bool collectives = false;                 ///< performs collectives: inline, critical, on all ranks or on none

@@ -44,6 +44,7 @@
 #include <torchbus/batch.hpp>
 #include <torchbus/decision.hpp>
 #include <torchbus/gradients_view.hpp>
+#include <torchbus/host_read.hpp>
 #include <torchbus/model.hpp>
 #include <torchbus/position.hpp>
 #include <torchbus/run_plan.hpp>
@@ -139,6 +140,7 @@ struct GradientsReady {
     std::string skip_requester = {};  ///< not empty: the update will be skipped
     std::string skip_reason = {};
     bool repeat = false;              ///< the window goes forward and backward again
+    HostRead host_read = {};          ///< the numbers that phase decide goes by
 
     void skip(std::string requester, std::string reason) {
         if (!skip_requester.empty()) return;

@@ -4,10 +4,13 @@
 
 #include <concepts>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json_fwd.hpp>
@@ -34,6 +37,7 @@ struct OptionDescription {
     std::string about;          ///< meaning, unit and range
     Range range = {};           ///< of numbers, integers and arrays of them
     std::vector<std::string> allowed = {};  ///< the only values, where there is a choice
+    std::vector<OptionDescription> members = {};  ///< of each object, where it is an array of objects
 };
 
 /// A key that is not read is an error of finish(), with a suggestion. All errors name the JSON path.
@@ -56,6 +60,21 @@ public:
     OptionReader& texts(std::string_view name, std::vector<std::string>& value, std::string_view about);
     OptionReader& numbers(std::string_view name, std::vector<double>& value, std::string_view about, Range range = {});
     OptionReader& integers(std::string_view name, std::vector<std::int64_t>& value, std::string_view about, Range range = {});
+    /// An array of objects: `read` takes the options of one and returns what it makes of them. Of {} it must make something,
+    /// or throw a ConfigError: that is how its options are learnt.
+    template <class Read>
+    OptionReader& objects(std::string_view name, std::vector<std::invoke_result_t<Read, OptionReader&>>& values, Read read, std::string_view about) {
+        bool found = false;
+        each_object(name, about, [&](OptionReader& one, bool describing) {
+            auto value = read(one);
+            if (describing) return;
+            if (!std::exchange(found, true)) values.clear();
+            values.push_back(std::move(value));
+        });
+        return *this;
+    }
+    /// Whether the option is given.
+    bool has(std::string_view name) const;
     /// A part with a form of its own; the caller reads it. nullptr where it is absent.
     const nlohmann::json* part(std::string_view name, std::string_view type, std::string_view about);
 
@@ -69,6 +88,7 @@ public:
 private:
     const nlohmann::json* find(std::string_view name, std::string_view type, const nlohmann::json& fallback, std::string_view about,
                                Range range = {}, std::vector<std::string> allowed = {});
+    void each_object(std::string_view name, std::string_view about, const std::function<void(OptionReader&, bool describing)>& read);
     template <class T>
     void array(std::string_view name, std::vector<T>& value, const char* type, const char* entry_type, std::string_view about, Range range,
                bool (*accepts)(const nlohmann::json&));

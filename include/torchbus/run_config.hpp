@@ -30,8 +30,11 @@ struct TrainerOptions {
 /// A named evaluation split.
 struct EvalSplit {
     std::string name;
-    std::shared_ptr<const Dataset> dataset;
+    AnyDataset dataset;
 };
+
+/// Of whole batches, before they reach the trainer: see LoaderOptions::transform.
+using BatchTransform = std::function<void(Batch&, std::uint64_t seed)>;
 
 struct TrainOptions {
     std::int64_t epochs = 1;
@@ -44,13 +47,16 @@ struct TrainOptions {
     bool drop_last = false;
     std::optional<int> workers = {};                   ///< see LoaderOptions
     int prefetch = 4;
-    std::function<void(Batch&, std::uint64_t seed)> transform = {};
+    BatchTransform transform = {};
+    BatchTransform eval_transform = {};
 };
 
 struct EvaluateOptions {
     std::int64_t batch_size = 32;
     std::optional<int> workers = {};
-    std::string split = "eval";
+    int prefetch = 4;
+    BatchTransform transform = {};
+    std::string split = "eval";                        ///< what the dataset of evaluate() is called
 };
 
 }  // namespace torchbus

@@ -15,8 +15,14 @@ struct SplitPlan {
     std::string name;                         ///< "train", "eval", or the user's name of an evaluation split
     Mode mode = Mode::Train;
     std::optional<std::int64_t> batches;      ///< as the loader tells; unknown for data without a length
-    std::optional<std::int64_t> max_batches;  ///< a limit set by a subscriber
+    std::optional<std::int64_t> max_batches = {};               ///< a limit set by a subscriber
+    std::optional<std::int64_t> max_batches_within_epoch = {};  ///< … for evaluations between two steps alone
 
+    /// Batches after which a pass ends.
+    std::optional<std::int64_t> limit(bool within_epoch) const {
+        if (!within_epoch || !max_batches_within_epoch) return max_batches;
+        return max_batches && *max_batches < *max_batches_within_epoch ? max_batches : max_batches_within_epoch;
+    }
     /// Batches that a pass will deliver, where known.
     std::optional<std::int64_t> length() const {
         if (batches && max_batches) return *batches < *max_batches ? batches : max_batches;

@@ -15,6 +15,7 @@ namespace torchbus {
 struct SavedState {
     nlohmann::json values = nlohmann::json::object();
     std::map<std::string, at::Tensor> tensors = {};
+    int version = 1;  ///< of the form of both: who changes it counts up, and reads the older ones
     bool empty() const { return values.empty() && tensors.empty(); }
 };
 

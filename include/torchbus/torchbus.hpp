@@ -50,6 +50,7 @@
 #include <torchbus/data/registry.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/function_callback.hpp>
+#include <torchbus/label_range.hpp>
 #include <torchbus/metrics/labels.hpp>
 #include <torchbus/metrics/measure_callback.hpp>
 #include <torchbus/models/registry.hpp>

@@ -42,31 +42,29 @@ public:
     Trainer& operator=(const Trainer&) = delete;
 
     /// Trains to the end. Throws: what failed the run, after RunFailed and RunClosed were heard.
-    RunResult train(std::shared_ptr<const Dataset> train, TrainOptions options = {});
-    RunResult train(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options = {});
-    RunResult train(std::shared_ptr<IterableDataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options = {});
+    RunResult train(const AnyDataset& train, TrainOptions options = {});
+    RunResult train(const AnyDataset& train, const AnyDataset& eval, TrainOptions options = {});
 
     /// Evaluates and returns the metrics that were published for this split.
-    Metrics evaluate(std::shared_ptr<const Dataset> dataset, EvaluateOptions options = {});
+    Metrics evaluate(const AnyDataset& dataset, EvaluateOptions options = {});
     /// Several named splits in one run.
     Metrics evaluate(std::vector<EvalSplit> splits, EvaluateOptions options = {});
 
     /// The model's outputs in the order of the dataset; of its first batches only where limit_batches says so.
     /// Shapes: [N, …]. Throws: StateError where the run was stopped.
-    at::Tensor predict(std::shared_ptr<const Dataset> dataset, EvaluateOptions options = {});
+    at::Tensor predict(const AnyDataset& dataset, EvaluateOptions options = {});
 
     // The same, one transition at a time, for a loop of one's own:
     //     trainer.start_training(dataset, options);
     //     while (trainer.advance()) { … }
-    void start_training(std::shared_ptr<const Dataset> train, TrainOptions options = {});
-    void start_training(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options = {});
-    void start_training(std::shared_ptr<IterableDataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options = {});
+    void start_training(const AnyDataset& train, TrainOptions options = {});
+    void start_training(const AnyDataset& train, const AnyDataset& eval, TrainOptions options = {});
     /// Makes one transition: one data wait, one micro-batch, one update, one evaluation step, one save.
     /// Returns whether the run goes on. A failure is told by result(). Throws: StateError from another thread.
     bool advance();
 
     /// What would run, in which order and why, and what stands against it; without running it.
-    CompositionReport check(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval = nullptr, TrainOptions options = {});
+    CompositionReport check(const AnyDataset& train, const AnyDataset& eval = {}, TrainOptions options = {});
 
     // The composition may change while a run is under way: observers at the next poll point, all else at the next
     // decision point, checked as before a run. A refusal is logged, and thrown by the future as a ConfigError.

@@ -29,8 +29,10 @@ constexpr auto kResources = std::to_array<Resource>({
     {"gradients.change", "GradientsReady, phase change: clips", true},
     {"gradients.decide", "GradientsReady, phase decide: skips or repeats; the first to skip is named", false},
     {"parameters", "the weights, outside of the optimizer's step", true},
+    {"trainable", "which parameters and layers train", true},
     {"learning_rate", "the rate of an update's groups", true},
     {"optimizer_options", "other options of an update's groups", true},
+    {"callback_options", "numbers that other callbacks work with", true},
     {"gradients", "the gradients of a window (reads)", false},
     {"blackboard", "whatever numbers are there (reads)", false},
 });
@@ -55,6 +57,15 @@ bool overlap(std::string_view one, std::string_view other) {
     const auto [name, scope] = split_scope(one);
     const auto [other_name, other_scope] = split_scope(other);
     return name == other_name && (scope.empty() || other_scope.empty() || scope == other_scope);
+}
+
+bool reads(const Member& member, std::string_view resource) {
+    return std::ranges::any_of(member.declared.reads, [&](const std::string& read) { return overlap(read, resource); });
+}
+
+/// Only then does it matter who is first.
+bool meet_at_an_event(const Member& one, const Member& other) {
+    return std::ranges::any_of(one.declared.listens, [&](const std::string& event) { return event != "run_configured" && std::ranges::count(other.declared.listens, event) > 0; });
 }
 
 bool writes(const Member& member, std::string_view resource) {
@@ -128,6 +139,14 @@ public:
         }
     }
 
+    void find_excluded() {
+        for (const Member& member : members_)
+            for (const Member& other : members_)
+                if (std::ranges::count(member.declared.excludes, other.kind) > 0)
+                    error(fmt::format("'{0}' and '{1}' make no sense in one run: what one does, the other would take for the run's own; leave '{1}' out of the run with '{0}'",
+                                      member.id, other.id));
+    }
+
     void find_same_ids() {
         std::set<std::string> ids;
         for (const Member& member : members_)
@@ -161,6 +180,7 @@ void find_conflicts(const std::vector<Member>& members, const std::function<bool
     Conflicts conflicts(members, findings);
     conflicts.find_unknown_resources();
     conflicts.find_same_ids();
+    conflicts.find_excluded();
     conflicts.find_unordered_writers(is_ordered);
     conflicts.find_shared_names(is_ordered);
     conflicts.find_shared_leases();
@@ -174,6 +194,13 @@ std::vector<Precedence> precedences_of_resources(const std::vector<Member>& memb
         for (std::size_t other = 0; other < members.size(); ++other)
             if (mover != other && writes(members[mover], "batch.device") && writes(members[other], "batch") && !writes(members[other], "batch.device"))
                 found.push_back({mover, other, fmt::format("{} moves batches before {} changes them", members[mover].id, members[other].id)});
+    for (std::size_t writer = 0; writer < members.size(); ++writer)
+        for (std::size_t reader = 0; reader < members.size(); ++reader) {
+            if (writer == reader || !meet_at_an_event(members[writer], members[reader])) continue;
+            for (const std::string& resource : members[writer].declared.writes)
+                if (reads(members[reader], resource) && !writes(members[reader], resource))
+                    found.push_back({writer, reader, fmt::format("{} writes {}, {} reads it", members[writer].id, resource, members[reader].id)});
+        }
     return found;
 }
 

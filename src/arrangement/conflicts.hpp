@@ -11,7 +11,8 @@ namespace torchbus {
 void find_conflicts(const std::vector<Member>& members, const std::function<bool(std::size_t, std::size_t)>& is_ordered,
                     std::vector<Finding>& findings);
 
-/// Who moves batches goes before all others that change them.
+/// Who moves batches goes before all others that change them, and who writes a resource before who reads it at the same
+/// event.
 std::vector<Precedence> precedences_of_resources(const std::vector<Member>& members);
 
 }  // namespace torchbus

@@ -123,10 +123,14 @@ private:
                               reader.id, needed.name, needed.event, words(wanted), provider.id, published.event, words(provided)));
             return;
         }
-        const bool too_late = *published_at > *read_at || (*published_at == *read_at && published.stage > needed.stage);
+        const bool same_event = *published_at == *read_at, same_stage = same_event && published.stage == needed.stage;
+        const bool too_late = *published_at > *read_at || (same_event && published.stage > needed.stage);
         if (too_late)
             error(fmt::format("'{}' needs {} at {}{}, and '{}' publishes it only later, at {}{}; read it later", reader.id, needed.name, needed.event,
                               stage_words(needed, published), provider.id, published.event, stage_words(published, needed)));
+        else if (same_stage && &reader < &provider)  // by an order of the user's: the library's would be the other one
+            error(fmt::format("'{0}' runs before '{1}', which publishes {2} that '{0}' needs at {3}; take that order out of the composition, or turn it around",
+                              reader.id, provider.id, needed.name, needed.event));
     }
 
     static std::string stage_words(const Value& value, const Value& other) {

@@ -27,11 +27,14 @@ std::string in_words(const Value& value) {
     return value.event.empty() ? value.name : fmt::format("{} (at {}, {})", value.name, value.event, name_of(value.stage));
 }
 
-void print_options(const std::vector<OptionDescription>& described) {
+/// Those of an array's objects follow it, as groups[].names.
+void print_options(const std::vector<OptionDescription>& described, const std::string& prefix = "") {
     if (described.empty()) std::printf("  no options\n");
-    for (const OptionDescription& option : described)
-        std::printf("  %-18s %-10s default %-12s %-8s %s\n", option.name.c_str(), option.type.c_str(), option.default_value.c_str(),
+    for (const OptionDescription& option : described) {
+        std::printf("  %-18s %-10s default %-12s %-8s %s\n", (prefix + option.name).c_str(), option.type.c_str(), option.default_value.c_str(),
                     in_words(option.range).c_str(), option.about.c_str());
+        if (!option.members.empty()) print_options(option.members, prefix + option.name + "[].");
+    }
 }
 
 void print_row(const char* title, const std::vector<std::string>& words) {

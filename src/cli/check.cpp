@@ -40,18 +40,35 @@ void print_plan(const CompositionReport& report) {
 
 }  // namespace
 
+std::unique_ptr<Trainer> trainer_of(Composition& made) {
+    return in_file(made.name, [&] { return std::make_unique<Trainer>(std::move(made.trainer)); });
+}
+
+CheckedTrainer checked_trainer_of(Composition& made) {
+    std::unique_ptr<Trainer> trainer = trainer_of(made);
+    try {
+        CompositionReport report = in_file(made.name, [&] { return trainer->check(made.train_dataset, made.eval_dataset, made.train); });
+        return {std::move(trainer), std::move(report)};
+    } catch (const SubscriberError& error) {  // at RunConfigured: the run would end there
+        throw ConfigError(made.name + ": " + error.what());
+    }
+}
+
+void tell_findings(const std::vector<Finding>& findings, const std::string& name) {
+    for (const Finding& finding : findings)
+        if (finding.weight == Finding::Weight::Warning) std::printf("warning: %s\n", finding.text.c_str());
+    if (const std::string errors = errors_of(findings); !errors.empty()) throw ConfigError(fmt::format("{}: {}", name, errors));
+}
+
 /// Makes everything that the run file names, and prints what would run, without training.
 int check(const nlohmann::json& options) {
     Composition made = composition_of(options);
     std::printf("data       %s\n", made.data.c_str());
     std::printf("epochs     %lld of batches of %lld\n", static_cast<long long>(made.train.epochs), static_cast<long long>(made.train.batch_size));
-    Trainer trainer(std::move(made.trainer));
-    const CompositionReport report = trainer.check(made.train_dataset, made.eval_dataset, made.train);
+    const auto [trainer, report] = checked_trainer_of(made);
     if (made.output) require_writable_folder(*made.output, made.name + ": output", Probe::LeaveNoTrace);
     print_plan(report);
-    for (const Finding& finding : report.findings)
-        if (finding.weight == Finding::Weight::Warning) std::printf("warning: %s\n", finding.text.c_str());
-    if (const std::string errors = errors_of(report.findings); !errors.empty()) throw ConfigError(fmt::format("{}: {}", made.name, errors));
+    tell_findings(report.findings, made.name);
     std::printf("%s: nothing stands against this run\n", made.name.c_str());
     return 0;
 }
@@ -59,7 +76,7 @@ int check(const nlohmann::json& options) {
 int summary(const nlohmann::json& options) {
     Composition made = composition_of(options);
     made.trainer.callbacks.clear();
-    std::printf("%s", Trainer(std::move(made.trainer)).summary().c_str());
+    std::printf("%s", trainer_of(made)->summary().c_str());
     return 0;
 }
 

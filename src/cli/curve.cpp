@@ -73,6 +73,12 @@ void plot(Dots& dots, const std::vector<double>& values, Span span) {
     }
 }
 
+/// ": first 0.1, largest 0.1, last 0.001"
+std::string summary_of(const std::vector<double>& values) {
+    if (values.empty()) return "";
+    return fmt::format(": first {:.4g}, largest {:.4g}, last {:.4g}", values.front(), std::ranges::max(values), values.back());
+}
+
 std::string escaped(const std::string& text) {
     std::string safe;
     for (const char c : text) {
@@ -93,7 +99,7 @@ std::string draw_curve(const Curve& curve, int columns, int rows) {
     const Span span = span_of(curve.values);
     Dots dots(columns - kLabel - 1, rows);
     plot(dots, curve.values, span);
-    std::string text = curve.name + "\n";
+    std::string text = curve.name + summary_of(curve.values) + "\n";
     for (int row = 0; row < rows; ++row) {
         const bool labelled = row == 0 || row == rows - 1 || row == (rows - 1) / 2;
         const double at = span.below_top(static_cast<double>(row) / (rows - 1));

@@ -23,10 +23,10 @@ Composition trained_composition_of(const nlohmann::json& options) {
 int evaluate(const nlohmann::json& options) {
     Composition made = trained_composition_of(options);
     const std::int64_t batch_size = made.train.eval_batch_size.value_or(made.train.batch_size);
-    Trainer trainer(std::move(made.trainer));
-    const Metrics metrics = trainer.evaluate(made.eval_dataset, {.batch_size = batch_size});
+    const auto trainer = trainer_of(made);
+    const Metrics metrics = in_file(made.name, [&] { return trainer->evaluate(made.eval_dataset, {.batch_size = batch_size}); });
     std::printf("%s\n", nlohmann::json(metrics).dump(2).c_str());
-    return trainer.result().exit_code;
+    return trainer->result().exit_code;
 }
 
 }  // namespace torchbus::cli

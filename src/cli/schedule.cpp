@@ -1,12 +1,11 @@
+#include <algorithm>
 #include <cstdio>
 
 #include <fmt/format.h>
 #include <torch/optim/optimizer.h>
 
-#include <torchbus/arrangement.hpp>
 #include <torchbus/checkpoint/atomic_file.hpp>
 #include <torchbus/composition.hpp>
-#include <torchbus/error.hpp>
 #include <torchbus/optim/group_options.hpp>
 #include <torchbus/optim/schedule.hpp>
 #include <torchbus/trainer.hpp>
@@ -39,23 +38,39 @@ Curve curve_of(std::string name, const json& schedule, const std::string& where,
 
 json part_of(const json& object, const char* name) { return object.contains(name) ? object.at(name) : json::object(); }
 
+using Groups = std::vector<torch::optim::OptimizerParamGroup>;
+
+std::vector<double> values_of(Groups& groups, const std::string& option) {
+    std::vector<double> values;
+    for (auto& group : groups) values.push_back(group_option(group, option));
+    return values;
+}
+
+/// A curve for each parameter group; one for all where they are alike. `where` is the path of what holds the schedule.
+void add_group_curves(const std::string& option, const json& holder, const std::string& where, const std::vector<double>& bases, const SampledRun& run, std::vector<Curve>& curves) {
+    const json own = holder.value("groups", json::array());
+    const bool alike = own.empty() && std::ranges::all_of(bases, [&](double base) { return base == bases.front(); });
+    for (std::size_t i = 0; i < (alike ? 1 : bases.size()); ++i) {
+        const std::string name = alike || bases.size() == 1 ? option : fmt::format("{} of group {}", option, i);
+        if (i < own.size() && own[i].is_object())
+            curves.push_back(curve_of(name, own[i], fmt::format("{}.groups[{}]", where, i), bases[i], run));
+        else
+            curves.push_back(curve_of(name, part_of(holder, "schedule"), where + ".schedule", bases[i] * (i < own.size() ? own[i].get<double>() : 1.0), run));
+    }
+}
+
 /// The curves that a callback of the run file will set; none for most.
-void add_curves(const json& callback, const std::string& where, torch::optim::OptimizerParamGroup& group, const SampledRun& run, std::vector<Curve>& curves) {
+void add_curves(const json& callback, const std::string& where, Groups& groups, const SampledRun& run, std::vector<Curve>& curves) {
     const std::string kind = callback.at("kind");
-    const json schedule = part_of(callback, "schedule");
-    if (kind == "option_schedule") {
-        const std::string option = callback.value("option", "weight_decay");
-        curves.push_back(curve_of(option, schedule, where + ".schedule", callback.value("base", group_option(group, option)), run));
+    if (kind == "learning_rate_schedule") {
+        std::vector<double> rates = values_of(groups, "learning_rate");
+        for (double& rate : rates) rate *= callback.value("factor", 1.0);
+        add_group_curves("learning_rate", callback, where, rates, run, curves);
     }
-    if (kind != "learning_rate_schedule") return;
-    const double rate = group.options().get_lr() * callback.value("factor", 1.0);
-    const json groups = callback.value("groups", json::array({1.0}));
-    for (std::size_t i = 0; i < groups.size(); ++i) {
-        const std::string name = groups.size() == 1 ? "learning_rate" : fmt::format("learning_rate of group {}", i);
-        const bool own = groups[i].is_object();
-        curves.push_back(curve_of(name, own ? groups[i] : schedule, own ? fmt::format("{}.groups[{}]", where, i) : where + ".schedule",
-                                  own ? rate : rate * groups[i].get<double>(), run));
-    }
+    if (kind != "option_schedule") return;
+    const std::string option = callback.value("option", "weight_decay");
+    const std::vector<double> bases = callback.contains("base") ? std::vector<double>{callback.at("base")} : values_of(groups, option);
+    add_group_curves(option, callback, where, bases, run, curves);
 }
 
 }  // namespace
@@ -66,19 +81,18 @@ int schedule(const json& options) {
     const json run_file = read_run_file(file, options.at("set"));
     Composition made = composition_of(options);
     const auto optimizer = made.trainer.optimizer;
-    auto& group = optimizer->param_groups().front();
-    Trainer trainer(std::move(made.trainer));
-    const CompositionReport report = trainer.check(made.train_dataset, made.eval_dataset, made.train);
+    auto [trainer, report] = checked_trainer_of(made);
+    auto& groups = optimizer->param_groups();  // as callbacks have set them by now
     const SampledRun run = sampled_run(report.plan, made.train.batch_size);
 
     std::vector<Curve> curves;
-    if (run_file.contains("schedule")) curves.push_back(curve_of("learning_rate", run_file["schedule"], file + ": schedule", group.options().get_lr(), run));
+    const std::vector<double> rates = values_of(groups, "learning_rate");
+    if (run_file.contains("schedule")) add_group_curves("learning_rate", {{"schedule", run_file["schedule"]}}, file + ": ", rates, run, curves);
     const json callbacks = run_file.value("callbacks", json::array());
-    for (std::size_t i = 0; i < callbacks.size(); ++i) add_curves(callbacks[i], fmt::format("{}: callbacks[{}]", file, i), group, run, curves);
-    if (curves.empty()) curves.push_back(curve_of("learning_rate (there is no schedule)", json::object(), file, group.options().get_lr(), run));
+    for (std::size_t i = 0; i < callbacks.size(); ++i) add_curves(callbacks[i], fmt::format("{}: callbacks[{}]", file, i), groups, run, curves);
+    if (curves.empty()) add_group_curves("learning_rate (there is no schedule)", json::object(), file, rates, run, curves);
 
     for (const Curve& curve : curves) std::printf("%s", draw_curve(curve).c_str());
-    for (const Finding& finding : report.findings) std::printf("%s: %s\n", finding.weight == Finding::Weight::Error ? "error" : "warning", finding.text.c_str());
     if (const std::string svg = options.value("svg", ""); !svg.empty()) {
         AtomicFile target(svg);
         target.write(curves_svg(curves));
@@ -86,6 +100,7 @@ int schedule(const json& options) {
         std::fflush(stdout);
         std::fprintf(stderr, "the curves are in %s\n", svg.c_str());
     }
+    tell_findings(report.findings, made.name);
     return 0;
 }
 

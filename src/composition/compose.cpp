@@ -24,6 +24,18 @@ namespace {
 
 using nlohmann::json;
 
+/// What a plug-in throws knows nothing of the place.
+std::shared_ptr<Callback> made_callback(const std::string& kind, const std::string& where, OptionReader& reader) {
+    const CallbackEntry& entry = find_callback(kind, where);
+    try {
+        return entry.from_json(reader);
+    } catch (const Error&) {
+        throw;
+    } catch (const std::exception& error) {
+        throw ConfigError(fmt::format("{}: '{}' cannot be made: {}", where, kind, error.what()));
+    }
+}
+
 std::vector<ComposedCallback> callbacks_from_json(const json& part, const std::string& where) {
     if (!part.is_array()) throw ConfigError(fmt::format("{}: expected an array of callbacks, found a {}", where, part.type_name()));
     std::vector<ComposedCallback> callbacks;
@@ -32,9 +44,9 @@ std::vector<ComposedCallback> callbacks_from_json(const json& part, const std::s
         OptionReader reader(part[i], at);
         CallbackPlace place = read_callback_place(reader);
         if (place.kind.empty()) throw ConfigError(fmt::format("{}: a callback needs its kind, e.g. {{\"kind\": \"progress_bar\"}}", at));
-        std::shared_ptr<Callback> callback = find_callback(place.kind, at).from_json(reader);
+        std::shared_ptr<Callback> callback = made_callback(place.kind, at, reader);
         reader.finish();
-        callbacks.emplace_back(place.id.empty() ? place.kind : place.id, std::move(callback), std::move(place.before), std::move(place.after));
+        callbacks.emplace_back(place.id.empty() ? place.kind : place.id, std::move(callback), std::move(place.before), std::move(place.after)).options = part[i];
     }
     return callbacks;
 }

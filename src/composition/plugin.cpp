@@ -38,15 +38,8 @@ struct Library {
 };
 using LibraryHandle = std::unique_ptr<void, Library>;
 
-/// Symbols are bound late at first, so that a plug-in for another LibTorch can say so.
-LibraryHandle open_library(const fs::path& path, int binding) {
-    if (!fs::exists(path))
-        throw ConfigError(fmt::format("{}: there is no such file; expected a plug-in (a path in a run file is relative to that file)", path.string()));
-    // A name without a slash would be looked for in the system's folders.
-    LibraryHandle handle(dlopen(fs::absolute(path).c_str(), binding | RTLD_LOCAL));
-    if (!handle) throw ConfigError(fmt::format("{}: cannot be loaded: {}", path.string(), text_of(dlerror())));
-    return handle;
-}
+// A name without a slash would be looked for in the system's folders.
+LibraryHandle open_library(const fs::path& path, int binding) { return LibraryHandle(dlopen(fs::absolute(path).c_str(), binding | RTLD_LOCAL)); }
 
 const TorchbusPlugin& description_in(const LibraryHandle& library, const fs::path& path) {
     const auto entry = reinterpret_cast<const TorchbusPlugin* (*)()>(dlsym(library.get(), "torchbus_plugin"));
@@ -72,6 +65,16 @@ void require_fit(const TorchbusPlugin& described, const fs::path& path) {
     require_same(path, "LibTorch", described.libtorch_version, TORCH_VERSION);
     if (!described.name || !*described.name || !described.register_all)
         throw ConfigError(fmt::format("{}: is no plug-in: it has no {}", path.string(), described.register_all ? "name" : "function that registers"));
+}
+
+/// With every symbol bound. Where one is missing, the plug-in may be for another LibTorch, and then that is what is said.
+LibraryHandle open_plugin(const fs::path& path) {
+    if (!fs::exists(path))
+        throw ConfigError(fmt::format("{}: there is no such file; expected a plug-in (a path in a run file is relative to that file)", path.string()));
+    if (LibraryHandle library = open_library(path, RTLD_NOW)) return library;
+    const std::string why = text_of(dlerror());
+    if (const LibraryHandle unbound = open_library(path, RTLD_LAZY)) require_fit(description_in(unbound, path), path);
+    throw ConfigError(fmt::format("{}: cannot be loaded: {}", path.string(), why));
 }
 
 struct Kept {
@@ -164,12 +167,11 @@ private:
 
 LoadedPlugin load_plugin(const fs::path& path) {
     const auto lock = lock_registries();
-    LibraryHandle library = open_library(path, RTLD_LAZY);
+    LibraryHandle library = open_plugin(path);
     const auto same = std::ranges::find(kept(), library.get(), &Kept::handle);
     if (same != kept().end()) return same->plugin;
     const TorchbusPlugin& described = description_in(library, path);
     require_fit(described, path);
-    library = open_library(path, RTLD_NOW);
     LoadedPlugin plugin{path, described.name, {}};
     kept().reserve(kept().size() + 1);
     try {

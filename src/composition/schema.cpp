@@ -27,11 +27,15 @@ json interval() {
             {"pattern", R"(^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?(step|attempt|micro_batch|epoch|sample|token|run|s|min|h|emission)?$)"}};
 }
 
+json object_of(const std::vector<OptionDescription>& options);
+
 /// What a value of this type looks like, without the words about it.
 json shape_of(const OptionDescription& option, const std::string& type) {
     constexpr std::string_view kArray = "array of ";
     if (type.starts_with(kArray)) return {{"type", "array"}, {"items", shape_of(option, type.substr(kArray.size()))}};
     if (type == "interval") return interval();
+    if (type == "object" && !option.members.empty()) return object_of(option.members);
+    if (type == "factor or schedule") return {{"anyOf", {{{"type", "number"}, {"minimum", 0}}, {{"$ref", "#/$defs/schedule"}}}}};
     if (type == "object" && option.name == "schedule") return {{"$ref", "#/$defs/schedule"}};
     if (type != "number" && type != "integer" && type != "boolean" && type != "string" && type != "object") return json::object();
     json schema = {{"type", type}};
@@ -87,6 +91,13 @@ json one_of_losses() {
     return schema;
 }
 
+json one_of_optimizers() {
+    json schema = one_of(optimizer_table());
+    const json groups = object_read_by(read_parameter_groups)["properties"];
+    for (json& one : schema["oneOf"]) one["properties"].update(groups);
+    return schema;
+}
+
 json one_of_callbacks() {
     json schema = {{"oneOf", json::array()}};
     json place = object_read_by(read_callback_place)["properties"];
@@ -128,7 +139,7 @@ json run_file_schema() {
     // What a file leaves out may stand in one that it includes.
     schema["anyOf"] = {{{"required", {"model", "data", "optimizer"}}}, {{"required", {"include"}}}};
     schema["$defs"] = {{"model", one_of(model_table())},         {"data", one_of(data_table())},         {"loss", one_of_losses()},
-                       {"optimizer", one_of(optimizer_table())}, {"schedule", one_of(schedule_table())}, {"train", object_read_by(read_train)},
+                       {"optimizer", one_of_optimizers()},      {"schedule", one_of(schedule_table())}, {"train", object_read_by(read_train)},
                        {"callback", one_of_callbacks()}};
     return schema;
 }

@@ -75,7 +75,7 @@ private:
 class IndexedLoader final : public WindowLoader {
 public:
     IndexedLoader(std::shared_ptr<const Dataset> dataset, LoaderOptions options)
-        : WindowLoader(options.workers.value_or(dataset->prefers_threads() ? 2 : 0), options), dataset_(std::move(dataset)) {
+        : WindowLoader(options.workers.value_or(dataset->prefers_threads() || options.transform ? 2 : 0), options), dataset_(std::move(dataset)) {
         if (!options_.sampler) options_.sampler = make_sequential_sampler();
         const std::int64_t size = dataset_->size();
         if (size == 0) throw ConfigError("the dataset is empty; there is nothing to load");
@@ -149,13 +149,10 @@ private:
 
 }  // namespace
 
-std::unique_ptr<Loader> make_loader(std::shared_ptr<const Dataset> dataset, LoaderOptions options) {
+std::unique_ptr<Loader> make_loader(const AnyDataset& dataset, LoaderOptions options) {
     if (!dataset) throw ConfigError("there is no dataset; give one");
-    return std::make_unique<IndexedLoader>(std::move(dataset), std::move(options));
-}
-std::unique_ptr<Loader> make_loader(std::shared_ptr<IterableDataset> dataset, LoaderOptions options) {
-    if (!dataset) throw ConfigError("there is no dataset; give one");
-    return std::make_unique<IterableLoader>(std::move(dataset), std::move(options));
+    if (dataset.stream()) return std::make_unique<IterableLoader>(dataset.stream(), std::move(options));
+    return std::make_unique<IndexedLoader>(dataset.with_length(), std::move(options));
 }
 
 }  // namespace torchbus

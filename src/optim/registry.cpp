@@ -93,36 +93,29 @@ Registry<LossEntry>& loss_table() {
 
 namespace {
 
-ParameterGroup group_from_json(const nlohmann::json& part, const std::string& where) {
-    OptionReader reader(part, where);
+ParameterGroup read_group(OptionReader& reader) {
     ParameterGroup group;
     double decay = 0;
     reader.texts("parameters", group.patterns, "patterns of names, as in a shell")
         .number("learning_rate_factor", group.learning_rate_factor, "of the optimizer's learning rate", Range::at_least(0))
         .number("weight_decay", decay, "instead of the optimizer's", Range::at_least(0));
-    reader.finish();
-    if (part.contains("weight_decay")) group.weight_decay = decay;
+    if (reader.has("weight_decay")) group.weight_decay = decay;
     return group;
-}
-
-/// `groups` and `decay_biases_and_norms` of an optimizer.
-ParameterGroupOptions read_groups(OptionReader& reader) {
-    ParameterGroupOptions options;
-    reader.boolean("decay_biases_and_norms", options.decay_biases_and_norms, "whether weight decay is for parameters of one dimension, too");
-    const nlohmann::json* list = reader.part("groups", "array of object", "parameters by name: [{\"parameters\": [\"head.*\"], \"learning_rate_factor\": 10, \"weight_decay\": 0}]");
-    if (!list) return options;
-    const std::string path = reader.path_of("groups");
-    if (!list->is_array()) throw ConfigError(fmt::format("{}: expected an array of groups, found a {}", path, list->type_name()));
-    for (std::size_t i = 0; i < list->size(); ++i) options.groups.push_back(group_from_json((*list)[i], fmt::format("{}[{}]", path, i)));
-    return options;
 }
 
 }  // namespace
 
+ParameterGroupOptions read_parameter_groups(OptionReader& reader) {
+    ParameterGroupOptions options;
+    reader.boolean("decay_biases_and_norms", options.decay_biases_and_norms, "whether weight decay is for parameters of one dimension, too")
+        .objects("groups", options.groups, read_group, "parameters by name: [{\"parameters\": [\"head.*\"], \"learning_rate_factor\": 10, \"weight_decay\": 0}]");
+    return options;
+}
+
 std::shared_ptr<torch::optim::Optimizer> grouped_optimizer_from_json(const nlohmann::json& json, const std::string& where, const std::vector<NamedTensor>& named) {
     OptionReader reader(json, where);
     const OptimizerMaker make = optimizer_table().chosen(reader, "update rule").from_json(reader);
-    const ParameterGroupOptions groups = read_groups(reader);
+    const ParameterGroupOptions groups = read_parameter_groups(reader);
     reader.finish();
     Tensors parameters;
     for (const auto& [name, tensor] : named) parameters.push_back(tensor);

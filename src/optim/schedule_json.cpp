@@ -121,21 +121,16 @@ Schedule read_warmup_stable_decay(OptionReader& reader) {
     return make_warmup_stable_decay_schedule(options);
 }
 
+SequencePart read_sequence_part(OptionReader& reader) {
+    Interval length;
+    reader.interval("length", length, "of this part");
+    const json* schedule = reader.part("schedule", "object", "kind and its options");
+    return {schedule_from_json(schedule ? *schedule : json::object(), reader.path_of("schedule")), reader.has("length") ? std::optional(length) : std::nullopt};
+}
+
 Schedule read_sequence(OptionReader& reader) {
-    const json* list = reader.part("parts", "array of object", "schedules one after the other: {\"length\": \"0.1run\", \"schedule\": {...}}; the last gets the rest");
-    if (!list) return make_sequence_schedule({{make_constant_schedule()}});
-    const std::string path = reader.path_of("parts");
-    if (!list->is_array()) throw ConfigError(fmt::format("{}: expected an array of parts, found a {}", path, list->type_name()));
-    std::vector<SequencePart> parts;
-    for (std::size_t i = 0; i < list->size(); ++i) {
-        OptionReader part((*list)[i], fmt::format("{}[{}]", path, i));
-        Interval length;
-        part.interval("length", length, "of this part");
-        const json* schedule = part.part("schedule", "object", "kind and its options");
-        part.finish();
-        const bool has_length = (*list)[i].contains("length");
-        parts.push_back({schedule_from_json(schedule ? *schedule : json::object(), part.path_of("schedule")), has_length ? std::optional(length) : std::nullopt});
-    }
+    std::vector<SequencePart> parts = {{make_constant_schedule()}};
+    reader.objects("parts", parts, read_sequence_part, "schedules one after the other: {\"length\": \"0.1run\", \"schedule\": {...}}; the last gets the rest");
     return make_sequence_schedule(std::move(parts));
 }
 

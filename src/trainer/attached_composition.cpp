@@ -84,7 +84,8 @@ void AttachedComposition::attach_one(ComposedCallback composed, std::string_view
     auto& [bus, blackboard, consensus, requests, run_state, updates, introduce, forget_views] = surroundings_;
     auto entry = std::make_unique<Attached>(std::move(composed), bus, before, std::move(requester));
     entry->attachment = std::make_unique<Attachment>(
-        Attachment{entry->bus, blackboard, consensus, bus.moment(), Asker(requests, entry->composed.id), run_state});
+        Attachment{entry->bus, blackboard, consensus, bus.moment(), Asker(requests, entry->composed.id), run_state,
+                   [this](const std::string& id, const std::string& option, const nlohmann::json& value) { return find(id).composed.callback->change_option(option, value); }});
     entry->composed.callback->attach(*entry->attachment);
     const auto place = std::ranges::find_if(attached_, [&](const auto& other) { return other->composed.id == before; });
     attached_.insert(place, std::move(entry));

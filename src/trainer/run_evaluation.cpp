@@ -90,7 +90,8 @@ void Run::save_within_evaluation() {
 /// One batch. EvaluationDone when the split has no more.
 Trigger Run::evaluation_step(Loader& loader, const SplitPlan& split) {
     Bus& bus = parts_.bus;
-    if (split.max_batches && eval_step_ >= *split.max_batches) return Trigger::EvaluationDone;
+    const auto limit = split.limit(state_ == State::EvaluatingInEpoch);
+    if (limit && eval_step_ >= *limit) return Trigger::EvaluationDone;
     switch (loader.next(1, kPollInterval, window_)) {
         case Fetch::Pending: return Trigger::DataPending;
         case Fetch::Exhausted: return Trigger::EvaluationDone;

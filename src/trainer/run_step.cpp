@@ -4,6 +4,7 @@
 #include <torch/optim/optimizer.h>
 
 #include <torchbus/error.hpp>
+#include <torchbus/label_range.hpp>
 
 #include "run.hpp"
 
@@ -70,7 +71,7 @@ void Run::forward(Batch& batch, const StepFunction& step, Scope scope, MicroBatc
         loss_ = std::move(result.loss);
         bus.emit([&] { return OutputReady{position(), scope, micro_batch, batch, output_, loss_}; });
         const bool computes_loss = !loss_.defined() && scope.mode != Mode::Predict && parts_.loss;
-        if (computes_loss) loss_ = parts_.loss(output_, batch);
+        if (computes_loss) loss_ = with_labels_explained([&] { return parts_.loss(output_, batch); }, output_.tensor, batch);
         if (loss_.defined() && loss_.numel() != 1)
             throw ConfigError(fmt::format("the loss has shape [{}], expected a scalar; reduce it, e.g. with mean()", fmt::join(loss_.sizes(), ", ")));
         guard.close();

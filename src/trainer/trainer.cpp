@@ -148,6 +148,10 @@ struct Trainer::Parts {
         return result;
     }
 
+    static LoaderOptions loader_options(const EvaluateOptions& options) {
+        return {options.batch_size, {}, false, 0, options.workers, options.prefetch, options.transform};
+    }
+
     void plan_eval(RunPlan& plan, std::vector<std::unique_ptr<Loader>>& loaders, const EvalSplit& split, LoaderOptions options) {
         if (std::ranges::any_of(plan.splits, [&](const SplitPlan& known) { return known.name == split.name; }))
             throw ConfigError(fmt::format("two splits are called '{}'; give one of them another name", split.name));
@@ -156,23 +160,21 @@ struct Trainer::Parts {
         loaders.push_back(make_loader(split.dataset, std::move(options)));
     }
 
-    template <class TrainDataset>
-    void start_training(std::shared_ptr<TrainDataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
+    void start_training(const AnyDataset& train, const AnyDataset& eval, TrainOptions options) {
         require_idle();
         require_trainable();
-        require(options.epochs > 0, "epochs must be at least 1");
+        if (options.epochs < 1) throw ConfigError(fmt::format("epochs: {} is too few; give at least 1", options.epochs));
         RunPlan plan;
         plan.epochs = options.epochs;
         plan.max_steps = options.max_steps;
         plan.seed = seed.value_or(0);
         plan.splits.push_back({"train", Mode::Train});
         auto sampler = options.sampler;
-        constexpr bool has_length = !std::is_same_v<TrainDataset, IterableDataset>;  // a stream has an order of its own
-        if (!sampler && has_length) sampler = options.shuffle ? make_random_sampler() : make_sequential_sampler();
+        if (!sampler && train.with_length()) sampler = options.shuffle ? make_random_sampler() : make_sequential_sampler();  // a stream has its own
         std::vector<std::unique_ptr<Loader>> loaders;
-        loaders.push_back(make_loader(std::move(train), LoaderOptions{options.batch_size, std::move(sampler), options.drop_last,
+        loaders.push_back(make_loader(train, LoaderOptions{options.batch_size, std::move(sampler), options.drop_last,
                                       plan.seed, options.workers, options.prefetch, options.transform}));
-        const LoaderOptions for_eval{options.eval_batch_size.value_or(options.batch_size), {}, false, 0, options.workers, options.prefetch};
+        const LoaderOptions for_eval{options.eval_batch_size.value_or(options.batch_size), {}, false, 0, options.workers, options.prefetch, options.eval_transform};
         if (eval) plan_eval(plan, loaders, {"eval", eval}, for_eval);
         for (const EvalSplit& split : options.eval_splits) plan_eval(plan, loaders, split, for_eval);
         history.clear();
@@ -184,30 +186,19 @@ struct Trainer::Parts {
 Trainer::Trainer(TrainerOptions options) : parts_(std::make_unique<Parts>(std::move(options))) {}
 Trainer::~Trainer() = default;
 
-RunResult Trainer::train(std::shared_ptr<const Dataset> train, TrainOptions options) {
-    return this->train(std::move(train), nullptr, std::move(options));
-}
-RunResult Trainer::train(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
-    parts_->start_training(std::move(train), std::move(eval), std::move(options));
-    return parts_->finish();
-}
-RunResult Trainer::train(std::shared_ptr<IterableDataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
-    parts_->start_training(std::move(train), std::move(eval), std::move(options));
+RunResult Trainer::train(const AnyDataset& train, TrainOptions options) { return this->train(train, nullptr, std::move(options)); }
+RunResult Trainer::train(const AnyDataset& train, const AnyDataset& eval, TrainOptions options) {
+    parts_->start_training(train, eval, std::move(options));
     return parts_->finish();
 }
 
-void Trainer::start_training(std::shared_ptr<const Dataset> train, TrainOptions options) {
-    parts_->start_training(std::move(train), nullptr, std::move(options));
-}
-void Trainer::start_training(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
-    parts_->start_training(std::move(train), std::move(eval), std::move(options));
-}
-void Trainer::start_training(std::shared_ptr<IterableDataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
-    parts_->start_training(std::move(train), std::move(eval), std::move(options));
+void Trainer::start_training(const AnyDataset& train, TrainOptions options) { parts_->start_training(train, nullptr, std::move(options)); }
+void Trainer::start_training(const AnyDataset& train, const AnyDataset& eval, TrainOptions options) {
+    parts_->start_training(train, eval, std::move(options));
 }
 
-CompositionReport Trainer::check(std::shared_ptr<const Dataset> train, std::shared_ptr<const Dataset> eval, TrainOptions options) {
-    parts_->start_training(std::move(train), std::move(eval), std::move(options));
+CompositionReport Trainer::check(const AnyDataset& train, const AnyDataset& eval, TrainOptions options) {
+    parts_->start_training(train, eval, std::move(options));
     const RunPlan& plan = parts_->run->prepare();
     CompositionReport report{parts_->bus.slots(), {}, parts_->composition.findings(parts_->outlook(plan)), plan};
     const auto& ids = parts_->composition.composed_ids();
@@ -233,8 +224,8 @@ bool Trainer::advance() {
     return parts_->advance();
 }
 
-Metrics Trainer::evaluate(std::shared_ptr<const Dataset> dataset, EvaluateOptions options) {
-    return evaluate({EvalSplit{options.split, std::move(dataset)}}, options);
+Metrics Trainer::evaluate(const AnyDataset& dataset, EvaluateOptions options) {
+    return evaluate({EvalSplit{options.split, dataset}}, options);
 }
 
 Metrics Trainer::evaluate(std::vector<EvalSplit> splits, EvaluateOptions options) {
@@ -242,7 +233,7 @@ Metrics Trainer::evaluate(std::vector<EvalSplit> splits, EvaluateOptions options
     std::vector<std::unique_ptr<Loader>> loaders;
     require(!splits.empty(), "there is nothing to evaluate; give at least one split");
     for (const EvalSplit& split : splits)
-        parts_->plan_eval(plan, loaders, split, LoaderOptions{options.batch_size, {}, false, 0, options.workers});
+        parts_->plan_eval(plan, loaders, split, Parts::loader_options(options));
     parts_->require_idle();
     for (const std::string& name : parts_->blackboard.names())
         if (name.starts_with("eval.")) parts_->blackboard.withdraw(name);  // those of another split or another time
@@ -254,11 +245,11 @@ Metrics Trainer::evaluate(std::vector<EvalSplit> splits, EvaluateOptions options
     return metrics;
 }
 
-at::Tensor Trainer::predict(std::shared_ptr<const Dataset> dataset, EvaluateOptions options) {
+at::Tensor Trainer::predict(const AnyDataset& dataset, EvaluateOptions options) {
     RunPlan plan;
     plan.splits.push_back({"predict", Mode::Predict});
     std::vector<std::unique_ptr<Loader>> loaders;
-    loaders.push_back(make_loader(std::move(dataset), LoaderOptions{options.batch_size, {}, false, 0, options.workers}));
+    loaders.push_back(make_loader(dataset, Parts::loader_options(options)));
     std::vector<at::Tensor> outputs;
     Subscriber collector = parts_->bus.subscribe("prediction_outputs");
     const Connection connection = collector.observe<PredictStepEnd>(Stage::Observe, [&](const PredictStepEnd& event) {

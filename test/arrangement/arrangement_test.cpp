@@ -62,6 +62,23 @@ TEST_CASE("who moves batches goes before all who change them", "[arrangement]") 
     CHECK(order({member("mixup", {.writes = {"batch"}}), member("device_placement", {.writes = {"model", "batch.device"}})}) == Texts{"device_placement", "mixup"});
 }
 
+TEST_CASE("who writes a resource goes before who reads it at the same event", "[arrangement]") {
+    const Member smoothing = member("label_smoothing", {.listens = {"output_ready"}, .reads = {"output"}, .writes = {"loss"}});
+    const Member rescaling = member("rescaling", {.listens = {"output_ready"}, .writes = {"output"}});
+    CHECK(order({smoothing, rescaling}) == Texts{"rescaling", "label_smoothing"});
+    CHECK(arrange({smoothing, rescaling}).precedences[0].why == "rescaling writes output, label_smoothing reads it");
+    CHECK(order({member("late", {.listens = {"forward_end"}, .reads = {"output"}}), rescaling}) == Texts{"late", "rescaling"});  // they never meet
+    CHECK(order({member("rate", {.listens = {"train_step_start"}, .reads = {"learning_rate"}}), member("schedule", {.listens = {"train_step_start"}, .writes = {"learning_rate:critic"}})}) ==
+          Texts{"schedule", "rate"});
+}
+
+TEST_CASE("an order of the user's that makes a number stale is refused", "[arrangement]") {
+    const Declaration gives{.publishes = {{"x", "eval_epoch_end"}}}, takes{.needs = {{"x", "eval_epoch_end"}}};
+    CHECK(errors(check_values({member("a", gives), member("b", takes)}, plan())).empty());
+    CHECK(errors(check_values({member("b", takes), member("a", gives)}, plan())) ==
+          Texts{"'b' runs before 'a', which publishes x that 'b' needs at eval_epoch_end; take that order out of the composition, or turn it around"});
+}
+
 TEST_CASE("the user's order overrides the library's", "[arrangement]") {
     const Declaration first{.before = {"b"}};
     CHECK(order({member("a", first), member("b")}) == Texts{"a", "b"});
@@ -121,6 +138,11 @@ TEST_CASE("two of one id, and two publishers of one number, are refused", "[arra
     CHECK(errors(arrange({member("a"), member("a")}).findings) == Texts{"two subscribers have the id 'a'; give one of them an id of its own"});
     CHECK(errors(arrange({member("a", {.publishes = {"x"}}), member("b", {.publishes = {"x"}})}).findings) ==
           Texts{"'a' and 'b' both publish x; give one of them another name, or leave one out"});
+}
+
+TEST_CASE("who makes no sense in the same run is refused, both named", "[arrangement]") {
+    CHECK(errors(arrange({member("finder", {.excludes = {"saver"}}), member("saver")}).findings) ==
+          Texts{"'finder' and 'saver' make no sense in one run: what one does, the other would take for the run's own; leave 'saver' out of the run with 'finder'"});
 }
 
 TEST_CASE("an unknown resource is refused, with a suggestion", "[arrangement]") {

@@ -40,8 +40,10 @@ struct Cost {
     std::int64_t steps = 0;
 };
 
+/// With the options of {}, but for one that would have nothing to do in so short a run.
 std::shared_ptr<Callback> from_defaults(const CallbackEntry& entry) {
-    const nlohmann::json options = nlohmann::json::object();
+    nlohmann::json options = nlohmann::json::object();
+    if (entry.kind == "step_evaluation") options["every"] = "100step";
     OptionReader reader(options, std::string(entry.kind));
     return entry.from_json(reader);
 }
@@ -109,6 +111,20 @@ double seconds_of_step(int subscribers, const std::shared_ptr<TensorDataset>& da
     return seconds / static_cast<double>(trainer.position().step);
 }
 
+/// y = a + b x: b = cov(x, y) / var(x); R² = cov² / (var(x) var(y)).
+void print_fit(const char* over, const std::vector<int>& counts, const std::vector<double>& times) {
+    const double n = static_cast<double>(counts.size());
+    double x_sum = 0, y_sum = 0, xx = 0, xy = 0, yy = 0;
+    for (std::size_t i = 0; i < counts.size(); ++i) {
+        const double x = counts[i], y = times[i];
+        x_sum += x, y_sum += y, xx += x * x, xy += x * y, yy += y * y;
+    }
+    const double covariance = xy - x_sum * y_sum / n, x_variance = xx - x_sum * x_sum / n, y_variance = yy - y_sum * y_sum / n;
+    const double slope = covariance / x_variance;
+    std::printf("Least squares over the %s: a step takes %.1f µs and %.1f ns for every subscriber more, R² %.4f.\n", over,
+                (y_sum - slope * x_sum) / n, slope * 1e3, covariance * covariance / (x_variance * y_variance));
+}
+
 void print_line(int rounds, const std::shared_ptr<TensorDataset>& data) {
     const std::vector<int> counts = {0, 1, 10, 50, 100, 200, 300, 400, 500, 600, 700, 800, 900, 1000};
     std::vector<std::vector<double>> seconds(counts.size());
@@ -117,19 +133,16 @@ void print_line(int rounds, const std::shared_ptr<TensorDataset>& data) {
             const double measured = seconds_of_step(counts[i], data);
             if (round >= 0) seconds[i].push_back(measured * 1e6);
         }
-    // y = a + b x: b = cov(x, y) / var(x); R² = cov² / (var(x) var(y)).
-    const double n = static_cast<double>(counts.size());
-    double x_sum = 0, y_sum = 0, xx = 0, xy = 0, yy = 0;
+    std::vector<double> medians, smallest;
     std::printf("\n| subscribers | CPU µs a step, median | min – max |\n| ---: | ---: | --- |\n");
     for (std::size_t i = 0; i < counts.size(); ++i) {
-        const double x = counts[i], y = median(seconds[i]);
-        std::printf("| %d | %.1f | %.1f – %.1f |\n", counts[i], y, std::ranges::min(seconds[i]), std::ranges::max(seconds[i]));
-        x_sum += x, y_sum += y, xx += x * x, xy += x * y, yy += y * y;
+        medians.push_back(median(seconds[i]));
+        smallest.push_back(std::ranges::min(seconds[i]));
+        std::printf("| %d | %.1f | %.1f – %.1f |\n", counts[i], medians.back(), smallest.back(), std::ranges::max(seconds[i]));
     }
-    const double covariance = xy - x_sum * y_sum / n, x_variance = xx - x_sum * x_sum / n, y_variance = yy - y_sum * y_sum / n;
-    const double slope = covariance / x_variance;
-    std::printf("\nA step takes %.1f µs and %.1f ns for every subscriber more (least squares over the medians, R² %.4f).\n",
-                (y_sum - slope * x_sum) / n, slope * 1e3, covariance * covariance / (x_variance * y_variance));
+    std::printf("\n");
+    print_fit("medians", counts, medians);
+    print_fit("smallest of each row, which disturbances do not reach", counts, smallest);
 }
 
 }  // namespace

@@ -55,8 +55,8 @@ int main(int argc, char** argv) {
                 double loss_ours = 0, loss_theirs = 0, accuracy = 0;
                 for (int round = -1; round < rounds; ++round) {  // the first one warms up
                     const double a = with_torchbus(data, batch_size, one.fused, loss_ours);
-                    const double b = hand_written(*data, batch_size, one.fused, loss_theirs, accuracy);
-                    const double c = hand_written(*data, batch_size, one.plain, loss_theirs, accuracy);
+                    const double b = hand_written(*data, batch_size, one.fused, Kernels::Same, loss_theirs, accuracy);
+                    const double c = hand_written(*data, batch_size, one.plain, Kernels::LibTorch, loss_theirs, accuracy);
                     if (round < 0) continue;
                     ours.push_back(a), fused.push_back(b), plain.push_back(c);
                     to_fused.push_back(a / b), to_plain.push_back(a / c);

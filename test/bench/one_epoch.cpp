@@ -29,11 +29,11 @@ int main(int argc, char** argv) {
     const MakeOptimizer make_optimizer = optimizer == "sgd" ? fused_sgd : fused_adamw;
     double loss = 0, accuracy = 0, seconds = 0;
     if (loop == "hand_written") {
-        seconds = hand_written(*data, batch_size, make_optimizer, loss, accuracy);
+        seconds = hand_written(*data, batch_size, make_optimizer, Kernels::Same, loss, accuracy);
     } else {
         auto model = make_model();
         Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_optimizer(model->parameters()),
-                         .callbacks = {make_metrics({.accuracy = true}), make_progress_bar()}, .seed = 1});
+                         .callbacks = {make_metrics({.accuracy = true}), make_progress_bar({.terminal = true, .columns = 100})}, .seed = 1});
         const auto begin = std::chrono::steady_clock::now();
         trainer.train(data, {.epochs = 1, .batch_size = batch_size, .workers = workers});
         seconds = seconds_since(begin);

@@ -205,7 +205,7 @@ TEST_CASE("a filter connected from another thread starts at the next poll point"
 TEST_CASE("a detached subscriber cannot connect, and a tap is no interceptor", "[bus]") {
     Bus bus;
     auto subscriber = bus.subscribe("s");
-    CHECK_THROWS_WITH(subscriber.observe_all(Stage::Transform, [](const AnyEvent&) {}), Catch::StartsWith("subscriber 's': an observer of all events connects in stage"));
+    CHECK_THROWS_WITH(subscriber.observe_all(Stage::Transform, [](const AnyEvent&) {}), Catch::Matchers::StartsWith("subscriber 's': an observer of all events connects in stage"));
     subscriber.detach();
     CHECK_THROWS_WITH(subscriber.observe_all(Stage::Observe, [](const AnyEvent&) {}), "subscriber 's' is detached and cannot connect");
 }

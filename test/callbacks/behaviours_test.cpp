@@ -9,6 +9,8 @@
 #include <torchbus/callbacks/limit_batches.hpp>
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/mixed_precision.hpp>
+#include <torchbus/callbacks/nan_policy.hpp>
+#include <torchbus/callbacks/step_evaluation.hpp>
 #include <torchbus/callbacks/terminate_on_nan.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/optim/optimizers.hpp>
@@ -161,11 +163,114 @@ TEST_CASE("accuracy without classes is refused with the shapes", "[callbacks][me
                       "targets of shape [N]; got output [4, 1] and targets [4, 1]; turn accuracy off, or publish a metric of your own");
 }
 
-TEST_CASE("device placement refuses a device that is not here, and moves batches to one that is", "[callbacks][device-placement]") {
+TEST_CASE("device placement refuses a device that is not here", "[callbacks][device-placement]") {
     CHECK_THROWS_WITH(make_device_placement({"gpu"}), "device_placement: device: 'gpu' is not a device; give cpu, cuda or cuda:N");
     if (!torch::cuda::is_available())
         CHECK_THROWS_WITH(make_device_placement({"cuda"}), "device_placement: device: 'cuda' was asked for, but no CUDA device can be used here; "
                                                            "give cpu, or run where a GPU and the CUDA libraries of LibTorch are");
     Setup setup({make_device_placement({"cpu"})});
     CHECK(setup.trainer.train(toy_data(8)).outcome == Outcome::Finished);
+}
+
+TEST_CASE("device placement moves the model before the run and every batch before its forward", "[callbacks][device-placement]") {
+    class Onlooker final : public ModelInterface {
+    public:
+        Output forward(const Batch& batch) override {
+            for (const at::Tensor& tensor : {batch.inputs, batch.targets, *batch.extras.find("mask")}) log.push_back(tensor.device().str());
+            return weight * 1;
+        }
+        std::vector<NamedTensor> named_parameters() const override { return {{"weight", weight}}; }
+        std::vector<NamedTensor> named_buffers() const override { return {}; }
+        void set_training(bool) override {}
+        void to(c10::Device device) override { log.push_back("model to " + device.str()); }
+        at::Tensor weight = torch::zeros({4, 3}, torch::requires_grad());
+        std::vector<std::string> log;
+    };
+    const auto model = std::make_shared<Onlooker>();
+    const auto data = toy_data(8);
+    data->add("mask", torch::ones({8}));
+    Trainer trainer({.model = model, .loss = [](const at::Tensor& output, const at::Tensor&) { return output.sum(); },
+                     .optimizer = make_sgd({model->weight}, {}), .callbacks = {make_device_placement({"meta"})}, .handle_signals = false});
+    trainer.train(data, {.batch_size = 4});
+    CHECK(model->log == std::vector<std::string>{"model to meta", "meta", "meta", "meta", "meta", "meta", "meta"});
+    model->log.clear();
+    trainer.predict(data, {.batch_size = 4});
+    CHECK(model->log == std::vector<std::string>{"model to meta", "meta", "meta", "meta", "meta", "meta", "meta"});
+}
+
+TEST_CASE("fp16 autocast equals LibTorch's own, and scales the loss", "[callbacks][mixed-precision]") {
+    const auto data = toy_data(8);
+    std::vector<at::Tensor> kept;
+    double scale = 0;
+    MixedPrecisionOptions options;
+    options.precision = MixedPrecisionOptions::Precision::Fp16;
+    options.initial_scale = 256;
+    Setup setup({make_mixed_precision(options), callback_of("keeper", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady& event) { kept = copies_of(event.gradients.owned()); });
+        connections += run.bus.observe<BackwardStart>(Stage::Observe, [&](const BackwardStart& event) { scale = event.root.item<double>(); });
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) { scale /= event.loss.item<double>(); });
+    })});
+    setup.trainer.train(data, {.batch_size = 8, .shuffle = false});
+    CHECK(scale == Approx(256).epsilon(1e-6));
+
+    auto model = toy_model();
+    at::autocast::set_autocast_dtype(at::kCPU, at::kHalf);
+    at::autocast::set_autocast_enabled(at::kCPU, true);
+    const at::Tensor output = model->forward(data->inputs());
+    const at::Tensor loss = cross_entropy(output, data->targets());
+    at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(at::kCPU, false);
+    at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+    CHECK(output.scalar_type() == at::kHalf);
+    (loss * 256).backward();
+    std::vector<at::Tensor> expected;
+    for (const at::Tensor& gradient : gradients_of(model)) expected.push_back(gradient / 256);
+    CHECK(relative_difference(kept, expected) < 1e-6);
+}
+
+TEST_CASE("what decides on an update is read from the device together", "[callbacks][mixed-precision]") {
+    MixedPrecisionOptions options;
+    options.scale_loss = true;
+    std::vector<int> reads;
+    Setup setup({make_mixed_precision(options), make_terminate_on_nan(), make_nan_policy(), callback_of("counter", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady& event) { reads.push_back(event.host_read.reads()); });
+    })});
+    setup.trainer.train(toy_data(8), {.batch_size = 4});
+    CHECK(reads == std::vector<int>{1, 1});
+}
+
+TEST_CASE("accumulation warns of batch norm, whose statistics are those of each batch alone", "[callbacks][accumulation]") {
+    const auto findings_for = [](torch::nn::Sequential model, std::int64_t micro_batches) {
+        Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}),
+                         .callbacks = {make_gradient_accumulation({micro_batches})}, .handle_signals = false});
+        return trainer.check(toy_data(8), nullptr, {.batch_size = 2}).findings;
+    };
+    const auto with_norm = [] { return torch::nn::Sequential(torch::nn::Linear(6, 4), torch::nn::BatchNorm1d(4), torch::nn::Linear(4, 3)); };
+    const auto findings = findings_for(with_norm(), 2);
+    REQUIRE(findings.size() == 1);
+    CHECK(findings[0].weight == Finding::Weight::Warning);
+    CHECK(findings[0].text == "'gradient_accumulation' makes an update of 2 batches, and batch norm (1) takes its statistics from each of them alone, so the gradient is not that of "
+                              "one large batch; freeze it (callback freeze, batch_norm), or take a norm without batch statistics");
+    CHECK(findings_for(with_norm(), 1).empty());
+    CHECK(findings_for(toy_model(), 2).empty());
+}
+
+TEST_CASE("evaluations within an epoch may be limited alone", "[callbacks][limit-batches]") {
+    std::vector<std::int64_t> steps;
+    Setup setup({make_limit_batches({.eval_within_epoch = 1}), make_step_evaluation({Interval(1, Interval::Unit::Step)}), callback_of("log", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<EvalEpochEnd>(Stage::Observe, [&](const EvalEpochEnd& event) { steps.push_back(event.steps); });
+    })});
+    setup.trainer.train(toy_data(12), toy_data(12), {.batch_size = 4});
+    CHECK(steps == std::vector<std::int64_t>{1, 1, 3});
+    CHECK_THROWS_WITH(make_limit_batches({.eval_within_epoch = 0}), "limit_batches: eval_within_epoch: 0 is too few; give at least 1 batch");
+}
+
+TEST_CASE("terminate_on_nan fails the run at an evaluation whose loss is not finite", "[callbacks][terminate-on-nan]") {
+    Setup setup({make_terminate_on_nan()});
+    const auto broken = toy_data(8, 3);
+    broken->inputs()[6] = std::numeric_limits<float>::quiet_NaN();
+    CHECK_THROWS_WITH(setup.trainer.train(toy_data(8), broken, {.epochs = 2, .batch_size = 4}),
+                      "terminate_on_nan: the loss on 'eval' is nan after step 2; look at the weights and at the batches of that split");
+    CHECK(setup.trainer.position().step == 2);
+    CHECK(setup.trainer.evaluate(toy_data(8)).empty());  // nothing is left of the other one
 }

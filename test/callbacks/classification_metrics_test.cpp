@@ -86,6 +86,7 @@ TEST_CASE("exact areas equal torchmetrics', with ties, missing classes and singl
             for (const auto& sizes : splits_of(one.targets.size(0))) {
                 const auto numbers = evaluate_alone(make_classification_metrics(options_of(kAreas, average)), one.output, one.targets, sizes);
                 for (const std::string& metric : kAreas) {
+                    if (!one.values[word].contains(metric)) continue;  // metrics.py says where torchmetrics differs
                     INFO(one.name << ", " << word << ", " << metric << ", " << sizes.size() << " batches");
                     CHECK(numbers.at("eval." + metric) == Approx(one.values[word][metric].get<double>()).epsilon(1e-6).margin(1e-7));
                 }
@@ -232,7 +233,7 @@ TEST_CASE("splits that are not named are not measured, and an unknown one is ref
     CHECK(trained({"eval"}).contains("eval.recall"));
     CHECK_FALSE(trained({"eval"}).contains("train.recall"));
     CHECK_FALSE(trained({"train"}).contains("eval.recall"));
-    CHECK_THROWS_WITH(trained({"evla"}), Catch::Contains("'classification_metrics' measures the split 'evla', which this run does not have; did you mean 'eval'?; name one of its splits"));
+    CHECK_THROWS_WITH(trained({"evla"}), containing("'classification_metrics' measures the split 'evla', which this run does not have; did you mean 'eval'?; name one of its splits"));
 }
 
 TEST_CASE("what an epoch has gathered goes through a saved state", "[callbacks][classification-metrics]") {
@@ -314,14 +315,14 @@ TEST_CASE("shapes and targets that do not fit are refused with what was found", 
         evaluate_alone(make_classification_metrics(std::move(options)), output, targets, {targets.size(0)});
     };
     CHECK_THROWS_WITH(evaluate(torch::zeros({4, 3}), torch::zeros({4, 3})),
-                      Catch::Contains("classification_metrics: needs an output of shape [N, C, …] and targets of integers of shape [N, …]; got output [4, 3] and targets [4, 3] of Float"));
-    CHECK_THROWS_WITH(evaluate(torch::zeros({4, 1}), torch::zeros({4}, torch::kLong)), Catch::Contains("the output [4, 1] has one class; give it one column for each class"));
+                      containing("classification_metrics: needs an output of shape [N, C, …] and targets of integers of shape [N, …]; got output [4, 3] and targets [4, 3] of Float"));
+    CHECK_THROWS_WITH(evaluate(torch::zeros({4, 1}), torch::zeros({4}, torch::kLong)), containing("the output [4, 1] has one class; give it one column for each class"));
     CHECK_THROWS_WITH(evaluate(torch::zeros({4, 3}), torch::tensor({0, 1, 3, -1})),
-                      Catch::Contains("classification_metrics: 2 targets lie outside of the output's 3 classes (0 to 2); look at the data, or name the one to leave out with ignore_index"));
+                      containing("classification_metrics: 2 targets lie outside of the output's 3 classes (0 to 2); look at the data, or name the one to leave out with ignore_index"));
     CHECK_THROWS_WITH(evaluate(torch::zeros({4, 3}), torch::zeros({4}, torch::kLong), {.classes = 10}),
-                      Catch::Contains("classes is 10, and the output [4, 3] has 3; give 3, or 0 to read it from the output"));
+                      containing("classes is 10, and the output [4, 3] has 3; give 3, or 0 to read it from the output"));
     CHECK_THROWS_WITH(evaluate(torch::zeros({4, 3}), torch::zeros({4}, torch::kLong), {.metrics = {"top_k_accuracy"}}),
-                      Catch::Contains("classification_metrics: top_k is 5, and the output has 3 classes; give at most 3"));
+                      containing("classification_metrics: top_k is 5, and the output has 3 classes; give at most 3"));
 }
 
 TEST_CASE("options out of range are refused, with suggestions", "[callbacks][classification-metrics]") {
@@ -331,9 +332,9 @@ TEST_CASE("options out of range are refused, with suggestions", "[callbacks][cla
         return classification_metrics_from_json(reader);
     };
     CHECK(made(R"({"metrics": ["accuracy", "auroc"], "average": "weighted", "thresholds": 20, "every": "10step", "splits": ["eval"], "window": 5})"));
-    CHECK_THROWS_WITH(made(R"({"metrics": ["acuracy"]})"), Catch::StartsWith("classification_metrics: metrics: 'acuracy' is not known; did you mean 'accuracy'?"));
-    CHECK_THROWS_WITH(made(R"({"metrics": []})"), Catch::StartsWith("classification_metrics: metrics: nothing is measured; name some of accuracy, "));
-    CHECK_THROWS_WITH(made(R"({"average": "marco"})"), Catch::StartsWith("run.json: callbacks[0].average: 'marco' is not known; did you mean 'macro'?"));
+    CHECK_THROWS_WITH(made(R"({"metrics": ["acuracy"]})"), Catch::Matchers::StartsWith("classification_metrics: metrics: 'acuracy' is not known; did you mean 'accuracy'?"));
+    CHECK_THROWS_WITH(made(R"({"metrics": []})"), Catch::Matchers::StartsWith("classification_metrics: metrics: nothing is measured; name some of accuracy, "));
+    CHECK_THROWS_WITH(made(R"({"average": "marco"})"), Catch::Matchers::StartsWith("run.json: callbacks[0].average: 'marco' is not known; did you mean 'macro'?"));
     CHECK_THROWS_WITH(made(R"({"thresholds": 1})"), "classification_metrics: thresholds: 1 is out of range; give at least 2, e.g. 200, or 0 for exact areas");
     CHECK_THROWS_WITH(make_classification_metrics({.beta = 0}), "classification_metrics: beta: 0 is not positive; give the weight of recall, e.g. 1.0");
     CHECK_THROWS_WITH(make_classification_metrics({.schedule = {.window = -1}}),

@@ -117,8 +117,8 @@ TEST_CASE("early stopping refuses a metric that nobody publishes, and options ou
     auto model = toy_model();
     Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}),
                      .callbacks = {make_metrics(), make_early_stopping({.monitor = "eval.los"})}, .handle_signals = false});
-    CHECK_THROWS_WITH(trainer.train(toy_data(8), toy_data(4)), Catch::StartsWith("'early_stopping' needs eval.los, which nobody publishes; did you mean 'eval.loss'?"));
-    CHECK_THROWS_WITH(trainer.train(toy_data(8)), Catch::Contains("the run has no evaluation data"));
+    CHECK_THROWS_WITH(trainer.train(toy_data(8), toy_data(4)), Catch::Matchers::StartsWith("'early_stopping' needs eval.los, which nobody publishes; did you mean 'eval.loss'?"));
+    CHECK_THROWS_WITH(trainer.train(toy_data(8)), containing("the run has no evaluation data"));
     CHECK_THROWS_WITH(make_early_stopping({.patience = 0}), "early_stopping: patience: 0 is too few; give at least 1 check");
     CHECK_THROWS_WITH(make_early_stopping({.threshold = -1}), "early_stopping: threshold: -1 is out of range; give 0 or the smallest improvement that counts, e.g. 0.001");
     CHECK_THROWS_WITH(make_early_stopping({.stop_at = kNan}), "early_stopping: stop_at: nan is no bound; give a number, or leave it out");

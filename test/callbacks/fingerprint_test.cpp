@@ -90,7 +90,7 @@ TEST_CASE("a comparison names the first step, and the tensor where it began", "[
     Setup skips({.every = "1attempt", .path = folder / "skips"});
     skips.change = [](GradientsReady& event) { if (event.position.step == 1) event.skip("change", "a test"); };
     skips.train();
-    CHECK_THAT(difference_of_fingerprints(folder / "reference", folder / "skips"), Catch::StartsWith("step 2, line 2: the step is 2 in one and 1 in the other"));
+    CHECK_THAT(difference_of_fingerprints(folder / "reference", folder / "skips"), Catch::Matchers::StartsWith("step 2, line 2: the step is 2 in one and 1 in the other"));
 }
 
 TEST_CASE("a new run begins the file anew, a resumed one adds to it", "[callbacks][fingerprint]") {
@@ -120,11 +120,11 @@ TEST_CASE("a function gets the records instead of a file", "[callbacks][fingerpr
 
 TEST_CASE("a full disk and files of another kind are told", "[callbacks][fingerprint]") {
     const TemporaryFolder folder("fingerprint");
-    CHECK_THROWS_WITH(Setup({.every = "1step", .path = "/dev/full"}).train(), Catch::Contains("/dev/full: cannot write; make room, or give fingerprint another path"));
-    CHECK_THROWS_WITH(Setup({.path = "/proc/self/nowhere/f"}).train(), Catch::Contains("/proc/self/nowhere/f: cannot write the file: No such file or directory; give fingerprint another path"));
+    CHECK_THROWS_WITH(Setup({.every = "1step", .path = "/dev/full"}).train(), containing("/dev/full: cannot write; make room, or give fingerprint another path"));
+    CHECK_THROWS_WITH(Setup({.path = "/proc/self/nowhere/f"}).train(), containing("/proc/self/nowhere/f: cannot write the file: No such file or directory; give fingerprint another path"));
     std::ofstream(folder / "text") << "no JSON\n";
-    CHECK_THROWS_WITH(difference_of_fingerprints(folder / "text", folder / "text"), Catch::EndsWith("text: line 1 is no fingerprint; is it a file that `fingerprint` wrote?"));
-    CHECK_THROWS_WITH(difference_of_fingerprints(folder / "none", folder / "none"), Catch::EndsWith("none: cannot open the file: No such file or directory"));
+    CHECK_THROWS_WITH(difference_of_fingerprints(folder / "text", folder / "text"), Catch::Matchers::EndsWith("text: line 1 is no fingerprint; is it a file that `fingerprint` wrote?"));
+    CHECK_THROWS_WITH(difference_of_fingerprints(folder / "none", folder / "none"), Catch::Matchers::EndsWith("none: cannot open the file: No such file or directory"));
     CHECK_THROWS_WITH(make_fingerprint({.every = 0}), "fingerprint: every: 0 is not positive; give an interval, e.g. \"100step\"");
     CHECK_THROWS_AS(make_fingerprint({.path = {}}), ConfigError);
 }

@@ -77,7 +77,7 @@ TEST_CASE("functions declare what they are connected to and what they write", "[
 
 TEST_CASE("two functions that write the same are a conflict, like other callbacks", "[callbacks][function]") {
     const auto writer = [](const char* id) { return FunctionCallback(id).intercept<BatchReady>([](BatchReady&) {}); };
-    CHECK_THROWS_WITH(Trainer(options_with({writer("one"), writer("two")})), Catch::Matchers::Contains("'one' and 'two' both write batch"));
+    CHECK_THROWS_WITH(Trainer(options_with({writer("one"), writer("two")})), containing("'one' and 'two' both write batch"));
     ComposedCallback ordered = writer("two");
     ordered.after = {"one"};
     CHECK_NOTHROW(Trainer(options_with({writer("one"), ordered})));

@@ -1,12 +1,18 @@
+#include <fstream>
+
+#include <nlohmann/json.hpp>
+
 #include <torchbus/callbacks/gradient_clipping.hpp>
 #include <torchbus/error.hpp>
 
 #include "support/alone_on_bus.hpp"
 #include "support/catch.hpp"
+#include "support/source_root.hpp"
 #include "support/toy.hpp"
 
 using namespace torchbus;
 using namespace torchbus::test;
+using nlohmann::json;
 
 namespace {
 
@@ -39,7 +45,7 @@ TEST_CASE("clipping by norm scales all gradients alike, and publishes the norm b
     CHECK(parameters[1].grad()[1].item<float>() == Approx(0.8));
 }
 
-TEST_CASE("clipping by norm equals torch's clip_grad_norm_ to the bit", "[callbacks][gradient-clipping]") {
+TEST_CASE("clipping by norm equals torch's clip_grad_norm_", "[callbacks][gradient-clipping]") {
     for (const double p : {2.0, 1.0, std::numeric_limits<double>::infinity()}) {
         torch::manual_seed(3);
         const std::vector<at::Tensor> gradients = {torch::randn({7, 5}), torch::randn({11})};
@@ -68,6 +74,38 @@ TEST_CASE("adaptive clipping bounds each unit by its own weights", "[callbacks][
     send_gradients(make_gradient_clipping({.by = GradientClippingOptions::By::Adaptive, .ratio = 0.1}), parameters);
     CHECK(parameters[0].grad()[0].norm().item<float>() == Approx(0.1 * std::sqrt(2.0)));
     CHECK(parameters[0].grad()[1].norm().item<float>() == Approx(0.05));  // small already
+}
+
+TEST_CASE("clipping by norm, value and adaptively equals torch's and timm's", "[callbacks][gradient-clipping]") {
+    const json reference = json::parse(std::ifstream(source_root() + "/test/references/clipping.json"));
+    const auto tensors_of = [](const json& list) {
+        std::vector<at::Tensor> tensors;
+        for (const json& one : list)
+            tensors.push_back(torch::tensor(one["values"].get<std::vector<double>>(), torch::kFloat).reshape(one["shape"].get<std::vector<std::int64_t>>()));
+        return tensors;
+    };
+    for (const json& one : reference["cases"]) {
+        const auto clipped_by = [&](const GradientClippingOptions& options, std::optional<double>* norm = nullptr) {
+            auto parameters = with_gradients(tensors_of(one["gradients"]));
+            const auto weights = tensors_of(one["weights"]);
+            const at::NoGradGuard no_grad;
+            for (std::size_t i = 0; i < weights.size(); ++i) parameters[i].copy_(weights[i]);
+            const auto sent = send_gradients(make_gradient_clipping(options), parameters);
+            if (norm) *norm = sent;
+            std::vector<at::Tensor> gradients;
+            for (const at::Tensor& parameter : parameters) gradients.push_back(parameter.grad());
+            return gradients;
+        };
+        for (const json& by_norm : one["norms"]) {
+            const double p = by_norm["p"] == "inf" ? std::numeric_limits<double>::infinity() : by_norm["p"].get<double>();
+            std::optional<double> norm;
+            CHECK(relative_difference(clipped_by({.max_norm = reference["max_norm"], .norm_type = p}, &norm), tensors_of(by_norm["clipped"])) < 1e-6);
+            CHECK(norm.value() == Approx(by_norm["norm"].get<double>()).epsilon(1e-6));
+        }
+        CHECK(equal_bits(clipped_by({.by = GradientClippingOptions::By::Value, .max_value = reference["max_value"]}), tensors_of(one["value"])));
+        CHECK(relative_difference(clipped_by({.by = GradientClippingOptions::By::Adaptive, .ratio = reference["ratio"], .epsilon = reference["epsilon"]}),
+                                  tensors_of(one["adaptive"])) < 1e-6);
+    }
 }
 
 TEST_CASE("clipping refuses bounds that are not positive", "[callbacks][gradient-clipping]") {

@@ -185,6 +185,6 @@ TEST_CASE("updates that take turns are both measured, under their names", "[call
 }
 
 TEST_CASE("gradient statistics of nothing, or never, are refused", "[callbacks][gradient_statistics]") {
-    CHECK_THROWS_WITH(make_gradient_statistics({.every = 0}), Catch::Matchers::Contains("gradient_statistics: every: ") && Catch::Matchers::Contains("is not positive"));
+    CHECK_THROWS_WITH(make_gradient_statistics({.every = 0}), containing("gradient_statistics: every: ") && containing("is not positive"));
     CHECK_THROWS_AS(make_gradient_statistics({.gradients = false, .weights = false, .update_ratio = false}), ConfigError);
 }

@@ -51,6 +51,6 @@ TEST_CASE("a loss that is supplied already is not replaced in silence", "[callba
         return StepOutput{output, cross_entropy(output, batch.targets)};
     }};
     Trainer trainer({.model = model, .updates = {update}, .callbacks = {make_label_smoothing()}, .handle_signals = false});
-    CHECK_THROWS_WITH(trainer.train(toy_data(4)), Catch::Contains("label_smoothing: the loss is supplied already, by a step function or by a callback before it"));
+    CHECK_THROWS_WITH(trainer.train(toy_data(4)), containing("label_smoothing: the loss is supplied already, by a step function or by a callback before it"));
     CHECK_THROWS_WITH(make_label_smoothing({.smoothing = 1}), "label_smoothing: smoothing: 1 is out of range; give a number in [0, 1), e.g. 0.1");
 }

@@ -2,6 +2,7 @@
 
 #include <torchbus/callbacks/learning_rate_finder.hpp>
 #include <torchbus/callbacks/learning_rate_schedule.hpp>
+#include <torchbus/callbacks/save_training_state.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/optim/optimizers.hpp>
 
@@ -86,7 +87,7 @@ TEST_CASE("the suggestions are the steepest point and a tenth of the minimum's r
     CHECK(text == "learning rate range test: 7 of 7 steps; suggestions: steepest 1.00e+00, minimum/10 1.00e+01\n");
     std::ifstream file(folder / "range.svg");
     const std::string svg((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-    CHECK_THAT(svg, Catch::StartsWith("<svg ") && Catch::Contains("<polyline") && Catch::Contains("steepest 1.00e+00") && Catch::EndsWith("</svg>\n"));
+    CHECK_THAT(svg, Catch::Matchers::StartsWith("<svg ") && containing("<polyline") && containing("steepest 1.00e+00") && Catch::Matchers::EndsWith("</svg>\n"));
 }
 
 TEST_CASE("the smoothed loss is an exponential average, corrected for its start", "[callbacks][learning_rate_finder]") {
@@ -180,6 +181,14 @@ TEST_CASE("the finder's rates win over a schedule's, and groups keep their ratio
     CHECK(rates[0].second == Approx(3e-3));
     CHECK(rates[1].first == Approx(1e-2));
     CHECK(optimizer->param_groups()[1].options().get_lr() == 0.3);
+}
+
+TEST_CASE("the finder and a saver in one run are refused: what is saved would be of no use", "[callbacks][learning_rate_finder]") {
+    const auto model = toy_model();
+    CHECK_THROWS_WITH(Trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}),
+                               .callbacks = {finder({}), make_save_training_state()}, .handle_signals = false}),
+                      "'learning_rate_finder' and 'save_training_state' make no sense in one run: what one does, the other would take for the run's own; leave "
+                      "'save_training_state' out of the run with 'learning_rate_finder'");
 }
 
 TEST_CASE("the finder refuses several updates and options out of range", "[callbacks][learning_rate_finder]") {

@@ -81,6 +81,6 @@ TEST_CASE("a need of a rate that no update has is refused before the run", "[cal
     auto model = toy_model();
     Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}),
                      .callbacks = {make_learning_rate_monitor(), std::make_unique<Reader>()}, .handle_signals = false});
-    CHECK_THROWS_WITH(trainer.train(toy_data(4)), Catch::Matchers::Contains("'reader' needs rate.generator.0, which nobody publishes") &&
-                                                      Catch::Matchers::Contains("rate.0"));
+    CHECK_THROWS_WITH(trainer.train(toy_data(4)), containing("'reader' needs rate.generator.0, which nobody publishes") &&
+                                                      containing("rate.0"));
 }

@@ -47,7 +47,7 @@ TEST_CASE("mean IoU of four pixels, by hand", "[callbacks][mean-iou]") {
     const at::Tensor output = torch::one_hot(torch::tensor({0, 0, 1, 1}), 3).t().reshape({1, 3, 2, 2}).to(torch::kFloat);
     CHECK(mean_iou_of(output, torch::tensor({0, 1, 1, 1}).view({1, 2, 2}), {1}) == Approx((1.0 / 2 + 2.0 / 3) / 2));
     CHECK_THROWS_WITH(mean_iou_of(output, torch::zeros({1, 4}, torch::kLong), {1}),
-                      Catch::Contains("mean_iou: needs an output of shape [N, C, …] and targets of integers of shape [N, …]; got output [1, 3, 2, 2] and targets [1, 4] of Long"));
+                      containing("mean_iou: needs an output of shape [N, C, …] and targets of integers of shape [N, …]; got output [1, 3, 2, 2] and targets [1, 4] of Long"));
     CHECK_THROWS_WITH(make_mean_iou({.classes = 1}), "mean_iou: classes: 1 is out of range; give at least 2, or 0 to read it from the output");
 }
 

@@ -44,9 +44,9 @@ TEST_CASE("an expression follows its numbers every epoch, wherever it stands in 
 
 TEST_CASE("an expression of what nobody publishes is refused before the run", "[callbacks][metric-expression]") {
     Setup setup({make_metrics(), expression("gap", "eval.gap", "eval.los - train.loss")});
-    CHECK_THROWS_WITH(setup.trainer.train(toy_data(8), toy_data(8), {.batch_size = 4}), Catch::Contains("'gap' needs eval.los, which nobody publishes; did you mean 'eval.loss'?"));
+    CHECK_THROWS_WITH(setup.trainer.train(toy_data(8), toy_data(8), {.batch_size = 4}), containing("'gap' needs eval.los, which nobody publishes; did you mean 'eval.loss'?"));
     Setup without({make_metrics(), make_metric_expression()});
-    CHECK_THROWS_WITH(without.trainer.train(toy_data(8), {.batch_size = 4}), Catch::Contains("needs eval.loss, and the run has no evaluation data"));
+    CHECK_THROWS_WITH(without.trainer.train(toy_data(8), {.batch_size = 4}), containing("needs eval.loss, and the run has no evaluation data"));
 }
 
 TEST_CASE("nothing is published as long as a number is missing, and nothing stays after a detach", "[callbacks][metric-expression]") {

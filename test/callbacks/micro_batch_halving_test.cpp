@@ -3,11 +3,13 @@
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/micro_batch_halving.hpp>
 #include <torchbus/callbacks/mixup.hpp>
+#include <torchbus/callbacks/sharpness_aware.hpp>
 #include <torchbus/optim/optimizers.hpp>
 #include <torchbus/error.hpp>
 
 #include "support/callback_of.hpp"
 #include "support/catch.hpp"
+#include "support/fake_world.hpp"
 #include "support/toy.hpp"
 
 using namespace torchbus;
@@ -130,7 +132,7 @@ TEST_CASE("halving is announced, and forgotten with the window where it is not k
 TEST_CASE("the run fails where a part cannot be smaller, and for errors of another kind", "[callbacks][micro-batch-halving]") {
     Setup small({make_micro_batch_halving({.min_samples = 3})});
     small.model->largest = 2;
-    CHECK_THROWS_WITH(small.train(), Catch::Contains("CUDA out of memory"));
+    CHECK_THROWS_WITH(small.train(), containing("CUDA out of memory"));
     CHECK(small.model->sizes == std::vector<std::int64_t>{8, 4});
     Setup wrong({make_micro_batch_halving()});
     wrong.model->wrong = true;
@@ -138,6 +140,36 @@ TEST_CASE("the run fails where a part cannot be smaller, and for errors of anoth
     CHECK(wrong.model->sizes.size() == 1);
     Setup alone(std::vector<ComposedCallback>{});
     alone.model->largest = 4;
-    CHECK_THROWS_WITH(alone.train(), Catch::Contains("CUDA out of memory"));
+    CHECK_THROWS_WITH(alone.train(), containing("CUDA out of memory"));
     CHECK_THROWS_WITH(make_micro_batch_halving({.min_samples = 0}), "micro_batch_halving: min_samples: 0 is too few; give at least 1");
+}
+
+TEST_CASE("halving is refused where there are several ranks", "[callbacks][micro-batch-halving]") {
+    FakeWorld world(2);
+    const auto model = toy_model();
+    CHECK_THROWS_WITH(Trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}), .callbacks = {make_micro_batch_halving()},
+                               .consensus = world.consensus(0), .handle_signals = false}),
+                      "micro_batch_halving: it works in one process, and there are 2 ranks; make the batch smaller and accumulate instead");
+}
+
+TEST_CASE("sharpness-aware minimisation on divided batches has the gradients of whole ones, in both passes", "[callbacks][micro-batch-halving]") {
+    Setup whole({make_sharpness_aware({.rho = 0.1})}), divided({make_sharpness_aware({.rho = 0.1}), make_micro_batch_halving()});
+    divided.model->largest = 4;
+    whole.train();
+    divided.train();
+    CHECK(whole.model->sizes == std::vector<std::int64_t>{8, 8, 8, 8});
+    CHECK(divided.model->sizes == std::vector<std::int64_t>{8, 4, 4, 4, 4, 4, 4, 4, 4});
+    REQUIRE(divided.gradients.size() == 2);
+    for (std::size_t step = 0; step < 2; ++step) CHECK(relative_difference(divided.gradients[step], whole.gradients[step]) < 1e-6);
+    CHECK(relative_difference(copies_of(divided.model->parameters()), copies_of(whole.model->parameters())) < 1e-6);
+}
+
+TEST_CASE("memory that runs out in the second pass of sharpness-aware minimisation starts that pass over", "[callbacks][micro-batch-halving]") {
+    Setup whole({make_sharpness_aware({.rho = 0.1})}), divided({make_sharpness_aware({.rho = 0.1}), make_micro_batch_halving()});
+    auto tap = divided.trainer->subscribe("memory");  // becomes scarce after the first pass
+    const auto connection = tap.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady&) { divided.model->largest = 4; });
+    whole.train();
+    divided.train();
+    CHECK(divided.model->sizes == std::vector<std::int64_t>{8, 8, 4, 4, 4, 4, 4, 4});
+    for (std::size_t step = 0; step < 2; ++step) CHECK(relative_difference(divided.gradients[step], whole.gradients[step]) < 1e-6);
 }

@@ -152,7 +152,7 @@ TEST_CASE("cutmix pastes a box whose area the share tells", "[callbacks][cutmix]
 }
 
 TEST_CASE("mixup and cutmix conflict unless ordered, and ordered they take turns", "[callbacks][mixup][cutmix]") {
-    CHECK_THROWS_WITH(train({make_mixup(), make_cutmix()}, toy_data(8)), Catch::Contains("'mixup' and 'cutmix' both write batch"));
+    CHECK_THROWS_WITH(train({make_mixup(), make_cutmix()}, toy_data(8)), containing("'mixup' and 'cutmix' both write batch"));
     const auto seen = train({make_metrics({.accuracy = true}), make_mixup({.probability = 0.5}), ComposedCallback("cutmix", make_cutmix(), {}, {"mixup"})}, toy_data(200));
     std::size_t mixed = 0;
     for (const Seen& batch : seen) {
@@ -169,5 +169,5 @@ TEST_CASE("mixup refuses what it cannot mix", "[callbacks][mixup]") {
     AloneOnBus alone(make_mixup());
     Batch batch;
     batch.inputs = torch::ones({4, 2}, torch::kLong);
-    CHECK_THROWS_WITH(alone.bus().emit(BatchReady{{}, kTrain, {}, batch}), Catch::Contains("mixup: inputs of type Long cannot be mixed"));
+    CHECK_THROWS_WITH(alone.bus().emit(BatchReady{{}, kTrain, {}, batch}), containing("mixup: inputs of type Long cannot be mixed"));
 }

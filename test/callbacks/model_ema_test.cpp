@@ -171,7 +171,7 @@ TEST_CASE("an average of another model is refused", "[callbacks][model-ema]") {
     ema->load_state({{{"steps", 1}, {"averages", 1}}, {{"0.weight", torch::zeros({2, 2})}}});
     Setup setup({ema});
     CHECK_THROWS_WITH(setup.trainer.train(toy_data(4), {.batch_size = 4}),
-                      Catch::Contains("the saved average of '0.weight' has another shape than the model's; is it of another model?"));
+                      containing("the saved average of '0.weight' has another shape than the model's; is it of another model?"));
 }
 
 TEST_CASE("detaching while the average is shown puts the weights back", "[callbacks][model-ema]") {

@@ -80,7 +80,7 @@ TEST_CASE("a gradient that is not finite is named where the loss is finite", "[c
     setup.gradient_factors[1] = {2, kInfinity};
     setup.train();
     REQUIRE(setup.skipped.size() == 1);
-    CHECK_THAT(setup.skipped[0], Catch::Contains("the gradient norm is") && Catch::EndsWith("not finite: the gradient of 2.weight; samples 4, 5, 6, 7"));
+    CHECK_THAT(setup.skipped[0], containing("the gradient norm is") && Catch::Matchers::EndsWith("not finite: the gradient of 2.weight; samples 4, 5, 6, 7"));
     CHECK(setup.is_finite());
 }
 
@@ -89,7 +89,7 @@ TEST_CASE("of a window only the micro-batch that is not finite is named", "[call
     setup.loss_factors[3] = kInfinity;  // the second of the second window
     setup.train();
     REQUIRE(setup.skipped.size() == 1);
-    CHECK_THAT(setup.skipped[0], Catch::Contains("the training loss is inf in epoch 1 after step 1") && Catch::EndsWith("samples 12, 13, 14, 15"));
+    CHECK_THAT(setup.skipped[0], containing("the training loss is inf in epoch 1 after step 1") && Catch::Matchers::EndsWith("samples 12, 13, 14, 15"));
 }
 
 TEST_CASE("long lists of samples are cut in words, and whole in the record", "[callbacks][nan_policy]") {
@@ -98,7 +98,7 @@ TEST_CASE("long lists of samples are cut in words, and whole in the record", "[c
     setup.gradient_factors[0] = {0, kNan};
     setup.train();
     REQUIRE(setup.skipped.size() == 1);
-    CHECK_THAT(setup.skipped[0], Catch::EndsWith("samples 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 and 4 more"));
+    CHECK_THAT(setup.skipped[0], Catch::Matchers::EndsWith("samples 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 and 4 more"));
     std::ifstream file(folder / "faults.jsonl");
     const auto line = nlohmann::json::parse(file);
     CHECK(line["samples"].size() == 20);
@@ -113,8 +113,8 @@ TEST_CASE("a loss far above the median is a spike, once there is a history", "[c
     setup.loss_factors = {{1, 100.0}, {6, 100.0}, {8, 4.0}};  // the first comes before the warm-up is over, the last is below the bound
     setup.train();
     REQUIRE(setup.skipped.size() == 1);
-    CHECK_THAT(setup.skipped[0], Catch::StartsWith("nan_policy: the training loss is ") && Catch::Contains(" times the usual ") && Catch::Contains("in epoch 1 after step 6; the largest gradient is that of ") &&
-                                     Catch::EndsWith("samples 24, 25, 26, 27"));
+    CHECK_THAT(setup.skipped[0], Catch::Matchers::StartsWith("nan_policy: the training loss is ") && containing(" times the usual ") && containing("in epoch 1 after step 6; the largest gradient is that of ") &&
+                                     Catch::Matchers::EndsWith("samples 24, 25, 26, 27"));
 }
 
 TEST_CASE("a gradient norm far above the usual is a spike, and its largest gradient is named", "[callbacks][nan_policy]") {
@@ -123,7 +123,7 @@ TEST_CASE("a gradient norm far above the usual is a spike, and its largest gradi
         setup.gradient_factors[5] = {3, 1000.0};
         setup.train();
         REQUIRE(setup.skipped.size() == 1);
-        CHECK_THAT(setup.skipped[0], Catch::Contains("the gradient norm is ") && Catch::Contains("the largest gradient is that of 2.bias, with norm ") && Catch::EndsWith("samples 20, 21, 22, 23"));
+        CHECK_THAT(setup.skipped[0], containing("the gradient norm is ") && containing("the largest gradient is that of 2.bias, with norm ") && Catch::Matchers::EndsWith("samples 20, 21, 22, 23"));
     }
 }
 
@@ -141,11 +141,11 @@ TEST_CASE("a fault may stop the run or fail it", "[callbacks][nan_policy]") {
     stops.loss_factors[2] = kNan;
     const RunResult result = stops.train();
     CHECK(result.outcome == Outcome::Stopped);
-    CHECK_THAT(result.reason, Catch::StartsWith("the training loss is nan in epoch 1 after step 2"));
+    CHECK_THAT(result.reason, Catch::Matchers::StartsWith("the training loss is nan in epoch 1 after step 2"));
     CHECK(stops.is_finite());
     Setup fails({.non_finite = Options::Action::Fail});
     fails.loss_factors[2] = kNan;
-    CHECK_THROWS_WITH(fails.train(), Catch::StartsWith("nan_policy: the training loss is nan in epoch 1 after step 2"));
+    CHECK_THROWS_WITH(fails.train(), Catch::Matchers::StartsWith("nan_policy: the training loss is nan in epoch 1 after step 2"));
     CHECK(fails.is_finite());
     Setup warns({.non_finite = Options::Action::Warn});
     warns.loss_factors[2] = kNan;
@@ -156,7 +156,7 @@ TEST_CASE("a fault may stop the run or fail it", "[callbacks][nan_policy]") {
 TEST_CASE("too many skipped updates in a row fail the run", "[callbacks][nan_policy]") {
     Setup setup({.max_in_a_row = 3});
     for (const int forward : {0, 1, 3, 4, 5}) setup.loss_factors[forward] = kNan;
-    CHECK_THROWS_WITH(setup.train(), Catch::StartsWith("nan_policy: 3 updates were skipped in a row; the last: the training loss is nan"));
+    CHECK_THROWS_WITH(setup.train(), Catch::Matchers::StartsWith("nan_policy: 3 updates were skipped in a row; the last: the training loss is nan"));
     CHECK(setup.trainer.position().attempts == 6);
     CHECK(setup.trainer.position().step == 1);
 }
@@ -169,7 +169,7 @@ TEST_CASE("an update that loss scaling has skipped is not judged", "[callbacks][
     }), make_mixed_precision(scaled)});
     CHECK(setup.train().outcome == Outcome::Finished);
     REQUIRE(setup.skipped.size() == 1);
-    CHECK_THAT(setup.skipped[0], Catch::StartsWith("mixed_precision: "));
+    CHECK_THAT(setup.skipped[0], Catch::Matchers::StartsWith("mixed_precision: "));
     CHECK(setup.faults() == 0);
 }
 

@@ -1,5 +1,6 @@
 #include <nlohmann/json.hpp>
 
+#include <torchbus/callbacks/gradient_clipping.hpp>
 #include <torchbus/callbacks/option_schedule.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/optim/group_options.hpp>
@@ -85,15 +86,40 @@ TEST_CASE("options that an optimizer has not, and values that it would not take,
     const auto model = toy_model();
     const auto sgd = make_sgd(model->parameters(), {});
     CHECK_THROWS_WITH(values(make_option_schedule({make_constant_schedule(), "beta1"}), sgd, model, "weight_decay"),
-                      Catch::EndsWith("option_schedule: option: the optimizer has no option 'beta1' (it has learning_rate, momentum, dampening, weight_decay)"));
+                      Catch::Matchers::EndsWith("option_schedule: option: the optimizer has no option 'beta1' (it has learning_rate, momentum, dampening, weight_decay)"));
     const auto adam = make_adam(model->parameters(), {});
     CHECK_THROWS_WITH(values(make_option_schedule({make_constant_schedule(2), "beta1"}), adam, model, "beta1"),
-                      Catch::EndsWith("option_schedule: the schedule sets beta1 to 1.8; expected a number in [0, 1)"));
+                      Catch::Matchers::EndsWith("option_schedule: the schedule sets beta1 to 1.8; expected a number in [0, 1)"));
     CHECK_THROWS_WITH(make_option_schedule({make_constant_schedule(), "learning_rate"}),
                       "option_schedule: option: the learning rate has a callback of its own; take learning_rate_schedule");
-    CHECK_THROWS_WITH(from({{"option", "weight_decy"}}), Catch::StartsWith("run.json: callbacks[0].option: 'weight_decy' is not known; did you mean 'weight_decay'?"));
+    CHECK_THROWS_WITH(from({{"option", "weight_decy"}}), Catch::Matchers::StartsWith("run.json: callbacks[0].option: 'weight_decy' is not known; did you mean 'weight_decay'?"));
     CHECK_THROWS_WITH(from({{"base", "big"}}), "run.json: callbacks[0].base: \"big\" is a string; expected a number");
-    CHECK_THROWS_WITH(from({{"schedule", {{"kind", "steps"}}}}), Catch::StartsWith("run.json: callbacks[0].schedule.kind: 'steps' is not known; did you mean 'step'?"));
+    CHECK_THROWS_WITH(from({{"schedule", {{"kind", "steps"}}}}), Catch::Matchers::StartsWith("run.json: callbacks[0].schedule.kind: 'steps' is not known; did you mean 'step'?"));
+}
+
+TEST_CASE("a number of another callback follows a schedule", "[callbacks][option_schedule]") {
+    auto model = toy_model();
+    std::vector<double> norms;
+    Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {.learning_rate = 0.1}),
+                     .callbacks = {make_gradient_clipping({.max_norm = 1e-3}), from({{"option", "gradient_clipping.max_norm"}, {"base", 1e-3}, {"schedule", {{"kind", "linear"}}}}),
+                                   callback_of("noting", [&](Attachment& run, Connections& connections) {
+                                       connections += run.bus.observe<OptimizerStepStart>(Stage::Observe, [&](const OptimizerStepStart& event) {
+                                           double squares = 0;
+                                           for (const at::Tensor& parameter : event.update.parameters()) squares += parameter.grad().pow(2).sum().item<double>();
+                                           norms.push_back(std::sqrt(squares));
+                                       });
+                                   })}, .handle_signals = false});
+    trainer.train(toy_data(16), {.batch_size = 4});
+    REQUIRE(norms.size() == 4);
+    for (std::size_t step = 0; step < 4; ++step) CHECK(norms[step] == Approx(1e-3 * (1 - static_cast<double>(step) / 4)).epsilon(1e-3));
+    CHECK(trainer.blackboard().number("gradient_clipping.max_norm") == 1e-3 * (1 - 3.0 / 4));
+}
+
+TEST_CASE("a callback's option needs a base, a callback and an option that can be changed", "[callbacks][option_schedule]") {
+    const auto model = toy_model();
+    CHECK_THROWS_WITH(from({{"option", "gradient_clipping.max_norm"}}), "option_schedule: base: is missing; give the value of gradient_clipping.max_norm that the schedule's factor multiplies");
+    CHECK_THROWS_WITH(values(from({{"option", "gradient_cliping.max_norm"}, {"base", 1}}), make_sgd(model->parameters(), {}), model, "momentum"), containing("no callback 'gradient_cliping' is attached"));
+    CHECK_THROWS_WITH(values(from({{"option", "noting.max_norm"}, {"base", 1}}), make_sgd(model->parameters(), {}), model, "momentum"), containing("max_norm"));
 }
 
 TEST_CASE("a second run starts from the base again, and so does a resumed one", "[callbacks][option_schedule]") {

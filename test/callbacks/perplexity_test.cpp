@@ -56,9 +56,9 @@ TEST_CASE("an ignored token may have any output, and a wrong class is refused", 
     const at::Tensor output = torch::tensor({{0.0f, 0.0f}, {-infinite, 0.0f}, {std::numeric_limits<float>::quiet_NaN(), 0.0f}});
     CHECK(perplexity_of(output, torch::tensor({1, -100, -100}), {3}) == Approx(2.0));  // of two equal classes
     CHECK(std::isinf(perplexity_of(output, torch::tensor({1, 0, -100}), {3})));
-    CHECK_THROWS_WITH(perplexity_of(output, torch::tensor({1, 2, -100}), {3}), Catch::Contains("perplexity: 1 targets lie outside of the output's 2 classes (0 to 1)"));
+    CHECK_THROWS_WITH(perplexity_of(output, torch::tensor({1, 2, -100}), {3}), containing("perplexity: 1 targets lie outside of the output's 2 classes (0 to 1)"));
     CHECK_THROWS_WITH(perplexity_of(torch::zeros({2, 5, 7}), torch::zeros({2, 7}, torch::kLong), {2}),
-                      Catch::Contains("perplexity: needs an output of shape [N, …, C] and targets of integers of shape [N, …]; got output [2, 5, 7] and targets [2, 7] of Long"));
+                      containing("perplexity: needs an output of shape [N, …, C] and targets of integers of shape [N, …]; got output [2, 5, 7] and targets [2, 7] of Long"));
 }
 
 TEST_CASE("perplexity is exp of the mean loss of a run", "[callbacks][perplexity]") {

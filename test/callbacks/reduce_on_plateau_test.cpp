@@ -151,10 +151,10 @@ TEST_CASE("a resumed run goes on with the factor, the best value and the counter
 
 TEST_CASE("what nobody publishes cannot be watched, and its defaults go with metrics", "[callbacks][reduce_on_plateau]") {
     Setup setup({1, 1}, {make_reduce_on_plateau({.monitor = "train.scor"})});
-    CHECK_THROWS_WITH(setup.run(), Catch::StartsWith("'reduce_on_plateau' needs train.scor, which nobody publishes; did you mean 'train.score'?"));
+    CHECK_THROWS_WITH(setup.run(), Catch::Matchers::StartsWith("'reduce_on_plateau' needs train.scor, which nobody publishes; did you mean 'train.score'?"));
     Setup defaults({1, 1}, {make_metrics(), make_reduce_on_plateau()});
     CHECK(defaults.trainer->train(toy_data(4), toy_data(4), {.epochs = 2, .batch_size = 4}).outcome == Outcome::Finished);
-    CHECK_THROWS_WITH(defaults.run(), Catch::StartsWith("'reduce_on_plateau' needs eval.loss, and the run has no evaluation data"));
+    CHECK_THROWS_WITH(defaults.run(), Catch::Matchers::StartsWith("'reduce_on_plateau' needs eval.loss, and the run has no evaluation data"));
 }
 
 TEST_CASE("options out of range are refused", "[callbacks][reduce_on_plateau]") {
@@ -162,5 +162,5 @@ TEST_CASE("options out of range are refused", "[callbacks][reduce_on_plateau]") 
     CHECK_THROWS_WITH(make_reduce_on_plateau({.patience = -1}), "reduce_on_plateau: patience: -1 is out of range; give at least 0 epochs");
     CHECK_THROWS_WITH(make_reduce_on_plateau({.monitor = ""}), "reduce_on_plateau: monitor: it is empty; name a number, e.g. eval.loss");
     Setup setup({1}, {make_reduce_on_plateau(watching({.update = "critic"}))});
-    CHECK_THROWS_WITH(setup.run(), Catch::EndsWith("reduce_on_plateau: update: there is no update 'critic'"));
+    CHECK_THROWS_WITH(setup.run(), Catch::Matchers::EndsWith("reduce_on_plateau: update: there is no update 'critic'"));
 }

@@ -117,6 +117,42 @@ TEST_CASE("every callback detaches fully: afterwards nobody listens", "[callback
     }
 }
 
+TEST_CASE("every callback can be detached in mid-run: it hears nothing more, and another trainer takes it", "[callbacks][registry]") {
+    const WorkingFolder here("registry");
+    for (const CallbackEntry& entry : callback_registry()) {
+        INFO(entry.kind);
+        const std::shared_ptr<Callback> callback = from_defaults(entry);
+        const auto trainer_with = [&](torch::nn::Sequential model) {
+            std::vector<ComposedCallback> callbacks = {ComposedCallback(callback)};
+            if (entry.kind != "metrics") callbacks.insert(callbacks.begin(), make_metrics());
+            return std::make_unique<Trainer>(TrainerOptions{.model = model, .loss = cross_entropy, .optimizer = std::make_shared<torch::optim::SGD>(model->parameters(), 0.1),
+                                                            .callbacks = std::move(callbacks), .handle_signals = false});
+        };
+        const auto trainer = trainer_with(toy_model());
+        const std::string id(entry.kind);
+        const auto calls = [&] {
+            std::uint64_t sum = 0;
+            for (const AccountingRow& row : trainer->accounting())
+                if (row.subscriber == id) sum += row.calls;
+            return sum;
+        };
+        std::optional<std::uint64_t> calls_when_gone;
+        Subscriber onlooker = trainer->subscribe("onlooker");
+        const Connection gone = onlooker.observe<SubscriberDetached>(Stage::Persist, [&](const SubscriberDetached& event) {
+            if (event.id == id) calls_when_gone = calls();
+        });
+        trainer->start_training(toy_data(16), toy_data(4), {.epochs = 2, .batch_size = 4});
+        while (trainer->position().attempts < 2 && trainer->advance()) {}
+        auto detached = trainer->detach(id, "test");
+        while (trainer->advance()) {}
+        CHECK_NOTHROW(detached.get());
+        CHECK(trainer->result().outcome == Outcome::Finished);
+        REQUIRE(calls_when_gone.has_value());
+        CHECK(calls() == *calls_when_gone);
+        CHECK(trainer_with(toy_model())->train(toy_data(8), toy_data(4), {.batch_size = 4}).outcome == Outcome::Finished);
+    }
+}
+
 TEST_CASE("every option has a line about it", "[callbacks][registry]") {
     for (const CallbackEntry& entry : callback_registry())
         for (const OptionDescription& option : describe_callback(entry.kind)) {

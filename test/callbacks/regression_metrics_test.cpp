@@ -51,7 +51,7 @@ TEST_CASE("a column beside a vector is no outer product", "[callbacks][regressio
     CHECK(numbers.at("eval.mean_squared_error") == 0.25);
     CHECK(numbers.at("eval.mean_absolute_error") == 0.5);
     CHECK_THROWS_WITH(evaluate_alone(make_regression_metrics(), torch::zeros({4, 2}), torch::zeros({4}), {4}),
-                      Catch::Contains("regression_metrics: needs an output and targets of one shape; got output [4, 2] and targets [4]; nothing is broadcast"));
+                      containing("regression_metrics: needs an output and targets of one shape; got output [4, 2] and targets [4]; nothing is broadcast"));
 }
 
 TEST_CASE("classes are compared as one-hot rows", "[callbacks][regression-metrics]") {
@@ -89,7 +89,7 @@ TEST_CASE("regression metrics are published of training and evaluation, run afte
 }
 
 TEST_CASE("unknown regression metrics are refused with a suggestion", "[callbacks][regression-metrics]") {
-    CHECK_THROWS_WITH(make_regression_metrics({.metrics = {"r3"}}), Catch::StartsWith("regression_metrics: metrics: 'r3' is not known; did you mean 'r2'?"));
+    CHECK_THROWS_WITH(make_regression_metrics({.metrics = {"r3"}}), Catch::Matchers::StartsWith("regression_metrics: metrics: 'r3' is not known; did you mean 'r2'?"));
     CHECK_THROWS_WITH(make_regression_metrics({.metrics = {"r2", "r2"}}), "regression_metrics: metrics: 'r2' is named twice; name it once");
-    CHECK_THROWS_WITH(make_regression_metrics({.metrics = {}}), Catch::StartsWith("regression_metrics: metrics: nothing is measured; name some of mean_absolute_error"));
+    CHECK_THROWS_WITH(make_regression_metrics({.metrics = {}}), Catch::Matchers::StartsWith("regression_metrics: metrics: nothing is measured; name some of mean_absolute_error"));
 }

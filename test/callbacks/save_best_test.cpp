@@ -147,7 +147,7 @@ TEST_CASE("with at_steps the weights of an evaluation within an epoch are saved,
     stale.train(2);
     CHECK(stale.saved == std::vector<std::string>{"eval.score_5_step_1.safetensors", "eval.score_4_step_2.safetensors", "eval.score_3_step_4.safetensors"});
     Setup pointless({1}, {.folder = folder / "c", .at_steps = true});
-    CHECK_THROWS_WITH(pointless.train(1), Catch::Contains("needs eval.score at step_checkpoint"));
+    CHECK_THROWS_WITH(pointless.train(1), containing("needs eval.score at step_checkpoint"));
 }
 
 TEST_CASE("the list of kept files goes with the state, so that a resumed run deletes what an earlier one wrote", "[callbacks][save_best]") {
@@ -169,12 +169,12 @@ TEST_CASE("a folder that cannot be made or written fails the run with its path, 
     const TemporaryFolder folder("save-best");
     std::ofstream(folder / "occupied") << "a file";
     Setup setup({1}, {.folder = folder / "occupied"});
-    CHECK_THROWS_WITH(setup.train(1), Catch::Contains("occupied: cannot make the folder: Not a directory; nothing was saved"));
+    CHECK_THROWS_WITH(setup.train(1), containing("occupied: cannot make the folder: Not a directory; nothing was saved"));
     Setup fills({2, 1}, {.folder = folder / "full"});
     fills.train(1);
     std::filesystem::create_symlink("/dev/full", folder / "full/best.safetensors.part");
     Setup full({1}, {.folder = folder / "full"});
-    CHECK_THROWS_WITH(full.train(1), Catch::Contains("No space left on device; nothing was changed"));
+    CHECK_THROWS_WITH(full.train(1), containing("No space left on device; nothing was changed"));
     CHECK(holds(folder / "full/best.safetensors", fills.after_epoch[0]));
     CHECK(full.saved.empty());
 }

@@ -120,12 +120,12 @@ TEST_CASE("a state of another model is refused", "[callbacks][save_training_stat
     Trainer trainer({.model = wide, .loss = cross_entropy, .optimizer = make_adamw(wide->parameters(), {}), .callbacks = {callback_of("loader", [&](Attachment& run, Connections& connections) {
                          connections += run.bus.observe<TrainingRunStart>(Stage::Observe, [&](const TrainingRunStart&) { load_training_state(folder / "step_4", run.run_state); });
                      })}, .handle_signals = false});
-    CHECK_THROWS_WITH(trainer.train(toy_data(8)), Catch::Contains("it is of another model: '0.bias' has shape [8], the model's has [9]") && Catch::EndsWith("nothing was loaded"));
+    CHECK_THROWS_WITH(trainer.train(toy_data(8)), containing("it is of another model: '0.bias' has shape [8], the model's has [9]") && Catch::Matchers::EndsWith("nothing was loaded"));
 }
 
 TEST_CASE("the disk's refusal fails the run with the path", "[callbacks][save_training_state]") {
     Setup setup({.folder = "/proc/self/nowhere"});
-    CHECK_THROWS_WITH(setup.train(1), Catch::Contains("/proc/self/nowhere/.step_4.part: cannot make the folder"));
+    CHECK_THROWS_WITH(setup.train(1), containing("/proc/self/nowhere/.step_4.part: cannot make the folder"));
     CHECK(setup.saved.empty());
 }
 

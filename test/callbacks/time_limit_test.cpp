@@ -33,11 +33,11 @@ TEST_CASE("a run that takes too long is stopped with a reason, after a save", "[
     const RunResult result = setup.train();
     CHECK(result.outcome == Outcome::Stopped);
     CHECK(result.requester == "time_limit");
-    CHECK_THAT(result.reason, Catch::StartsWith("the run has taken 0.") && Catch::EndsWith(" s, its limit is 0.05 s"));
+    CHECK_THAT(result.reason, Catch::Matchers::StartsWith("the run has taken 0.") && Catch::Matchers::EndsWith(" s, its limit is 0.05 s"));
     CHECK(setup.trainer.position().step >= 4);
     CHECK(setup.trainer.position().step < 100);
     REQUIRE(setup.saves.size() == 1);
-    CHECK_THAT(setup.saves[0], Catch::StartsWith("time_limit: the run has taken"));
+    CHECK_THAT(setup.saves[0], Catch::Matchers::StartsWith("time_limit: the run has taken"));
     CHECK(setup.train().outcome == Outcome::Stopped);  // the next run has all of the time again
     CHECK(setup.trainer.position().step >= 4);
 }

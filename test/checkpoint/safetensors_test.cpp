@@ -51,8 +51,8 @@ TEST_CASE("a truncated or damaged file is refused, with the tensor named where t
         fs::resize_file(file, length);
         CHECK_THROWS_AS(load_safetensors(file), CheckpointError);
     }
-    CHECK_THROWS_WITH(load_safetensors(file), Catch::Contains("tensor 'weight' lies at bytes 0 to 16 of 15, expected 16 bytes; the file is damaged or truncated"));
-    CHECK_THROWS_WITH(load_safetensors(folder.path / "nowhere"), Catch::EndsWith("nowhere: cannot open the file: No such file or directory"));
+    CHECK_THROWS_WITH(load_safetensors(file), containing("tensor 'weight' lies at bytes 0 to 16 of 15, expected 16 bytes; the file is damaged or truncated"));
+    CHECK_THROWS_WITH(load_safetensors(folder.path / "nowhere"), Catch::Matchers::EndsWith("nowhere: cannot open the file: No such file or directory"));
 }
 
 TEST_CASE("weights that do not fit the model are listed, and none is loaded", "[checkpoint][safetensors]") {
@@ -63,15 +63,15 @@ TEST_CASE("weights that do not fit the model are listed, and none is loaded", "[
     Model other = make_mlp({.inputs = 4, .hidden = {3}, .classes = 2});
     load_weights(file, other);
     for (std::size_t i = 0; i < 4; ++i) CHECK(weights_of(other)[i].second.equal(weights_of(small)[i].second));
-    CHECK_THROWS_WITH(load_weights(file, large), Catch::Contains("'1.weight' has shape [3, 4], the model's has [5, 4]") && Catch::EndsWith("nothing was loaded"));
+    CHECK_THROWS_WITH(load_weights(file, large), containing("'1.weight' has shape [3, 4], the model's has [5, 4]") && Catch::Matchers::EndsWith("nothing was loaded"));
 }
 
 TEST_CASE("a disk that is full leaves the old file and says so", "[checkpoint][safetensors]") {
-    CHECK_THROWS_WITH(save_safetensors("/proc/self/nowhere/x", {{"w", torch::ones(1)}}), Catch::Contains("cannot create the file"));
+    CHECK_THROWS_WITH(save_safetensors("/proc/self/nowhere/x", {{"w", torch::ones(1)}}), containing("cannot create the file"));
     const Folder folder;
     const fs::path file = folder.path / "w.safetensors";
     save_safetensors(file, {{"w", torch::ones(1)}});
     fs::create_symlink("/dev/full", folder.path / "w.safetensors.part");
-    CHECK_THROWS_WITH(save_safetensors(file, {{"w", torch::zeros(1)}}), Catch::Contains("cannot write: No space left on device; nothing was changed"));
+    CHECK_THROWS_WITH(save_safetensors(file, {{"w", torch::zeros(1)}}), containing("cannot write: No space left on device; nothing was changed"));
     CHECK(load_safetensors(file).front().second.equal(torch::ones(1)));
 }

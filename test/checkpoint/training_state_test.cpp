@@ -104,7 +104,7 @@ TEST_CASE("a save that fails leaves the former one and nothing else", "[checkpoi
     load_training_state(folder / "step_5", run);
     CHECK(run.loaded.at("model").tensors.at("bias").equal(torch::ones({2})));
     overwrite(folder / "occupied", "a file");
-    CHECK_THROWS_WITH(write_training_state(folder / "occupied/step_1", run), Catch::Contains("occupied/.step_1.part: cannot make the folder: Not a directory; nothing was changed"));
+    CHECK_THROWS_WITH(write_training_state(folder / "occupied/step_1", run), containing("occupied/.step_1.part: cannot make the folder: Not a directory; nothing was changed"));
 }
 
 TEST_CASE("a save replaces one of the same name, and what a dead process left half done", "[checkpoint][training-state]") {
@@ -159,12 +159,12 @@ TEST_CASE("what is missing, truncated or damaged is refused with the way out, an
     overwrite(folder / "step_10/state.json", R"({"format": "torchbus training state", "version": 1, "par)");
     CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), (folder / "step_10/state.json").string() + ": the file is truncated, damaged or of another kind" + earlier);
     overwrite(folder / "step_10/state.json", R"({"format": "torchbus training state", "version": 7, "parts": {}})");
-    CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), Catch::EndsWith("version 7 is not known, expected 1; it was written by another torchbus"));
+    CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), Catch::Matchers::EndsWith("version 7 is not known, expected 1; it was written by another torchbus"));
     overwrite(folder / "step_10/state.json", R"({"format": "torchbus training state", "version": 1, "parts": {"model": {"file": 3}}})");
-    CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), Catch::Contains("the part 'model' is described wrongly"));
+    CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), containing("the part 'model' is described wrongly"));
     fs::remove(folder / "step_10/state.json");
     CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), (folder / "step_10").string() + ": it holds no state.json, so it is no training state, or not a whole one" + earlier);
-    CHECK_THROWS_WITH(load_training_state(folder / "step_11", run), Catch::Contains("step_11: there is no such folder") && Catch::EndsWith(earlier));
+    CHECK_THROWS_WITH(load_training_state(folder / "step_11", run), containing("step_11: there is no such folder") && Catch::Matchers::EndsWith(earlier));
     CHECK(run.loaded.empty());
     CHECK(newest_training_state(folder.path()) == folder / "step_9");  // step_10 is not whole, and numbers are not text
     CHECK(newest_training_state(folder.path(), 9) == folder / "step_5");
@@ -177,11 +177,11 @@ TEST_CASE("a state of another model or other updates is refused before anything 
     write_training_state(folder / "step_5", saved);
     FakeRun other = fake_run();
     other.own[0].second.tensors = {{"weight", torch::zeros({4, 3})}, {"scale", torch::ones({1})}};
-    CHECK_THROWS_WITH(load_training_state(folder / "step_5", other), Catch::EndsWith("step_5: it is of another model: 'scale' is missing; 'weight' has shape [2, 3], "
+    CHECK_THROWS_WITH(load_training_state(folder / "step_5", other), Catch::Matchers::EndsWith("step_5: it is of another model: 'scale' is missing; 'weight' has shape [2, 3], "
                                                                                      "the model's has [4, 3]; 'bias' is not in the model; nothing was loaded"));
     FakeRun gan = fake_run();
     gan.own[1].first = "update.generator";
-    CHECK_THROWS_WITH(load_training_state(folder / "step_5", gan), Catch::EndsWith("it has no part 'update.generator', which this run has; it is of another run; nothing was loaded"));
+    CHECK_THROWS_WITH(load_training_state(folder / "step_5", gan), Catch::Matchers::EndsWith("it has no part 'update.generator', which this run has; it is of another run; nothing was loaded"));
     CHECK(other.loaded.empty());
     CHECK(gan.loaded.empty());
 }
@@ -196,5 +196,5 @@ TEST_CASE("callbacks that only one side knows are named, and one that refuses it
     CHECK(restored.not_saved == std::vector<std::string>{"callback.new"});
     run.own[5].first = "callback.picky";
     write_training_state(folder / "step_6", run);
-    CHECK_THROWS_WITH(load_training_state(folder / "step_6", run), Catch::EndsWith("step_6: the part 'callback.picky' does not fit this run: key 'best' not found"));
+    CHECK_THROWS_WITH(load_training_state(folder / "step_6", run), Catch::Matchers::EndsWith("step_6: the part 'callback.picky' does not fit this run: key 'best' not found"));
 }

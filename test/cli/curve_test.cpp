@@ -56,7 +56,7 @@ TEST_CASE("a curve fits into 80 columns, with its axes labelled", "[cli][curve]"
     const auto lines = lines_of(draw_curve({"learning_rate", ramp(1000)}));
     REQUIRE(lines.size() == 12);  // name, nine rows, axis, its labels
     for (const std::string& line : lines) CHECK(width_of(line) <= 80);
-    CHECK(lines[0] == "learning_rate");
+    CHECK(lines[0] == "learning_rate: first 0, largest 1, last 1");
     CHECK(lines[1].starts_with("        1 ┤"));
     CHECK(lines[9].starts_with("        0 ┤"));
     CHECK(lines[11].starts_with("           0"));

@@ -95,7 +95,7 @@ json run_with_plugin() {
 TEST_CASE_METHOD(Loading, "a plug-in brings its kinds into every table, once", "[plugin]") {
     const LoadedPlugin loaded = load_plugin(plugin("good"));
     CHECK(loaded.name == "good");
-    CHECK(loaded.brings == std::vector<std::string>{"callback plugin_probe", "model line", "data ramp", "loss huber", "optimizer plain", "schedule halving"});
+    CHECK(loaded.brings == std::vector<std::string>{"callback plugin_probe", "callback positive_share", "model line", "data ramp", "loss huber", "optimizer plain", "schedule halving"});
     CHECK(find_callback("plugin_probe").summary == "Counts updates.");
     CHECK(describe_callback("plugin_probe").at(0).name == "throws_in");
     const auto kinds = all_kinds();
@@ -149,6 +149,8 @@ TEST_CASE_METHOD(Loading, "what is no plug-in is refused", "[plugin][errors]") {
     CHECK(error_loading(plugin("no_entry")) == plugin("no_entry") + ": is no plug-in: it has no function torchbus_plugin; add TORCHBUS_PLUGIN(\"name\", "
                                                                    "register_all) of <torchbus/plugin.hpp>");
     CHECK(error_loading(plugin("no_description")) == plugin("no_description") + ": is no plug-in: torchbus_plugin() returned nothing");
+    const std::string undefined = error_loading(plugin("undefined_symbol"));
+    CHECK_THAT(undefined, Catch::Matchers::StartsWith(plugin("undefined_symbol") + ": cannot be loaded: ") && containing("undefined symbol") && containing("of_a_library_that_is_not_there"));
     CHECK(error_loading(plugin("no_register")) == plugin("no_register") + ": is no plug-in: it has no function that registers");
     CHECK(all_kinds() == kinds);
 }
@@ -210,7 +212,7 @@ TEST_CASE_METHOD(Loading, "a throw in declare, attach or check of a plug-in's ca
 TEST_CASE_METHOD(Loading, "a throw in a slot of a plug-in's callback fails the run by its name", "[plugin][faults]") {
     Toy toy({ComposedCallback("probe", probe("slot"))});
     const auto before = copies_of(toy.model->parameters());
-    CHECK_THROWS_WITH(toy.train(), Catch::Contains("probe") && Catch::Contains("train_step_end") && Catch::Contains("plugin_probe throws in slot"));
+    CHECK_THROWS_WITH(toy.train(), containing("probe") && containing("train_step_end") && containing("plugin_probe throws in slot"));
     CHECK(toy.trainer.result().requester == "probe");
     CHECK(toy.trainer.position().step == 1);  // it came after the first update
     toy.trainer.detach("probe", "test").get();
@@ -219,6 +221,37 @@ TEST_CASE_METHOD(Loading, "a throw in a slot of a plug-in's callback fails the r
         for (std::size_t i = 0; i < before.size(); ++i) toy.model->parameters()[i].copy_(before[i]);
     }
     CHECK(trains_as_ever(toy));
+}
+
+TEST_CASE_METHOD(Loading, "a throw in an interceptor or around a span fails the run by its name, at its event", "[plugin][faults]") {
+    for (const auto& [hook, event] : std::vector<std::pair<std::string, std::string>>{{"interceptor", "at batch_ready (epoch 0, step 0)"}, {"enter", "at forward (epoch 0, step 0)"}, {"leave", "leaving forward"}}) {
+        INFO(hook);
+        Toy toy({ComposedCallback("probe", probe(hook.c_str()))});
+        CHECK_THROWS_WITH(toy.train(), "subscriber 'probe' failed " + event + ": plugin_probe throws in " + hook);
+        toy.trainer.detach("probe", "test").get();
+        CHECK(trains_as_ever(toy));
+    }
+}
+
+TEST_CASE_METHOD(Loading, "a throw where a callback is made names its place in the run file", "[plugin][faults]") {
+    json run = run_with_plugin();
+    run["callbacks"][1]["throws_in"] = "make";
+    CHECK_THROWS_WITH(compose(run, "run.json"), "run.json: callbacks[1]: 'plugin_probe' cannot be made: plugin_probe throws in make");
+}
+
+TEST_CASE_METHOD(Loading, "a throw in change_option reaches who asked, and the run goes on", "[plugin][faults]") {
+    Toy toy({ComposedCallback("probe", probe("change_option"))});
+    CHECK_THROWS_WITH(toy.trainer.change_option("probe", "steps", 1, "test").get(), "plugin_probe throws in change_option");
+    CHECK(trains_as_ever(toy));
+}
+
+TEST_CASE_METHOD(Loading, "a metric of a plug-in is published like the library's", "[plugin]") {
+    load_plugin(plugin("good"));
+    OptionReader reader(json::object(), "metric");
+    Toy toy({ComposedCallback(std::shared_ptr<Callback>(find_callback("positive_share").from_json(reader)))});
+    toy.train();
+    const at::Tensor outputs = toy.trainer.predict(toy_data(8));
+    CHECK(toy.trainer.history().latest("eval.positive_share") == Approx(outputs.gt(0).to(at::kDouble).mean().item<double>()));
 }
 
 TEST_CASE_METHOD(Loading, "a throw in detach of a plug-in's callback is told, and its slots are cut off", "[plugin][faults]") {
@@ -257,7 +290,7 @@ TEST_CASE_METHOD(Loading, "plug-ins can be taken out of the tables, and put back
     CHECK(all_kinds() == without);
     CHECK(loaded_plugins().empty());
     CHECK(made->kind() == "plugin_probe");  // its code is still there
-    CHECK(load_plugin(plugin("good")).brings.size() == 6);
+    CHECK(load_plugin(plugin("good")).brings.size() == 7);
     CHECK(all_kinds() == with);
 }
 

@@ -112,7 +112,7 @@ TEST_CASE("every mistake in a run file is named with its path", "[composition][e
 
 TEST_CASE("a malformed run file is an error with line and column", "[composition][errors]") {
     const RunFile file("{\n  \"seed\": 1,\n  \"model\": {]\n}\n");
-    CHECK_THROWS_WITH(file.read(), Catch::StartsWith("run.json: line 3, column 13: syntax error"));
+    CHECK_THROWS_WITH(file.read(), Catch::Matchers::StartsWith("run.json: line 3, column 13: syntax error"));
 }
 
 TEST_CASE("a key that stands twice, a file that is no object or not there", "[composition][errors]") {
@@ -216,7 +216,7 @@ TEST_CASE("an include that cannot be read names both files", "[composition][incl
     const RunFile file(with_include(json::object(), "base.json"));
     CHECK_THROWS_WITH(file.read(), "run.json: include: base.json: cannot open the run file: No such file or directory");
     std::ofstream("base.json") << "{\n\"seed\": }";
-    CHECK_THROWS_WITH(file.read(), Catch::StartsWith("base.json: line 2, column 9: syntax error"));
+    CHECK_THROWS_WITH(file.read(), Catch::Matchers::StartsWith("base.json: line 2, column 9: syntax error"));
     write("base.json", json::array({1}));
     CHECK_THROWS_WITH(file.read(), "base.json: a run file is a JSON object; found a array");
     write("run.json", {{"include", 3}});
@@ -273,7 +273,7 @@ TEST_CASE("a variable that is not set or no variable is an error with its path",
                                    "${TORCHBUS_TEST_UNSET:-...}");
     write("run.json", {{"include", "base.json"}});
     write("base.json", {{"data", {{"folder", "${TORCHBUS_TEST_UNSET}"}}}});
-    CHECK_THROWS_WITH(file.read(), Catch::StartsWith("base.json: data.folder: the environment variable 'TORCHBUS_TEST_UNSET' is not set"));
+    CHECK_THROWS_WITH(file.read(), Catch::Matchers::StartsWith("base.json: data.folder: the environment variable 'TORCHBUS_TEST_UNSET' is not set"));
     write("run.json", {{"output", "${1X}"}});
     CHECK_THROWS_WITH(file.read(), "run.json: output: '${1X}' names no environment variable; write ${NAME} or ${NAME:-default}, and $${ for the signs themselves");
     write("run.json", {{"output", "${HOME"}});
@@ -282,5 +282,5 @@ TEST_CASE("a variable that is not set or no variable is an error with its path",
 
 TEST_CASE("an output folder that cannot be written is found before the run", "[composition][errors]") {
     CHECK_THROWS_WITH(require_writable_folder("/proc/torchbus", "run.json: output"),
-                      Catch::StartsWith("run.json: output: cannot write to the folder '/proc/torchbus': "));
+                      Catch::Matchers::StartsWith("run.json: output: cannot write to the folder '/proc/torchbus': "));
 }

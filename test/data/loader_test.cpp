@@ -325,16 +325,34 @@ TEST_CASE("a transform sees whole batches, each with a seed of its own", "[data]
     CHECK(seeds_of(0) == seeds_of(0));
 }
 
-TEST_CASE("tensors are gathered on the calling thread, items on workers", "[data][loader]") {
-    const auto thread_of = [](const std::shared_ptr<const Dataset>& dataset) {
-        std::atomic<std::thread::id> thread;
-        const auto loader = make_loader(dataset, {.batch_size = 4, .transform = [&](Batch&, std::uint64_t) { thread = std::this_thread::get_id(); }});
+TEST_CASE("batches are gathered on the calling thread, and on workers where items are decoded or batches transformed", "[data][loader]") {
+    class Gathering final : public Dataset {
+    public:
+        explicit Gathering(bool prefers_threads) : prefers_threads_(prefers_threads) {}
+        std::int64_t size() const override { return 4; }
+        Batch gather(std::span<const std::int64_t>, SampleSeed) const override {
+            thread = std::this_thread::get_id();
+            return {.inputs = torch::zeros(4), .samples = 4, .valid = 4, .weight = 4};
+        }
+        bool prefers_threads() const override { return prefers_threads_; }
+        mutable std::atomic<std::thread::id> thread;
+
+    private:
+        bool prefers_threads_;
+    };
+    const auto is_on_worker = [](bool prefers_threads, const LoaderOptions& options) {
+        const auto dataset = std::make_shared<Gathering>(prefers_threads);
+        const auto loader = make_loader(dataset, options);
         loader->begin({});
         deliver(*loader, 1, 1);
-        return thread.load();
+        return dataset->thread.load() != std::this_thread::get_id();
     };
-    CHECK(thread_of(std::make_shared<TensorDataset>(torch::zeros(4))) == std::this_thread::get_id());
-    CHECK(thread_of(seeded(4)) != std::this_thread::get_id());
+    const auto nothing = [](Batch&, std::uint64_t) {};
+    CHECK(!is_on_worker(false, {.batch_size = 4}));
+    CHECK(is_on_worker(true, {.batch_size = 4}));
+    CHECK(is_on_worker(false, {.batch_size = 4, .transform = nothing}));
+    CHECK(!is_on_worker(false, {.batch_size = 4, .workers = 0, .transform = nothing}));
+    CHECK(!TensorDataset(torch::zeros(4)).prefers_threads());
 }
 
 TEST_CASE("a weighted sampler sets the length of an epoch", "[data][loader]") {

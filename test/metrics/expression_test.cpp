@@ -61,8 +61,8 @@ TEST_CASE("a wrong expression is refused with the column", "[metrics][expression
     CHECK(error("1e999") == "run.json: expression: column 1: this number is too large or too small, in '1e999'");
     CHECK(error(". + 1") == "run.json: expression: column 1: this is not a number, in '. + 1'");
     CHECK(error("2a") == "run.json: expression: column 2: expected an operator or the end, found 'a', in '2a'");
-    CHECK_THAT(error(std::string(1000, '(')), Catch::Contains("column 201: nested more than 200 deep"));
-    CHECK_THAT(error(std::string(1000, '-')), Catch::Contains("nested more than 200 deep"));
+    CHECK_THAT(error(std::string(1000, '(')), containing("column 201: nested more than 200 deep"));
+    CHECK_THAT(error(std::string(1000, '-')), containing("nested more than 200 deep"));
     CHECK(error(std::string(5000, '1')) == "run.json: expression: 5000 characters are too many; give at most 4000");
 }
 

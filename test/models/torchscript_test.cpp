@@ -72,9 +72,9 @@ TEST_CASE("a TorchScript model is called with what the batch calls so, and may r
     CHECK(output.tensor.abs().max().item<double>() == 0);
     CHECK(output.extras.find("hidden")->equal(batch.inputs));
     CHECK_THROWS_WITH(model->forward(batch_of(torch::ones({2, 6}))),
-                      Catch::Contains("forward is to be called with 'attention_mask', which the batch has not got (it has inputs, targets)"));
+                      containing("forward is to be called with 'attention_mask', which the batch has not got (it has inputs, targets)"));
     CHECK_THROWS_WITH(load_torchscript(masked, {.arguments = {"inputs", "attention_mask"}, .output = "logit"})->forward(batch),
-                      Catch::Contains("forward returned a dict without 'logit'; did you mean 'logits'?"));
+                      containing("forward returned a dict without 'logit'; did you mean 'logits'?"));
     const auto pair = exported("pair", "def forward(self, x):\n  return (torch.linear(x, self.weight), x)\n");
     CHECK(load_torchscript(pair)->forward(batch).extras.find("1")->equal(batch.inputs));
     std::filesystem::remove(masked);
@@ -85,6 +85,6 @@ TEST_CASE("a file that is missing or no TorchScript is refused", "[models][torch
     CHECK_THROWS_WITH(load_torchscript("nowhere.pt"), "nowhere.pt: there is no such file; export the model with torch.jit.script(model).save(path)");
     const auto path = std::filesystem::temp_directory_path() / ("torchbus_no_script_" + std::to_string(::getpid()) + ".pt");
     std::ofstream(path) << "not a model";
-    CHECK_THROWS_WITH(load_torchscript(path), Catch::Contains("this is no TorchScript file that this LibTorch can read"));
+    CHECK_THROWS_WITH(load_torchscript(path), containing("this is no TorchScript file that this LibTorch can read"));
     std::filesystem::remove(path);
 }

@@ -6,6 +6,7 @@
 #include <torch/optim/sgd.h>
 #include <torch/types.h>
 
+#include <torchbus/metrics/measure_callback.hpp>
 #include <torchbus/plugin.hpp>
 
 using namespace torchbus;
@@ -19,13 +20,15 @@ public:
     std::string kind() const override { return "plugin_probe"; }
     Declaration declare() const override {
         throw_in("declare");
-        return {.listens = {"train_step_end"}, .publishes = {{"probe_steps", "train_step_end"}}};
+        return {.listens = {"train_step_end", "batch_ready", "forward"}, .writes = {"batch"}, .publishes = {{"probe_steps", "train_step_end"}}};
     }
     void attach(Attachment& run) override {
         connections_ += run.bus.observe<TrainStepEnd>(Stage::Observe, [this, &run](const TrainStepEnd&) {
             throw_in("slot");
             run.blackboard.publish("probe_steps", static_cast<double>(++steps_));
         });
+        connections_ += run.bus.intercept<BatchReady>([this](BatchReady&) { throw_in("interceptor"); });
+        connections_ += run.bus.around<Forward>([this](const Forward&) { throw_in("enter"); }, [this] { throw_in("leave"); });
         throw_in("attach");
     }
     void detach() override {
@@ -35,6 +38,10 @@ public:
     std::vector<Finding> check(const Outlook&) const override {
         throw_in("check");
         return {};
+    }
+    nlohmann::json change_option(std::string_view, const nlohmann::json&) override {
+        throw_in("change_option");
+        return 0;
     }
     SavedState state() const override {
         throw_in("state");
@@ -56,8 +63,33 @@ private:
 
 std::unique_ptr<Callback> probe_from_json(OptionReader& reader) {
     std::string throws_in = "nowhere";
-    reader.choice("throws_in", throws_in, {"nowhere", "declare", "attach", "slot", "detach", "check", "state", "load_state"}, "the hook that throws");
+    reader.choice("throws_in", throws_in, {"nowhere", "make", "declare", "attach", "slot", "interceptor", "enter", "leave", "detach", "check", "change_option", "state", "load_state"},
+                  "the hook that throws");
+    if (throws_in == "make") throw std::runtime_error("plugin_probe throws in make");
     return std::make_unique<PluginProbe>(throws_in);
+}
+
+/// A metric: the share of outputs that are above zero.
+class PositiveShare final : public Measure {
+public:
+    std::vector<std::string> names() const override { return {"positive_share"}; }
+    std::int64_t size(std::int64_t) const override { return 2; }
+    void gather(const Batch& batch, const at::Tensor& output, Statistics& into) const override {
+        const at::Tensor valid = output.narrow(0, 0, batch.valid);
+        into.width = 1;
+        if (!into.totals.defined()) into.totals = torch::zeros({2}, at::kDouble);
+        into.totals += torch::stack({valid.gt(0).sum().to(at::kDouble), torch::full({}, valid.numel(), at::kDouble)});
+    }
+    double value(std::size_t, const Statistics& statistics) const override {
+        const auto sums = sums_of(statistics.totals, 0, 2);
+        return sums[0] / sums[1];
+    }
+};
+
+std::unique_ptr<Callback> positive_share_from_json(OptionReader& reader) {
+    MeasureSchedule schedule;
+    read_schedule(reader, schedule);
+    return make_measure_callback("positive_share", std::make_shared<PositiveShare>(), std::move(schedule));
 }
 
 /// y = scale · x · w, without a torch::nn module.
@@ -114,6 +146,7 @@ Schedule halving_from_json(OptionReader& reader) {
 void register_all(PluginRegistry& registry) {
     // The texts are gone when this returns: the tables keep copies.
     registry.callback(std::string("plugin_probe"), std::string("Counts updates."), probe_from_json)
+        .callback("positive_share", "The share of outputs above zero.", positive_share_from_json)
         .model("line", "A linear map.", line_from_json)
         .data("ramp", "A straight line.", ramp_from_json)
         .loss("huber", "Huber's loss.", huber_from_json)

@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
-"""Reference values for averages of weights, smoothed labels and mixed targets, computed with plain torch.
+"""Reference values for averages of weights, smoothed labels and mixed targets, from torch and timm.
 
 Prints JSON; usage: averaging.py > averaging.json
 """
 import json
 import platform
 
+import timm
 import torch
 import torch.nn.functional as F
+from timm.data.mixup import mixup_target
+from timm.loss import SoftTargetCrossEntropy
+from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 torch.manual_seed(7)
@@ -17,19 +21,16 @@ def plain(tensor):
     return tensor.detach().double().tolist()
 
 
-def ema(weights, decay, warmup, start_step, gamma=1.0, power=2 / 3, min_decay=0.0):
+def ema(weights, decay, warmup, start_step):
     """ModelEmaV3 of timm: weights[0] are those before the first update, and steps count from 1."""
-    average, course = weights[0].clone(), []
+    model = torch.nn.Linear(3, 1, bias=False)
+    model.weight.data = weights[0].reshape(1, 3).clone()
+    average = ModelEmaV3(model, decay=decay, use_warmup=warmup == "power", update_after_step=start_step)
+    course = []
     for step in range(1, len(weights)):
-        n = max(0, step - start_step - 1)
-        if n <= 0:
-            now = 0.0
-        elif warmup == "power":
-            now = max(min(1 - (1 + n / gamma) ** -power, decay), min_decay)
-        else:
-            now = decay
-        average.lerp_(weights[step], weight=1.0 - now)
-        course.append(plain(average))
+        model.weight.data = weights[step].reshape(1, 3).clone()
+        average.update(model, step=step)
+        course.append(plain(average.module.weight.reshape(3)))
     return course
 
 
@@ -55,18 +56,16 @@ def batch_statistics(momentum):
 
 
 def mixed(logits, targets, permutation, share, smoothing):
-    """The soft targets of timm's mixup_target, and its SoftTargetCrossEntropy."""
-    classes = logits.shape[1]
-    off, on = smoothing / classes, 1.0 - smoothing + smoothing / classes
-    soft = lambda t: torch.full((len(t), classes), off).scatter_(1, t[:, None], on)
-    target = soft(targets) * share + soft(targets[permutation]) * (1.0 - share)
-    return torch.sum(-target * F.log_softmax(logits, dim=-1), dim=-1).mean().item()
+    """timm's soft targets and loss. Its mixup pairs each sample with the one at the other end of the batch."""
+    assert torch.equal(permutation, torch.arange(len(targets)).flip(0))
+    soft = mixup_target(targets, logits.shape[1], share, smoothing)
+    return SoftTargetCrossEntropy()(logits, soft).item()
 
 
 weights = [torch.randn(3) for _ in range(8)]
-logits, targets, permutation = torch.randn(6, 4), torch.randint(0, 4, (6,)), torch.randperm(6)
+logits, targets, permutation = torch.randn(6, 4), torch.randint(0, 4, (6,)), torch.arange(6).flip(0)
 print(json.dumps({
-    "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": timm.__version__},
     "weights": [plain(weight) for weight in weights],
     "ema": [{"decay": d, "warmup": w, "start_step": s, "averages": ema(weights, d, w, s)}
             for d, w, s in [(0.9, "none", 0), (0.9, "power", 0), (0.5, "power", 2), (0.99, "none", 3)]],

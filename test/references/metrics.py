@@ -40,6 +40,10 @@ def classification(name, output, targets):
             "auroc": exact[0], "average_precision": exact[1], "binned_auroc": binned[0], "binned_average_precision": binned[1],
         }
         values[average] = {metric: value.item() for metric, value in values[average].items()}
+    # Classes without samples have no average precision, and torchmetrics leaves them out of the mean; but where class 0 is
+    # the only one, it counts them as 0. torchbus leaves them out in that case, too.
+    if not targets.any():
+        del values["macro"]["average_precision"]
     return {"name": name, "output": output.tolist(), "targets": targets.tolist(), "values": values,
             "confusion_matrix": tc.multiclass_confusion_matrix(output, targets, classes).tolist()}
 
@@ -49,7 +53,7 @@ def regression(name, output, targets):
     values = {"mean_absolute_error": tr.mean_absolute_error(output, targets).item(), "mean_squared_error": mse.item(),
               "root_mean_squared_error": tr.mean_squared_error(output, targets, squared=False).item()}
     if len(output) > 1:
-        values["r2"] = tr.r2_score(output, targets).item()
+        values["r2"] = tr.r2_score(output.double(), targets.double()).item()  # in float it loses digits where values are far from zero
     return {"name": name, "output": output.tolist(), "targets": targets.tolist(), "values": values}
 
 
@@ -62,8 +66,14 @@ def classification_cases():
     generator = torch.Generator().manual_seed(7)
     random = rounded(torch.randn(37, 4, generator=generator) * 2, 6)
     yield "random", random, (random + torch.randn(37, 4, generator=generator) * 2).argmax(1)
+    for seed, samples, classes in ((19, 50, 3), (23, 64, 7), (29, 11, 2)):
+        generator.manual_seed(seed)
+        output = rounded(torch.randn(samples, classes, generator=generator) * 2, 16)  # fine enough that no row has ties
+        yield f"random, seed {seed}", output, (output + torch.randn(samples, classes, generator=generator) * 2).argmax(1)
+    generator.manual_seed(31)
     present = torch.tensor([0, 1, 3])[torch.randint(3, (25,), generator=generator)]
     yield "class 2 without samples", rounded(torch.randn(25, 4, generator=generator), 6), present
+    yield "class 0 only", rounded(torch.randn(9, 3, generator=generator), 6), torch.zeros(9, dtype=torch.int64)
     yield "one class only", rounded(torch.randn(9, 3, generator=generator), 6), torch.full((9,), 1)
     # Rows of a few kinds, so that scores are equal between samples, but never within one: there top-k is ambiguous.
     kinds = torch.tensor([[2.0, 1.0, 0.0], [0.5, 1.0, 0.0], [0.0, 0.25, 1.5], [1.0, 0.5, 0.25]])
@@ -77,6 +87,10 @@ def regression_cases():
     generator = torch.Generator().manual_seed(11)
     targets = rounded(torch.randn(29, generator=generator), 6)
     yield "random", targets + rounded(torch.randn(29, generator=generator), 6), targets
+    for seed in (19, 23, 29):
+        generator.manual_seed(seed)
+        shifted = rounded(torch.randn(12 + seed, generator=generator) * 3 + 100, 4)  # far from zero: R2 must not lose digits
+        yield f"random, seed {seed}", shifted + rounded(torch.randn(12 + seed, generator=generator), 4), shifted
     wide = rounded(torch.randn(17, 3, generator=generator), 6)
     yield "three columns", wide * 0.5, wide
     yield "equal targets", torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 2.0])

@@ -3,8 +3,10 @@
 
 usage: cli_test.py [CLASS[.test]...]; the program is the one in $TORCHBUS_BUILD, default build/release.
 """
+import fcntl
 import json
 import os
+import pty
 import random
 import re
 import shutil
@@ -14,6 +16,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import unittest
 from pathlib import Path
@@ -23,7 +26,7 @@ PROGRAM = ROOT / os.environ.get("TORCHBUS_BUILD", "build/release") / "src/cli/to
 PATIENCE_S = 120  # for whatever takes a second on an idle machine; a hang, not slowness, is the failure
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TORCHBUS_")}
 ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "LC_ALL": "C"}
-COMMANDS = ["train", "evaluate", "predict", "check", "summary", "callbacks", "schema", "events", "graph", "data"]
+COMMANDS = ["train", "evaluate", "predict", "check", "schedule", "summary", "callbacks", "schema", "events", "graph", "data"]
 
 RUN = {
     "seed": 3,
@@ -187,13 +190,25 @@ class Reference(Case):
 
     def test_the_schedule_is_drawn_in_the_terminal_and_as_svg(self):
         drawn = self.torchbus("schedule", "run.json", "--svg", "curve.svg")
-        self.assertIn("learning_rate", drawn)
+        self.assertTrue(drawn.startswith("learning_rate: first 0.1, largest 0.1, last "), drawn)
         self.assertGreater(len(drawn.splitlines()), 8)
         svg = (self.folder / "curve.svg").read_text()
         self.assertIn("<svg ", svg)
         self.assertIn("learning_rate", svg)
         self.write_run({key: value for key, value in RUN.items() if key != "schedule"})
         self.assertIn("there is no schedule", self.torchbus("schedule", "run.json"))
+
+    def test_the_schedule_of_each_group_and_its_mistakes(self):
+        groups = {"optimizer": {"kind": "sgd", "learning_rate": 0.1, "groups": [{"parameters": ["*.bias"], "learning_rate_factor": 10}]}}
+        self.write_run(RUN | groups)
+        drawn = self.torchbus("schedule", "run.json")
+        # Where each curve begins: at the rate that its group came with.
+        self.assertEqual([float(rate) for rate in re.findall(r"(?m)^learning_rate of group \d: first ([\d.e-]+),", drawn)], [1.0, 0.1], drawn)
+        schedule = {"kind": "learning_rate_schedule", "schedule": {"kind": "linear"}, "groups": [1.0]}
+        self.write_run({key: value for key, value in (RUN | groups | {"callbacks": [schedule]}).items() if key != "schedule"})
+        mistake = "run.json: learning_rate_schedule: groups: 1 were given, and the optimizer has 2 parameter groups; give one each, or none"
+        for command in ("schedule", "check", "train"):
+            self.assertIn(f"torchbus: {mistake}\n", self.torchbus(command, "run.json", code=2))
 
     def test_events_lists_all_and_tells_of_one(self):
         header = (ROOT / "include/torchbus/events.hpp").read_text()
@@ -274,7 +289,7 @@ class Training(Case):
     def test_limit_batches_makes_a_smoke_run(self):
         self.torchbus("train", "run.json", environment={"TORCHBUS_LIMIT_BATCHES": "2"})
         self.assertEqual([epoch["step"] for epoch in self.history()], [2, 4, 6])
-        self.refused(2, "TORCHBUS_LIMIT_BATCHES: 'two' is not a number of batches; give at least 1, or unset it", "train", "run.json",
+        self.refused(2, "run.json: TORCHBUS_LIMIT_BATCHES: 'two' is not a number of batches; give at least 1, or unset it", "train", "run.json",
                      environment={"TORCHBUS_LIMIT_BATCHES": "two"})
 
     def test_check_and_summary_train_nothing(self):
@@ -283,7 +298,7 @@ class Training(Case):
         for callback in [*(callback["kind"] for callback in RUN["callbacks"]), "schedule"]:
             self.assertRegex(checked, rf"(?m)^    (transform|observe|report)[ a-z]* {callback}$")
         # For each event, in the order of its running.
-        self.assertIn("gradients_ready\n    transform change     gradient_clipping\n    transform decide     terminate_on_nan\n", checked)
+        self.assertIn("gradients_ready\n    transform inspect    terminate_on_nan\n    transform change     gradient_clipping\n    transform decide     terminate_on_nan\n", checked)
         self.assertTrue(checked.endswith("run.json: nothing stands against this run\n"))
         # 16 x 8 weights and 8 biases, 8 x 4 weights and 4 biases.
         self.assertTrue(self.torchbus("summary", "run.json").endswith("172 parameters, 172 trainable\n"))
@@ -315,6 +330,15 @@ class Mistakes(Case):
         said = self.torchbus("train", "run.json", "--set", "model.inputs=17", code=1)
         self.assertIn("mat1 and mat2 shapes cannot be multiplied (16x16 and 17x8)", said)
         self.assertLess(said.count("\n"), 10, "a stack trace of LibTorch is no message")
+
+    def test_a_composition_that_does_not_go_together_names_the_run_file(self):
+        self.write_run(RUN | {"callbacks": [{"kind": "gradient_clipping"}, {"kind": "gradient_clipping", "id": "again", "by": "value"}]})
+        for command in ("check", "train"):
+            self.assertRegex(self.torchbus(command, "run.json", code=2), r"^torchbus: run.json: 'gradient_clipping' and 'again' both write gradients.change ")
+
+    def test_a_label_that_is_no_class_of_the_model(self):
+        said = self.torchbus("train", "run.json", "--set", "model.classes=2", "--set", "callbacks=[]", code=1)
+        self.assertRegex(said, r"(?m)^torchbus: sample \d+: its label is [23], expected 0 to 1, as the model has 2 outputs; give the model more classes, or mend the label$")
 
     def test_an_output_folder_that_cannot_be_written(self):
         self.refused(2, "run.json: output: cannot write to the folder 'run.json/out': Not a directory; give another folder, or leave the "
@@ -390,14 +414,86 @@ class FullDisk(Case):
 
     def test_no_room_for_predictions(self):
         self.torchbus("train", "run.json")
-        said = self.torchbus("predict", "run.json", "--to", "/dev/full", code=1)
-        self.assertIn("torchbus: /dev/full: cannot write the predictions; ", said)
+        self.refused(1, "/dev/full: cannot write the predictions: No space left on device; give another file with --to, or make room", "predict", "run.json", "--to", "/dev/full")
+
+    def test_predictions_that_cannot_be_made_leave_the_old_ones(self):
+        (self.folder / "predictions").write_text("those of yesterday")
+        self.torchbus("predict", "run.json", "--to", "predictions", "--weights", "nowhere", code=1)
+        self.assertEqual((self.folder / "predictions").read_text(), "those of yesterday")
+        self.refused(1, "run.json/x.part: cannot create the file: Not a directory; nothing was changed", "predict", "run.json", "--to", "run.json/x", "--weights", self.weights())
+
+    def weights(self):
+        self.torchbus("train", "run.json")
+        return "out/model.safetensors"
+
+    def test_an_output_folder_on_a_disk_that_is_mounted_read_only(self):
+        (self.folder / "out").mkdir()
+        mount = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", 'mount -t tmpfs -o ro torchbus out || exit 99; "$@"', "sh"]
+        try:
+            if (found := self.outcome(*mount, "true")).returncode != 0:
+                self.skipTest(f"no tmpfs can be mounted here: {found.stderr.strip()}")
+        except FileNotFoundError:
+            self.skipTest("no tmpfs can be mounted here: unshare is not installed")
+        done = self.outcome(*mount, PROGRAM, "train", "run.json")
+        self.assertEqual((done.returncode, done.stderr), (2, "torchbus: run.json: output: cannot write to the folder 'out': Read-only file system; give another "
+                                                             "folder, or leave the key out to write nothing\n"))
 
     def test_results_that_cannot_be_printed_are_a_failure(self):
         self.torchbus("train", "run.json")
         for command in ["evaluate run.json", "predict run.json", "check run.json", "summary run.json", "callbacks", "events", "graph"]:
             with self.subTest(command), open("/dev/full", "w") as full:
                 self.torchbus(*command.split(), code=1, stdout=full)
+
+
+class Terminal(Case):
+    """On a terminal the bar is drawn in its width; without one it is not."""
+
+    def drawn(self, columns, **environment):
+        parent, child = pty.openpty()
+        try:
+            fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+            # Slow enough that a bar is drawn in every epoch.
+            self.write_run(RUN | {"data": {"kind": "synthetic", "samples": 40000}, "train": {"epochs": 1, "batch_size": 16}})
+            kept = {name: value for name, value in ENVIRONMENT.items() if name not in ("NO_COLOR", "TERM", "COLUMNS")}
+            process = subprocess.Popen([PROGRAM, "train", "run.json"], cwd=self.folder, env=kept | {"TERM": "xterm"} | environment, stdin=subprocess.DEVNULL,
+                                       stdout=subprocess.DEVNULL, stderr=child)
+            os.close(child)
+            child = None
+            said = b""
+            while True:
+                try:
+                    part = os.read(parent, 65536)
+                except OSError:  # the other side is closed
+                    break
+                if not part:
+                    break
+                said += part
+            self.assertEqual(process.wait(PATIENCE_S), 0, said)
+            return said.decode()
+        finally:
+            os.close(parent)
+            if child is not None:
+                os.close(child)
+
+    def test_a_bar_fits_the_terminal(self):
+        widest = {}
+        for columns in (40, 160):
+            drawn = re.sub(r"\x1b\[[\d;]*[A-Za-z]", "", self.drawn(columns))
+            lines = [line for line in re.split(r"[\r\n]+", drawn) if re.match(r"epoch 1/1.* \d+/2500 ", line)]
+            self.assertTrue(lines, f"nothing was drawn: {drawn}")
+            widest[columns] = max(lines, key=len)
+            self.assertLess(len(widest[columns]), columns)
+        self.assertEqual(len(widest[40]), 39, "what does not fit is cut off at the edge")
+        self.assertRegex(widest[160], r"^epoch 1/1 [ █▏▎▍▌▋▊▉]{40}│ \d+/2500  .*samples/s  ETA \d+:\d\d$")
+
+    def test_colour_unless_it_is_not_wanted(self):
+        self.assertRegex(self.drawn(80), r"\x1b\[\d+m")
+        self.assertNotRegex(self.drawn(80, NO_COLOR="1"), r"\x1b\[\d+m")
+
+    def test_a_dumb_terminal_gets_lines(self):
+        said = self.drawn(80, TERM="dumb")
+        self.assertNotIn("\x1b", said)
+        self.assertIn("epoch 1/1: train loss", said)
 
 
 class Signals(Case):

@@ -53,6 +53,22 @@ ninja -C "$work/13_plugin/build"
 said=$("$program" train "$work/13_plugin/run.json" 2>&1) || fail "training with the plug-in exited with $?: $said"
 grep -q '^stopped after .* by stop_at_loss: the training loss is below 0.1' <<<"$said" || fail "the plug-in's callback did not stop the run: $said"
 
+library=$(dirname "$(find "$work/root" -name 'libtorchbus.so.0' | head -n 1)")
+
+# The README's first program, pasted as it stands and built by the command beside it.
+mkdir "$work/program"
+python3 - README.md "$work/program" <<'EOF'
+import re, sys
+from pathlib import Path
+text, folder = Path(sys.argv[1]).read_text(), Path(sys.argv[2])
+text = text[text.index("## A program"):text.index("## The loop")]
+(folder / "program.cpp").write_text(re.search(r"```cpp\n(.*?)```", text, re.S)[1])
+(folder / "build.sh").write_text("set -e\n" + re.search(r"^c\+\+ .*", text, re.M)[0] + "\n")
+EOF
+(cd "$work/program" && bash build.sh) || fail "the README's program does not build as it is pasted"
+said=$(LD_LIBRARY_PATH=$library TORCHBUS_DATA=$work/nothing "$work/program/program" 2>&1) && fail "the README's program trained without data"
+grep -q 'torchbus data fetch mnist' <<<"$said" || fail "the README's program does not say what to do where MNIST is missing: $said"
+
 # The README's own callback, pasted as it stands.
 mkdir "$work/readme"
 python3 - README.md "$work/readme" <<'EOF'
@@ -71,7 +87,6 @@ commands = re.search(r"```sh\n(.*?)```", text, re.S)[1].splitlines()
 EOF
 [[ -e /usr/include/catch2/catch.hpp ]] || sed -i '/good_enough_test.cpp/d' "$work/readme/build.sh"  # Catch2 3 has no catch.hpp
 (cd "$work/readme" && bash build.sh) || fail "the README's callback does not build as it is pasted"
-library=$(dirname "$(find "$work/root" -name 'libtorchbus.so.0' | head -n 1)")
 if [[ -x $work/readme/good_enough_test ]]; then
     LD_LIBRARY_PATH=$library "$work/readme/good_enough_test" || fail "the README's test fails"
 fi

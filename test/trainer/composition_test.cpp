@@ -80,7 +80,7 @@ TEST_CASE("a trainer refuses a composition that does not go together, with all t
     CHECK_THROWS_WITH(Toy({declaring("a", clips), declaring("b", clips)}),
                       "'a' and 'b' both write gradients.change (GradientsReady, phase change: clips), and neither says who goes first; leave one out, "
                       "or give 'b' \"after\": [\"a\"] in the composition");
-    CHECK_THROWS_WITH(Toy({declaring("a", clips), declaring("b", clips), declaring("c", holds), declaring("d", holds)}), Catch::StartsWith("2 things stand against this composition:\n  - 'a' and 'b'"));
+    CHECK_THROWS_WITH(Toy({declaring("a", clips), declaring("b", clips), declaring("c", holds), declaring("d", holds)}), Catch::Matchers::StartsWith("2 things stand against this composition:\n  - 'a' and 'b'"));
 }
 
 TEST_CASE("callbacks run in the order of declarations, not of the list", "[trainer][composition]") {
@@ -129,7 +129,7 @@ TEST_CASE("check() tells what would run, without running it", "[trainer][composi
     CHECK(report.plan.splits.size() == 2);
     CHECK(report.plan.splits[0].batches == 4);
     REQUIRE(report.findings.size() == 1);
-    CHECK_THAT(report.findings[0].text, Catch::StartsWith("'saver' needs eval.f1, which nobody publishes"));
+    CHECK_THAT(report.findings[0].text, Catch::Matchers::StartsWith("'saver' needs eval.f1, which nobody publishes"));
     const bool clips = std::ranges::any_of(report.slots, [](const ConnectedSlot& slot) { return slot.event == "gradients_ready" && slot.subscriber == "clip" && slot.phase == Phase::Change; });
     CHECK(clips);
     CHECK(equal_bits(copies_of(toy.model->parameters()), before));
@@ -174,7 +174,7 @@ TEST_CASE("what changes events joins at a decision point, in its place, and is c
     auto refused = toy.trainer->attach(ComposedCallback("clip_too", make_gradient_clipping({})), "operator");
     auto accepted = toy.trainer->attach(ComposedCallback("clip_first", make_gradient_clipping({}), {"clip"}), "operator");
     toy.finish();
-    CHECK_THROWS_WITH(refused.get(), Catch::StartsWith("'clip' and 'clip_too' both write gradients.change"));
+    CHECK_THROWS_WITH(refused.get(), Catch::Matchers::StartsWith("'clip' and 'clip_too' both write gradients.change"));
     accepted.get();
     CHECK(toy.trainer->result().outcome == Outcome::Finished);
     std::vector<std::string> order;
@@ -248,7 +248,7 @@ TEST_CASE("a newcomer that the run stands against is refused, and the run goes o
     auto missing = toy.trainer->attach(declaring("reader", {.writes = {"parameters"}, .needs = {"eval.los"}}, [](Attachment&, Connections&) {}), "operator");
     toy.finish();
     CHECK_THROWS_WITH(wrong_plan.get(), "the plan, after RunConfigured: micro_batches_per_step must be at least 1");
-    CHECK_THROWS_WITH(missing.get(), Catch::StartsWith("'reader' needs eval.los, which nobody publishes"));
+    CHECK_THROWS_WITH(missing.get(), Catch::Matchers::StartsWith("'reader' needs eval.los, which nobody publishes"));
     CHECK_FALSE(is_attached(*toy.trainer, "spoiler"));
     CHECK_FALSE(is_attached(*toy.trainer, "reader"));
     CHECK(toy.trainer->result().outcome == Outcome::Finished);
@@ -274,7 +274,7 @@ TEST_CASE("the learning rate changes in a running trainer, unless a callback set
     CHECK(rates[0] != 0.125);
     CHECK(rates[1] == 0.125);
     CHECK(told == std::vector<std::string>{"optimizer.learning_rate -> 0.125 by dashboard"});
-    CHECK_THROWS_WITH(unknown.get(), Catch::StartsWith("the optimizer has no option 'learning_rat'; did you mean 'learning_rate'?"));
+    CHECK_THROWS_WITH(unknown.get(), Catch::Matchers::StartsWith("the optimizer has no option 'learning_rat'; did you mean 'learning_rate'?"));
     CHECK_THROWS_WITH(wrong.get(), "optimizer: learning_rate: \"fast\" is not a number of at least 0");
 
     rates.clear();
@@ -302,7 +302,7 @@ TEST_CASE("intervals change in a running trainer, and count from there", "[train
             wrong = toy.trainer->change_option("evaluation", "every", "3stp", "dashboard");
         }
     changed.get();
-    CHECK_THROWS_WITH(wrong.get(), Catch::Contains("3stp"));
+    CHECK_THROWS_WITH(wrong.get(), containing("3stp"));
     CHECK(evaluated == std::vector<std::int64_t>{5, 6, 9, 12, 15, 16});
 }
 

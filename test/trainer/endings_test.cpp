@@ -24,7 +24,13 @@ struct Setup {
             .callbacks = std::move(callbacks), .handle_signals = handle_signals});
     }
     /// Two epochs of two steps, with an evaluation of one batch.
-    RunResult train() { return trainer->train(toy_data(8), toy_data(4, 3), {.epochs = 2, .batch_size = 4, .shuffle = false}); }
+    RunResult train(TrainOptions options = {}) {
+        options.epochs = 2;
+        options.batch_size = 4;
+        options.shuffle = false;
+        return trainer->train(toy_data(8), toy_data(eval_samples, 3), options);
+    }
+    std::int64_t eval_samples = 4;
     std::string golden(const std::string& name) const { return compare_with_golden(name, recording->lines()); }
 };
 
@@ -36,6 +42,19 @@ ComposedCallback asks_at(std::int64_t step, Decision decision, std::string reaso
         });
     });
 }
+
+/// Asks for a decision at the end of an evaluation's first step, or fails there.
+ComposedCallback at_first_evaluation_step(std::function<void(const Asker&)> act) {
+    return callback_of("asker", [=](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<EvalStepEnd>(Stage::Observe, [=, &run](const EvalStepEnd& event) {
+            if (event.step == 0) act(run.asker);
+        });
+    });
+}
+ComposedCallback stops_evaluation() {
+    return at_first_evaluation_step([](const Asker& asker) { asker.ask(Decision::StopRun, "enough"); });
+}
+constexpr std::int64_t kNineSteps = 36;  // a decision is taken after the eighth
 
 }  // namespace
 
@@ -70,6 +89,36 @@ TEST_CASE("a stop asked for after the evaluation lets the epoch be completed and
     CHECK(setup.golden("end_stopped_after_evaluation") == "");
 }
 
+TEST_CASE("a stop within the epoch's evaluation ends it there, and the epoch is not completed", "[trainer][golden]") {
+    Setup setup({stops_evaluation()});
+    setup.eval_samples = kNineSteps;
+    CHECK(setup.train().outcome == Outcome::Stopped);
+    CHECK(setup.golden("end_stopped_in_evaluation") == "");
+}
+
+TEST_CASE("a stop within an evaluation in mid-epoch ends it and the epoch", "[trainer][golden]") {
+    Setup setup({asks_at(1, Decision::EvaluateNow, "curious"), ComposedCallback("stopper", stops_evaluation().callback)});
+    setup.eval_samples = kNineSteps;
+    CHECK(setup.train().outcome == Outcome::Stopped);
+    CHECK(setup.golden("end_stopped_in_evaluation_in_epoch") == "");
+}
+
+TEST_CASE("a run ends when its updates are made, in mid-epoch with an evaluation and a save", "[trainer][golden]") {
+    Setup setup;
+    CHECK(setup.train({.max_steps = 3}).outcome == Outcome::Finished);
+    CHECK(setup.trainer->position().step == 3);
+    CHECK(setup.golden("end_max_steps") == "");
+}
+
+TEST_CASE("a run that fails before its start tells of it and closes", "[trainer][golden]") {
+    Setup setup({callback_of("broken", [](Attachment& run, Connections& connections) {
+        connections += run.bus.intercept<RunConfigured>([](RunConfigured&) { throw std::runtime_error("no such device"); });
+    })});
+    CHECK_THROWS_WITH(setup.train(), "subscriber 'broken' failed at run_configured (epoch 0, step 0): no such device");
+    CHECK(setup.trainer->result().outcome == Outcome::Failed);
+    CHECK(setup.golden("end_failed_before_start") == "");
+}
+
 TEST_CASE("a run that a subscriber fails tells of it and closes", "[trainer][golden]") {
     Setup setup({callback_of("broken", [](Attachment& run, Connections& connections) {
         connections += run.bus.observe<BackwardEnd>(Stage::Observe, [](const BackwardEnd& event) {
@@ -102,6 +151,18 @@ TEST_CASE("SIGINT finishes the step, saves and stops with 130", "[trainer][golde
     struct sigaction after = {};
     sigaction(SIGINT, nullptr, &after);
     CHECK(reinterpret_cast<void*>(after.sa_handler) == reinterpret_cast<void*>(before.sa_handler));  // put back
+}
+
+TEST_CASE("SIGUSR2 finishes the step, saves and stops with 0", "[trainer][golden][signal]") {
+    Setup setup({callback_of("batch_system", [](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<ForwardEnd>(Stage::Observe, [](const ForwardEnd& event) {
+            if (event.position.step == 1) std::raise(SIGUSR2);
+        });
+    })}, true);
+    const RunResult result = setup.train();
+    CHECK(result.outcome == Outcome::Signalled);
+    CHECK(result.exit_code == 0);
+    CHECK(setup.golden("end_signalled_for_later") == "");
 }
 
 TEST_CASE("SIGUSR1 saves and goes on; SIGUSR2 saves and stops with 0", "[trainer][signal]") {
@@ -139,4 +200,26 @@ TEST_CASE("an evaluation run and a prediction run", "[trainer][golden]") {
     const at::Tensor outputs = other.trainer->predict(toy_data(6), {.batch_size = 4});
     CHECK(other.golden("prediction_run") == "");
     CHECK(outputs.sizes() == at::IntArrayRef{6, 3});
+}
+
+TEST_CASE("an evaluation run that is stopped, and one that fails", "[trainer][golden]") {
+    Setup stopped({stops_evaluation()});
+    stopped.trainer->evaluate(toy_data(kNineSteps), {.batch_size = 4});
+    CHECK(stopped.trainer->result().outcome == Outcome::Stopped);
+    CHECK(stopped.trainer->result().reason == "enough");
+    CHECK(stopped.golden("evaluation_run_stopped") == "");
+    Setup failed({at_first_evaluation_step([](const Asker&) { throw std::runtime_error("disk on fire"); })});
+    CHECK_THROWS_WITH(failed.trainer->evaluate(toy_data(8), {.batch_size = 4}), "subscriber 'asker' failed at eval_step_end (epoch 0, step 0): disk on fire");
+    CHECK(failed.trainer->result().outcome == Outcome::Failed);
+    CHECK(failed.golden("evaluation_run_failed") == "");
+}
+
+TEST_CASE("a prediction run that is stopped returns no part of the outputs", "[trainer][golden]") {
+    Setup setup({callback_of("asker", [](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<PredictStepEnd>(Stage::Observe, [&run](const PredictStepEnd& event) {
+            if (event.step == 0) run.asker.ask(Decision::StopRun, "enough");
+        });
+    })});
+    CHECK_THROWS_WITH(setup.trainer->predict(toy_data(kNineSteps), {.batch_size = 4}), "the prediction was stopped by asker (enough); its outputs are not complete");
+    CHECK(setup.golden("prediction_run_stopped") == "");
 }

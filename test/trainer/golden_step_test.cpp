@@ -10,6 +10,7 @@
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/mixed_precision.hpp>
 
+#include "support/callback_of.hpp"
 #include "support/catch.hpp"
 #include "support/fake_world.hpp"
 #include "support/recording.hpp"
@@ -24,18 +25,23 @@ constexpr std::int64_t kSamples = 30;  // batches of 4: seven full ones and one 
 constexpr std::int64_t kBatch = 4;
 constexpr double kMaxNorm = 0.5;
 
-/// Keeps the gradients as they are when the update is decided on, after clipping.
+/// How a run of this file differs from the one with everything on.
+enum class Numbers { Bf16, Float };
+
+/// Keeps the gradients as they are when the update is decided on, after clipping, and their norm before it.
 class GradientKeeper final : public Callback {
 public:
     std::string kind() const override { return "gradient_keeper"; }
-    Declaration declare() const override { return {.reads = {"gradients"}}; }
+    Declaration declare() const override { return {.reads = {"gradients"}, .needs = {"grad_norm"}}; }
     void attach(Attachment& run) override {
         connections_ += run.bus.observe<GradientsReady>(Stage::Observe, [this](const GradientsReady& event) {
             kept.push_back(copies_of(event.gradients.owned()));
         });
+        connections_ += run.bus.observe<TrainStepEnd>(Stage::Observe, [this, &run](const TrainStepEnd&) { norms.push_back(run.blackboard.number("grad_norm").value()); });
     }
     void detach() override { connections_.clear(); }
     std::vector<std::vector<at::Tensor>> kept;
+    std::vector<double> norms;
 
 private:
     Connections connections_;
@@ -57,6 +63,15 @@ private:
     Connections connections_;
 };
 
+/// Where nothing overflows, the same update is skipped by decree.
+ComposedCallback skips_second_update() {
+    return callback_of("skipper", [](Attachment& run, Connections& connections) {
+        connections += run.bus.intercept(Phase::Decide, [](GradientsReady& event) {
+            if (event.position.attempts == 1) event.skip("skipper", "the second one");
+        });
+    });
+}
+
 /// Every `world`-th sample, so that two ranks together see what one sees: batch i of the world is batch i of each rank.
 std::shared_ptr<TensorDataset> share_of(const TensorDataset& whole, int rank, int world) {
     const at::Tensor index = torch::arange(rank, whole.size(), world);
@@ -69,7 +84,7 @@ struct Traced {
     std::vector<at::Tensor> parameters;
 };
 
-Traced run_rank(FakeWorld& world, int rank) {
+Traced run_rank(FakeWorld& world, int rank, Numbers numbers) {
     Traced traced;
     static std::mutex seeding;  // manual_seed and the generator it seeds are the whole process's
     std::unique_lock lock(seeding);
@@ -79,10 +94,16 @@ Traced run_rank(FakeWorld& world, int rank) {
     MixedPrecisionOptions precision;
     precision.scale_loss = true;
     precision.initial_scale = 1024;
-    std::vector<ComposedCallback> callbacks = {make_mixed_precision(precision), make_gradient_accumulation({3}),
-                                               make_gradient_clipping({.max_norm = kMaxNorm}), make_metrics({.accuracy = true}),
-                                               ComposedCallback(std::make_shared<Overflow>()), ComposedCallback(traced.recording),
-                                               ComposedCallback(traced.gradients)};
+    std::vector<ComposedCallback> callbacks = {make_gradient_accumulation({3}), make_gradient_clipping({.max_norm = kMaxNorm}),
+                                               make_metrics({.accuracy = true})};
+    if (numbers == Numbers::Bf16) {
+        callbacks.insert(callbacks.begin(), make_mixed_precision(precision));
+        callbacks.emplace_back(std::make_shared<Overflow>());
+    } else {
+        callbacks.push_back(skips_second_update());
+    }
+    callbacks.emplace_back(traced.recording);
+    callbacks.emplace_back(traced.gradients);
     if (world.size() > 1) callbacks.insert(callbacks.begin(), ComposedCallback(world.reducer(rank)));
     Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = optimizer, .callbacks = std::move(callbacks),
                      .consensus = world.consensus(rank), .handle_signals = false});
@@ -93,18 +114,18 @@ Traced run_rank(FakeWorld& world, int rank) {
     return traced;
 }
 
-std::vector<Traced> run_world(int size) {
+std::vector<Traced> run_world(int size, Numbers numbers = Numbers::Bf16) {
     FakeWorld world(size);
     std::vector<Traced> ranks(static_cast<std::size_t>(size));
     std::vector<std::thread> threads;
     for (int rank = 0; rank < size; ++rank)
-        threads.emplace_back([&, rank] { ranks[static_cast<std::size_t>(rank)] = run_rank(world, rank); });
+        threads.emplace_back([&, rank] { ranks[static_cast<std::size_t>(rank)] = run_rank(world, rank, numbers); });
     for (auto& thread : threads) thread.join();
     return ranks;
 }
 
-/// The same numbers by hand: bf16 autocast, the mean over each window, clipping, and no update where it overflows.
-std::vector<std::vector<at::Tensor>> plain_loop(std::vector<at::Tensor>& parameters) {
+/// The same numbers by hand: bf16 autocast or none, the mean over each window, clipping, and no update where it overflows.
+std::vector<std::vector<at::Tensor>> plain_loop(std::vector<at::Tensor>& parameters, Numbers numbers = Numbers::Bf16) {
     auto model = toy_model();
     const auto data = toy_data(kSamples);
     torch::optim::SGD optimizer(model->parameters(), torch::optim::SGDOptions(0.1).momentum(0.9));
@@ -115,7 +136,7 @@ std::vector<std::vector<at::Tensor>> plain_loop(std::vector<at::Tensor>& paramet
         for (std::int64_t at = begin; at < end; at += kBatch) {
             const std::int64_t count = std::min(kBatch, end - at);
             at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
-            at::autocast::set_autocast_enabled(at::kCPU, true);
+            at::autocast::set_autocast_enabled(at::kCPU, numbers == Numbers::Bf16);
             const at::Tensor loss = cross_entropy(model->forward(data->inputs().narrow(0, at, count)), data->targets().narrow(0, at, count));
             at::autocast::clear_cache();
             at::autocast::set_autocast_enabled(at::kCPU, false);
@@ -139,14 +160,17 @@ TEST_CASE("one rank: the golden sequence of a step with everything on", "[traine
     CHECK(compare_with_golden("step_one_rank", traced.recording->lines()) == "");
 }
 
-TEST_CASE("two ranks: the golden sequence is that of one rank, with each rank's own samples", "[trainer][golden]") {
+TEST_CASE("two ranks: the golden sequence is that of one rank, with each rank's own samples", "[trainer][golden][thread]") {
     const auto ranks = run_world(2);
     CHECK(compare_with_golden("step_two_ranks_rank_0", ranks[0].recording->lines()) == "");
-    CHECK(ranks[0].recording->names().size() == ranks[1].recording->names().size());
+    CHECK(ranks[0].recording->names() == ranks[1].recording->names());
+    auto names = run_world(1).front().recording->names();
+    names.insert(std::ranges::find(names, "subscriber_attached"), "subscriber_attached");  // the reducer
+    CHECK(ranks[0].recording->names() == names);
     CHECK(equal_bits(ranks[0].parameters, ranks[1].parameters));
 }
 
-TEST_CASE("its gradients are those of a plain loop, on one rank and on two", "[trainer][golden]") {
+TEST_CASE("its gradients are those of a plain loop, on one rank and on two", "[trainer][golden][thread]") {
     std::vector<at::Tensor> parameters;
     const auto expected = plain_loop(parameters);
     const auto one = run_world(1).front();
@@ -155,9 +179,25 @@ TEST_CASE("its gradients are those of a plain loop, on one rank and on two", "[t
     REQUIRE(one.gradients->kept.size() == 3);
     REQUIRE(two.gradients->kept.size() == 3);
     for (const std::size_t window : {0u, 2u}) {  // window 1 overflows and is skipped
+        CHECK(one.gradients->norms[window] > kMaxNorm);  // so clipping has something to do
         // Scaling by a power of two is exact, so only the order of sums differs.
         CHECK(relative_difference(one.gradients->kept[window], expected[window]) < 1e-6);
         CHECK(relative_difference(two.gradients->kept[window], expected[window]) < 2e-2);  // bf16, sums of half the batch
     }
     CHECK(relative_difference(one.parameters, parameters) < 1e-6);
+}
+
+TEST_CASE("in fp32 the gradients of one rank and of two are those of a plain loop to 1e-6, the short last window included", "[trainer][golden][thread]") {
+    std::vector<at::Tensor> parameters;
+    const auto expected = plain_loop(parameters, Numbers::Float);
+    REQUIRE(expected.size() == 3);
+    for (const int size : {1, 2})
+        for (const Traced& rank : run_world(size, Numbers::Float)) {
+            REQUIRE(rank.gradients->kept.size() == 3);
+            for (std::size_t window = 0; window < 3; ++window) {
+                CHECK(rank.gradients->norms[window] > kMaxNorm);
+                CHECK(relative_difference(rank.gradients->kept[window], expected[window]) < 1e-6);
+            }
+            CHECK(relative_difference(rank.parameters, parameters) < 1e-6);
+        }
 }

@@ -1,10 +1,12 @@
 #include <thread>
 
+#include <torchbus/callbacks/label_smoothing.hpp>
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/optim/optimizers.hpp>
 
 #include "support/callback_of.hpp"
+#include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
 #include "support/recording.hpp"
 #include "support/toy.hpp"
@@ -200,7 +202,7 @@ TEST_CASE("the summary counts parameters, frozen ones apart", "[trainer]") {
     auto model = toy_model();
     model->parameters()[0].requires_grad_(false);
     const std::string summary = Trainer(options_for(model)).summary();
-    CHECK_THAT(summary, Catch::Contains("0.weight") && Catch::Contains("[8, 6]") && Catch::Contains("83 parameters, 35 trainable"));
+    CHECK_THAT(summary, containing("0.weight") && containing("[8, 6]") && containing("83 parameters, 35 trainable"));
 }
 
 TEST_CASE("a trainer that lacks a part says which", "[trainer][errors]") {
@@ -211,7 +213,7 @@ TEST_CASE("a trainer that lacks a part says which", "[trainer][errors]") {
     TrainerOptions no_loss = options_for(model);
     no_loss.loss = {};
     CHECK_THROWS_WITH(Trainer(std::move(no_loss)).train(data), "the trainer has no loss; give TrainerOptions::loss, or a step function for every update");
-    CHECK_THROWS_WITH(Trainer(options_for(model)).train(data, {.epochs = 0}), "epochs must be at least 1");
+    CHECK_THROWS_WITH(Trainer(options_for(model)).train(data, {.epochs = 0}), "epochs: 0 is too few; give at least 1");
     CHECK_THROWS_WITH(Trainer(options_for(model)).train(data, {.batch_size = 0}), "batch_size: 0 is not a batch size; give at least 1");
     CHECK_THROWS_WITH(Trainer(options_for(model)).train(data, {.batch_size = 9, .drop_last = true}),
                       "batch_size: 9 is above the 8 samples of an epoch, and drop_last leaves nothing; give a smaller batch or keep the last one");
@@ -348,7 +350,7 @@ TEST_CASE("a tap that throws at every event still lets the run fail and close", 
         });
     })}));
     for (int run = 1; run <= 2; ++run) {
-        CHECK_THROWS_WITH(trainer.train(toy_data(4)), Catch::StartsWith("subscriber 'tap' failed at ") && Catch::EndsWith(": always"));
+        CHECK_THROWS_WITH(trainer.train(toy_data(4)), Catch::Matchers::StartsWith("subscriber 'tap' failed at ") && Catch::Matchers::EndsWith(": always"));
         CHECK(trainer.state() == State::Closed);
         CHECK(closed == run);
     }
@@ -359,7 +361,7 @@ TEST_CASE("advance() within a slot is refused", "[trainer][advance]") {
     Trainer trainer(options_for(model));
     auto subscriber = trainer.subscribe("greedy");
     const auto connection = subscriber.observe<TrainStepStart>(Stage::Observe, [&](const TrainStepStart&) { trainer.advance(); });
-    CHECK_THROWS_WITH(trainer.train(toy_data(4)), Catch::EndsWith("advance() was called from within a slot; ask() for a decision instead"));
+    CHECK_THROWS_WITH(trainer.train(toy_data(4)), Catch::Matchers::EndsWith("advance() was called from within a slot; ask() for a decision instead"));
 }
 
 TEST_CASE("the plan is looked at after RunConfigured", "[trainer][errors]") {
@@ -444,4 +446,107 @@ TEST_CASE("two updates of different rhythm have the length that is announced", "
     CHECK(announced == trainer.position().step);
     trainer.train(toy_data(12), {.epochs = 2, .max_steps = 1, .batch_size = 4});
     CHECK(trainer.position().step == 1);
+}
+
+TEST_CASE("a label that is no class of the model is named, with its sample and what is expected", "[trainer]") {
+    auto data = toy_data(8);
+    data->targets()[5] = 3;
+    auto model = toy_model();
+    const std::string told = "sample 5: its label is 3, expected 0 to 2, as the model has 3 outputs; give the model more classes, or mend the label";
+    CHECK_THROWS_WITH(Trainer(options_for(model)).train(data, {.batch_size = 4, .shuffle = false}), told);
+    TrainerOptions smoothed = options_for(model);
+    smoothed.callbacks.emplace_back(make_label_smoothing());
+    CHECK_THROWS_WITH(Trainer(std::move(smoothed)).train(data, {.batch_size = 4, .shuffle = false}),
+                      "subscriber 'label_smoothing' failed at output_ready (epoch 0, step 1): " + told);
+    data->targets()[5] = -100;  // not counted by cross entropy
+    CHECK(Trainer(options_for(model)).train(data, {.batch_size = 4, .shuffle = false}).outcome == Outcome::Finished);
+}
+
+TEST_CASE("batches are transformed for training, and by a transform of their own for evaluation and prediction", "[trainer]") {
+    auto model = toy_model();
+    const auto data = toy_data(8);
+    TrainerOptions options = options_for(model);
+    std::map<int, std::vector<double>> sums;  // by mode
+    constexpr int kTrain = static_cast<int>(Mode::Train), kEval = static_cast<int>(Mode::Eval), kPredict = static_cast<int>(Mode::Predict);
+    options.callbacks.push_back(callback_of("onlooker", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<ForwardStart>(Stage::Observe, [&](const ForwardStart& event) { sums[static_cast<int>(event.scope.mode)].push_back(event.batch.inputs.sum().item<double>()); });
+    }));
+    Trainer trainer(std::move(options));
+    const auto filled_with = [](double value) { return [value](Batch& batch, std::uint64_t) { batch.inputs = torch::full_like(batch.inputs, value); }; };
+    trainer.train(data, data, {.batch_size = 8, .transform = filled_with(1), .eval_transform = filled_with(2)});
+    CHECK(sums == std::map<int, std::vector<double>>{{kTrain, {48}}, {kEval, {96}}});
+    sums.clear();
+    trainer.evaluate(data, {.batch_size = 8, .transform = filled_with(3)});
+    trainer.predict(data, {.batch_size = 8, .transform = filled_with(4)});
+    CHECK(sums == std::map<int, std::vector<double>>{{kEval, {144}}, {kPredict, {192}}});
+}
+
+TEST_CASE("a stream is evaluated and predicted like a dataset with a length", "[trainer]") {
+    class Stream final : public IterableDataset {
+    public:
+        void begin(SampleSeed) override { next_ = 0; }
+        std::optional<Item> next() override {
+            if (next_ == data_->size()) return std::nullopt;
+            const std::int64_t at = next_++;
+            return Item{data_->inputs()[at], data_->targets()[at], {}, 0};
+        }
+
+    private:
+        std::shared_ptr<TensorDataset> data_ = toy_data(10);
+        std::int64_t next_ = 0;
+    };
+    auto model = toy_model();
+    TrainerOptions options = options_for(model);
+    options.callbacks.emplace_back(make_metrics({.accuracy = true}));
+    Trainer trainer(std::move(options));
+    const auto stream = std::make_shared<Stream>();
+    CHECK(trainer.evaluate(stream, {.batch_size = 4}) == trainer.evaluate(toy_data(10), {.batch_size = 4}));
+    CHECK(trainer.predict(stream, {.batch_size = 4}).equal(trainer.predict(toy_data(10), {.batch_size = 4})));
+    trainer.train(stream, stream, {.batch_size = 4});
+    CHECK(trainer.history().latest("eval.accuracy").has_value());
+}
+
+TEST_CASE("a save that is asked for before the first step is said to have nothing to save", "[trainer]") {
+    auto model = toy_model();
+    Trainer trainer(options_for(model));
+    int saves = 0;
+    Subscriber saver = trainer.subscribe("saver");
+    const Connection connection = saver.observe<StepCheckpoint>(Stage::Persist, [&](const StepCheckpoint&) { ++saves; });
+    trainer.ask(Decision::SaveNow, "user", "at once");
+    const CapturedStderr captured;
+    trainer.train(toy_data(8), {.batch_size = 4});
+    CHECK(captured.text() == "torchbus: warning: user: at once; no step has been made yet, so there is nothing to save\n");
+    CHECK(saves == 0);
+}
+
+TEST_CASE("a subscriber that takes more time than it was given is named when the run is over", "[trainer]") {
+    class Slow final : public Callback {
+    public:
+        std::string kind() const override { return "slow"; }
+        Declaration declare() const override { return {.subscriber = {.budget_us = 1.0}}; }
+        void attach(Attachment& run) override {
+            connections_ += run.bus.observe<TrainStepEnd>(Stage::Observe, [](const TrainStepEnd&) { std::this_thread::sleep_for(std::chrono::milliseconds(2)); });
+        }
+        void detach() override { connections_.clear(); }
+
+    private:
+        Connections connections_;
+    };
+    auto model = toy_model();
+    Trainer trainer(options_for(model, {ComposedCallback(std::make_shared<Slow>())}));
+    const CapturedStderr captured;
+    trainer.train(toy_data(8), {.batch_size = 4});
+    CHECK_THAT(captured.text(), Catch::Matchers::StartsWith("torchbus: warning: 'slow' took ") && Catch::Matchers::EndsWith(" µs a call on average, over its budget of 1.0 µs\n"));
+}
+
+TEST_CASE("an output is gone before backward: nothing of the trainer's holds it", "[trainer]") {
+    auto model = toy_model();
+    std::vector<bool> gone;
+    c10::weak_intrusive_ptr<c10::TensorImpl> output(c10::intrusive_ptr<c10::TensorImpl>{});
+    Trainer trainer(options_for(model, {make_metrics({.accuracy = true}), callback_of("onlooker", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<ForwardEnd>(Stage::Persist, [&](const ForwardEnd& event) { output = event.output.tensor.getIntrusivePtr(); });
+        connections += run.bus.observe<BackwardStart>(Stage::Observe, [&](const BackwardStart&) { gone.push_back(output.expired()); });
+    })}));
+    trainer.train(toy_data(8), {.batch_size = 4});
+    CHECK(gone == std::vector<bool>{true, true});
 }

@@ -23,7 +23,7 @@ struct LearningRateRange {
 /// Suggests a learning rate: raises it exponentially from step to step, records the smoothed training loss, and stops when
 /// the loss diverges or all steps are made. Then model, optimizers, generators and the state of every other callback are as
 /// they were before, also after a failure, and the rates of the optimizers too.
-/// Leave it out of the run that follows. While it works, others see and save weights of no use: compose it without savers.
+/// Leave it out of the run that follows. While it works, others see weights of no use: a composition with savers is refused.
 /// Parameter groups keep the ratios of their rates; the first one's is what is reported. Skipped updates are not recorded.
 /// Listens: RunConfigured, TrainingRunStart and TrainStepStart (interceptors: the state is kept, the rate set), TrainStepEnd,
 /// TrainingRunEnd (stage Report: the result; stage Persist: the state is put back), RunFailed and RunClosed (the same).

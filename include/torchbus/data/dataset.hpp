@@ -1,6 +1,8 @@
 #pragma once
 /// Where samples come from.
 
+#include <concepts>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -87,6 +89,27 @@ public:
     virtual void begin(SampleSeed seed) = 0;
     virtual std::optional<Item> next() = 0;
     virtual Batch collate(std::vector<Item> items) const { return collate_stack(std::move(items)); }
+};
+
+/// Either of the two, or none.
+class AnyDataset {
+public:
+    AnyDataset() = default;
+    AnyDataset(std::nullptr_t) {}  // NOLINT
+    template <class D>
+        requires std::convertible_to<std::shared_ptr<D>, std::shared_ptr<const Dataset>>
+    AnyDataset(std::shared_ptr<D> dataset) : with_length_(std::move(dataset)) {}  // NOLINT
+    template <class D>
+        requires std::convertible_to<std::shared_ptr<D>, std::shared_ptr<IterableDataset>>
+    AnyDataset(std::shared_ptr<D> stream) : stream_(std::move(stream)) {}  // NOLINT
+
+    explicit operator bool() const { return with_length_ || stream_; }
+    const std::shared_ptr<const Dataset>& with_length() const { return with_length_; }
+    const std::shared_ptr<IterableDataset>& stream() const { return stream_; }
+
+private:
+    std::shared_ptr<const Dataset> with_length_;
+    std::shared_ptr<IterableDataset> stream_;
 };
 
 }  // namespace torchbus

@@ -17,7 +17,7 @@ struct LoaderOptions {
     std::shared_ptr<Sampler> sampler = {};       ///< default: sequential
     bool drop_last = false;                      ///< leave out a last batch that is not full
     std::uint64_t seed = 0;
-    std::optional<int> workers = {};             ///< threads; default: 2 where the dataset prefers threads, else 0
+    std::optional<int> workers = {};             ///< threads; default: 2 where the dataset prefers threads or batches are transformed, else 0
     int prefetch = 4;                            ///< batches that workers may be ahead
     std::function<void(Batch&, std::uint64_t seed)> transform = {};  ///< on whole batches; seed is the batch's own. Thread: any of the workers
 };
@@ -47,7 +47,6 @@ public:
 };
 
 /// Throws: ConfigError for an empty dataset, a batch size of 0, or one above the dataset with drop_last.
-std::unique_ptr<Loader> make_loader(std::shared_ptr<const Dataset> dataset, LoaderOptions options);
-std::unique_ptr<Loader> make_loader(std::shared_ptr<IterableDataset> dataset, LoaderOptions options);
+std::unique_ptr<Loader> make_loader(const AnyDataset& dataset, LoaderOptions options);
 
 }  // namespace torchbus

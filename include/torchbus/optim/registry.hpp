@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <torchbus/model.hpp>
+#include <torchbus/optim/parameter_groups.hpp>
 #include <torchbus/optim/schedule.hpp>
 #include <torchbus/registry.hpp>
 #include <torchbus/update.hpp>
@@ -33,6 +34,9 @@ struct LossEntry {
     std::string_view summary;
     Loss (*from_json)(OptionReader& options);
 };
+
+/// `groups` and `decay_biases_and_norms` of an optimizer.
+ParameterGroupOptions read_parameter_groups(OptionReader& reader);
 
 /// An optimizer of named parameters, with `groups` and `decay_biases_and_norms` beside its own options.
 /// Throws: ConfigError with the JSON path.
