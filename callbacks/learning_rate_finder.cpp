@@ -144,11 +144,16 @@ private:
         done_ = false;
         smallest_.reset();
         for (const std::string& part : run_->run_state.parts()) {
-            if (part == "data" || part == "position" || part == own_part()) continue;  // where a run is, the next one knows itself
+            if (!is_changed(part) || part == own_part()) continue;
             SavedState state = run_->run_state.save(part);
             for (auto& [name, tensor] : state.tensors) tensor = tensor.detach().clone();
             kept_.emplace_back(part, std::move(state));
         }
+    }
+    /// Where a run is and what it is, the next one knows itself; history and blackboard begin anew with it.
+    static bool is_changed(std::string_view part) {
+        constexpr auto kOthers = std::to_array<std::string_view>({"position", "data", "decisions", "configuration", "history", "blackboard"});
+        return std::ranges::find(kOthers, part) == kOthers.end();
     }
     std::string own_part() const { return "callback." + run_->bus.id(); }
 

@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
 #include <torch/types.h>
 
 #include <torchbus/error.hpp>
@@ -26,6 +27,7 @@ public:
         on_device_ = on_device_.defined() ? on_device_ + scaled : scaled;
     }
     void add(double value) { on_cpu_ += value; }
+    void set(double value) { on_cpu_ = value, on_device_ = at::Tensor(); }
     double value() const { return on_cpu_ + (on_device_.defined() ? on_device_.item<double>() : 0.0); }
 
 private:
@@ -50,6 +52,7 @@ struct Sums {
     DeferredSum loss, correct;
     double weight = 0;  ///< of what has a loss
     std::int64_t samples = 0;
+    bool running = true;  ///< the pass is not over
 };
 
 class MetricsCallback final : public Callback {
@@ -83,6 +86,26 @@ public:
         run_ = nullptr;
         sums_.clear();
         last_ = nullptr;
+    }
+
+    SavedState state() const override {
+        SavedState state;
+        for (const auto& [prefix, sums] : sums_)
+            state.values[prefix] = {{"loss", sums.loss.value()}, {"correct", sums.correct.value()}, {"weight", sums.weight}, {"samples", sums.samples}, {"running", sums.running}};
+        return state;
+    }
+    void load_state(const SavedState& state) override {
+        sums_.clear();
+        last_ = nullptr;
+        for (const auto& [prefix, saved] : state.values.items()) {
+            Sums& sums = sums_[prefix];
+            sums.loss.set(saved.at("loss"));
+            sums.correct.set(saved.at("correct"));
+            sums.weight = saved.at("weight");
+            sums.samples = saved.at("samples");
+            sums.running = saved.at("running");
+            if (run_ && sums.running) publish_running(prefix, sums);
+        }
     }
 
 private:
@@ -167,10 +190,11 @@ private:
 
     /// Sums over ranks, and publishes the epoch's values.
     void conclude(const std::string& prefix) {
-        for (const auto& [name, sums] : sums_) {
+        for (auto& [name, sums] : sums_) {
             if (!belongs_to(name, prefix)) continue;
             std::array totals = {sums.loss.value(), sums.weight, sums.correct.value(), static_cast<double>(sums.samples)};
             run_->consensus.sum(totals);
+            sums.running = false;
             withdraw(name);  // nothing is published of an epoch in which nothing counted
             if (options_.loss && totals[1] > 0) run_->blackboard.publish(name + ".loss", totals[0] / totals[1]);
             if (options_.accuracy && totals[3] > 0) run_->blackboard.publish(name + ".accuracy", totals[2] / totals[3]);

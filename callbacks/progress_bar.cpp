@@ -57,12 +57,12 @@ public:
     void attach(Attachment& run) override {
         run_ = &run;
         auto& bus = run.bus;
-        connections_ += bus.observe<TrainingRunStart>(Stage::Report, [this](const TrainingRunStart& event) { note_plan(event.plan); });
-        connections_ += bus.observe<EvaluationRunStart>(Stage::Report, [this](const EvaluationRunStart& event) { note_plan(event.plan); });
-        connections_ += bus.observe<TrainEpochStart>(Stage::Report, [this](const TrainEpochStart& event) {
-            begin(epochs_ > 0 ? fmt::format("epoch {}/{}", event.position.epoch + 1, epochs_) : fmt::format("epoch {}", event.position.epoch + 1),
-                  "train", train_batches_);
+        connections_ += bus.observe<TrainingRunStart>(Stage::Report, [this](const TrainingRunStart& event) {
+            note_plan(event.plan);
+            if (event.position.in_epoch.micro_batch > 0) begin_epoch(event.position);  // resumed within it
         });
+        connections_ += bus.observe<EvaluationRunStart>(Stage::Report, [this](const EvaluationRunStart& event) { note_plan(event.plan); });
+        connections_ += bus.observe<TrainEpochStart>(Stage::Report, [this](const TrainEpochStart& event) { begin_epoch(event.position); });
         connections_ += bus.observe<TrainStepEnd>(Stage::Report, [this](const TrainStepEnd& event) {
             show(event.position.in_epoch.micro_batch, event.position.in_epoch.samples);
         });
@@ -99,6 +99,9 @@ private:
     std::int64_t batches_of(std::string_view split) const {
         const auto found = std::ranges::find(splits_, split, &SplitPlan::name);
         return found == splits_.end() ? 0 : found->length().value_or(0);
+    }
+    void begin_epoch(const Position& position) {
+        begin(epochs_ > 0 ? fmt::format("epoch {}/{}", position.epoch + 1, epochs_) : fmt::format("epoch {}", position.epoch + 1), "train", train_batches_);
     }
     void begin(std::string title, std::string role, std::int64_t batches) {
         title_ = std::move(title);

@@ -37,6 +37,7 @@ public:
                 .after = {"learning_rate_schedule"}};
     }
     void attach(Attachment& run) override {
+        run_ = &run;
         connections_ += run.bus.intercept<RunConfigured>([this, &run](RunConfigured&) {
             plateau_ = std::exchange(loaded_, std::nullopt).value_or(Plateau{});
             under_way_ = true;
@@ -64,6 +65,7 @@ public:
         under_way_ = false;
         loaded_.reset();
         plateau_ = {};
+        run_ = nullptr;
     }
     SavedState state() const override {
         const Plateau& now = loaded_ ? *loaded_ : plateau_;
@@ -75,10 +77,12 @@ public:
         Plateau loaded{values.at("factor"), {}, values.at("bad_epochs"), values.at("cooldown_left")};
         if (!values.at("best").is_null()) loaded.best = values.at("best").get<double>();
         // Before a run it is what the next one begins with.
-        if (under_way_)
+        if (under_way_) {
             plateau_ = loaded;
-        else
+            publish(run_->blackboard);
+        } else {
             loaded_ = loaded;
+        }
     }
 
 private:
@@ -130,6 +134,7 @@ private:
     ReduceOnPlateauOptions options_;
     Plateau plateau_;
     std::optional<Plateau> loaded_;
+    Attachment* run_ = nullptr;
     bool under_way_ = false;
     std::shared_ptr<torch::optim::Optimizer> held_optimizer_;  ///< whose rates are multiplied now
     std::vector<double> held_rates_;                           ///< as they were found, one a group

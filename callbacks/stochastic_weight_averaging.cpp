@@ -47,7 +47,10 @@ public:
             if (event.scope.mode == Mode::Train && !event.micro_batch.repeated) keep(event.batch);
         });
         connections_ += run.bus.observe<OptimizerStepEnd>(Stage::Observe, [this](const OptimizerStepEnd&) { average_if_due(); });
-        connections_ += run.bus.observe<TrainEpochEnd>(Stage::Observe, [this](const TrainEpochEnd&) { average_if_due(); });
+        connections_ += run.bus.observe<TrainEpochEnd>(Stage::Observe, [this](const TrainEpochEnd&) {
+            loaded_ = false;  // the run that the state was for is under way, also where it was resumed within its last epoch
+            average_if_due();
+        });
         connections_ += run.bus.observe<WeightsViewChanged>(Stage::Observe, [this](const WeightsViewChanged& event) {
             if (event.from == options_.view) hide();
             if (event.to == options_.view) show();
@@ -69,6 +72,8 @@ public:
             for (const auto& [name, extra] : kept_[i].extras)
                 if (extra.defined()) state.tensors.emplace(prefix + "extras." + name, extra);
         }
+        for (std::size_t i = 0; i < statistics_.size(); ++i) state.tensors.emplace(fmt::format("statistic:{}", i), statistics_[i]);
+        state.values["statistics"] = statistics_.size();
         return state;
     }
     void load_state(const SavedState& state) override {
@@ -76,11 +81,14 @@ public:
         ticks_ = state.values.at("ticks");
         std::map<std::string, at::Tensor> weights;
         std::deque<Batch> kept(state.values.at("batches").get<std::size_t>());
-        for (const auto& [name, tensor] : state.tensors)
-            name.starts_with("batch:") ? put_back(kept, name, tensor) : (void)weights.emplace(name, tensor);
+        statistics_.assign(state.values.at("statistics").get<std::size_t>(), {});
+        for (const auto& [name, tensor] : state.tensors) {
+            if (name.starts_with("batch:")) put_back(kept, name, tensor);
+            else if (name.starts_with("statistic:")) statistics_.at(std::stoul(name.substr(10))) = tensor.detach().clone();
+            else weights.emplace(name, tensor);
+        }
         kept_ = std::move(kept);
         weights_.load(weights);
-        statistics_.clear();
         loaded_ = true;
     }
 

@@ -72,6 +72,21 @@ void Filter::rebase(const Moment& moment, std::int64_t emissions, bool run_begin
     }
 }
 
+std::vector<double> Filter::progress() const {
+    std::vector<double> progress;
+    for (const Clause& clause : clauses_) progress.insert(progress.end(), {static_cast<double>(clause.last_ticks), clause.last_amount});
+    return progress;
+}
+
+void Filter::restore(const std::vector<double>& progress) {
+    if (progress.size() != 2 * clauses_.size()) return;  // of another filter
+    for (std::size_t i = 0; i < clauses_.size(); ++i) {
+        if (clauses_[i].uses(Interval::Unit::Second)) continue;
+        clauses_[i].last_ticks = static_cast<std::int64_t>(progress[2 * i]);
+        clauses_[i].last_amount = progress[2 * i + 1];
+    }
+}
+
 bool Filter::Clause::passes(const Moment& moment, std::int64_t emissions) {
     if (mode && moment.mode != *mode) return false;  // before a tick is taken: it belongs to an event of the right mode
     if (uses(Interval::Unit::Run) && !is_measurable(Interval::Unit::Run, moment)) return false;

@@ -22,6 +22,7 @@ public:
     void publish_lazy(std::string_view name, std::function<double()> value);
     /// The number of that name, or nothing. Syncs: may wait for a device, for lazy values.
     std::optional<double> number(std::string_view name) const;
+    bool has(std::string_view name) const { return values_.contains(name); }
     /// Forgets a name; unknown names are fine.
     void withdraw(std::string_view name);
     void clear() { values_.clear(); }

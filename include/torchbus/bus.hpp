@@ -117,10 +117,10 @@ public:
     /// Every connected slot in the order of its running: by event, stage, phase, subscriber, connection.
     std::vector<ConnectedSlot> slots() const;
 
-    /// Emissions of users' events that each connection has seen, by "subscriber/event/n"; filters count on them.
-    std::map<std::string, std::int64_t> emission_counts() const;
-    /// Takes counts of a former run; unknown connections are ignored.
-    void restore_emission_counts(const std::map<std::string, std::int64_t>& counts);
+    /// What the filter of each connection has seen, by "subscriber/event/n", and how many emissions of users' events.
+    std::map<std::string, ConnectionProgress> connection_progress() const;
+    /// Takes that of a former run; unknown connections are ignored.
+    void restore_connection_progress(const std::map<std::string, ConnectionProgress>& progress);
 
     /// Time per subscriber and event since the bus was made, detached ones included.
     std::vector<AccountingRow> accounting() const;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace torchbus {
 
@@ -41,6 +42,12 @@ struct SubscriberOptions {
     double budget_us = 0;              ///< mean µs a call that it may take of the training thread; above it is named when a run ends. 0: any
     std::size_t queue_capacity = 256;  ///< snapshots that may wait for its thread, for observe_on_thread
     Overflow overflow = Overflow::Block;
+};
+
+/// What one connection has seen, for a run that goes on.
+struct ConnectionProgress {
+    std::int64_t emissions = 0;       ///< of a user's own event
+    std::vector<double> filter = {};  ///< see Filter::progress
 };
 
 /// Time spent in one subscriber's slots of one event.

@@ -35,6 +35,9 @@ public:
     /// Takes `moment` as the last one seen: at connection, at the start of a run and on resume.
     /// Throws: ConfigError for a share of the run, where a training run begins whose length is not known.
     void rebase(const Moment& moment, std::int64_t emissions, bool run_begins = false);
+    /// What it has seen, for a run that goes on: two numbers a clause. An interval in time begins anew with every process.
+    std::vector<double> progress() const;
+    void restore(const std::vector<double>& progress);
     /// Asked once an emission; remembers what it saw. What cannot be measured is not due.
     bool passes(const Moment& moment, std::int64_t emissions);
 

@@ -2,6 +2,7 @@
 /// What a run is made of and what it is asked to do.
 
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -36,6 +37,13 @@ struct EvalSplit {
 /// Of whole batches, before they reach the trainer: see LoaderOptions::transform.
 using BatchTransform = std::function<void(Batch&, std::uint64_t seed)>;
 
+/// Where a run goes on from, exactly: with the next batch, the same random numbers and the state of every callback.
+struct ResumeOptions {
+    std::filesystem::path from;           ///< a training state, or a folder that holds some: the newest whole one
+    bool if_any = false;                  ///< where there is none, the run begins anew
+    std::vector<std::string> allow = {};  ///< differences that are no reason to refuse, by the names that the message gives
+};
+
 struct TrainOptions {
     std::int64_t epochs = 1;
     std::optional<std::int64_t> max_steps = {};
@@ -49,6 +57,8 @@ struct TrainOptions {
     int prefetch = 4;
     BatchTransform transform = {};
     BatchTransform eval_transform = {};
+    std::optional<ResumeOptions> resume = {};
+    bool reset_run_history = true;                     ///< false: the trainer's last run goes on, for `epochs` more
 };
 
 struct EvaluateOptions {

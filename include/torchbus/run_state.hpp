@@ -19,16 +19,18 @@ struct SavedState {
     bool empty() const { return values.empty() && tensors.empty(); }
 };
 
-/// The parts of a run: "model", "update" or "update.<name>" (its optimizer), "data", "generators", "position",
-/// "emission_counts", and "callback.<id>" for each callback. Savers go through this and reach nothing else.
-/// Thread: the training thread, at an update boundary.
+/// The parts of a run: "model", "update" or "update.<name>" (its optimizer), "generators", "connections" (what filters have
+/// seen), "options" (what was changed of callbacks), "history", "blackboard", "callback.<id>" for each callback; where it
+/// is: "position", "data", "decisions"; and what it is: "configuration". Savers go through this and reach nothing else.
+/// Thread: the training thread, at StepCheckpoint or EpochCheckpoint: there an update is finished and none is begun.
 class RunState {
 public:
     virtual ~RunState() = default;
     virtual std::vector<std::string> parts() const = 0;
     /// Tensors are handles: clone them to keep them as they are now. Throws: StateError for an unknown part.
     virtual SavedState save(std::string_view part) const = 0;
-    /// Throws: CheckpointError where it does not fit this run.
+    /// Throws: CheckpointError where it does not fit this run; StateError for where and what it is, which a run under way
+    /// does not take: see TrainOptions::resume.
     virtual void load(std::string_view part, const SavedState& state) = 0;
 };
 

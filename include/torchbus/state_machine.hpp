@@ -11,7 +11,7 @@ namespace torchbus {
 
 enum class State : std::uint8_t {
     Ready,             ///< RunConfigured, and the Start event of the run
-    StartingEpoch,     ///< TrainEpochStart
+    StartingEpoch,     ///< TrainEpochStart, or where a resumed run was
     Deciding,          ///< the decision point before a step
     FetchingWindow,    ///< waiting for the batches of the next step
     RunningWindow,     ///< one micro-batch forward and backward
@@ -46,6 +46,7 @@ inline constexpr auto kTransitions = std::to_array<Transition>({
     // a training run
     {State::Ready,             Trigger::StartTraining,      State::StartingEpoch},
     {State::StartingEpoch,     Trigger::EpochStarted,       State::Deciding},
+    {State::StartingEpoch,     Trigger::EvaluationDue,      State::Evaluating},
     {State::StartingEpoch,     Trigger::RunDone,            State::Ending},
     {State::Deciding,          Trigger::Decided,            State::FetchingWindow},
     {State::Deciding,          Trigger::EvaluationDue,      State::EvaluatingInEpoch},

@@ -40,6 +40,7 @@
 #include <torchbus/callbacks/terminate_on_nan.hpp>
 #include <torchbus/callbacks/throughput_monitor.hpp>
 #include <torchbus/callbacks/time_limit.hpp>
+#include <torchbus/checkpoint/disk.hpp>
 #include <torchbus/checkpoint/safetensors.hpp>
 #include <torchbus/checkpoint/training_state.hpp>
 #include <torchbus/composition.hpp>
@@ -56,6 +57,7 @@
 #include <torchbus/models/registry.hpp>
 #include <torchbus/models/torchscript.hpp>
 #include <torchbus/optim/group_options.hpp>
+#include <torchbus/optim/optimizer_state.hpp>
 #include <torchbus/optim/optimizers.hpp>
 #include <torchbus/optim/parameter_groups.hpp>
 #include <torchbus/optim/registry.hpp>

@@ -30,29 +30,31 @@ std::vector<ConnectedSlot> BusCore::slots() const {
     return slots;
 }
 
-void BusCore::for_each_counter(const std::function<void(const std::string&, SlotRecord&)>& visit) const {
+void BusCore::for_each_filter(const std::function<void(const std::string&, SlotRecord&)>& visit) const {
     const std::lock_guard lock(mutex_);
     std::map<std::string, int> known;
     for (const auto& link : live_links())
         for (const auto& joint : link->joints) {
-            if (joint.record->type->of_trainer || joint.record->type->is_span) continue;
+            const bool counts = !joint.record->type->of_trainer && !joint.record->type->is_span;
+            if (!counts && !joint.record->filtered) continue;
             const std::string name = fmt::format("{}/{}", link->subscriber->id, joint.record->type->name);
             visit(fmt::format("{}/{}", name, known[name]++), *joint.record);
         }
 }
 
-std::map<std::string, std::int64_t> BusCore::emission_counts() const {
-    std::map<std::string, std::int64_t> counts;
-    for_each_counter([&](const std::string& key, const SlotRecord& record) { counts[key] = record.emissions; });
-    return counts;
+std::map<std::string, ConnectionProgress> BusCore::connection_progress() const {
+    std::map<std::string, ConnectionProgress> progress;
+    for_each_filter([&](const std::string& key, const SlotRecord& record) { progress[key] = {record.emissions, record.filter.progress()}; });
+    return progress;
 }
 
-void BusCore::restore_emission_counts(const std::map<std::string, std::int64_t>& counts) {
-    for_each_counter([&](const std::string& key, SlotRecord& record) {
-        const auto known = counts.find(key);
-        if (known == counts.end()) return;
-        record.emissions = known->second;
+void BusCore::restore_connection_progress(const std::map<std::string, ConnectionProgress>& progress) {
+    for_each_filter([&](const std::string& key, SlotRecord& record) {
+        const auto known = progress.find(key);
+        if (known == progress.end()) return;
+        record.emissions = known->second.emissions;
         record.filter.rebase(moment, record.emissions);
+        record.filter.restore(known->second.filter);
     });
 }
 

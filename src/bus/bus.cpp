@@ -118,8 +118,8 @@ void Bus::post(std::function<void()> task) { core_->post(std::move(task)); }
 void Bus::flush() { core_->flush(); }
 void Bus::drain() { core_->drain(); }
 std::vector<ConnectedSlot> Bus::slots() const { return core_->slots(); }
-std::map<std::string, std::int64_t> Bus::emission_counts() const { return core_->emission_counts(); }
-void Bus::restore_emission_counts(const std::map<std::string, std::int64_t>& counts) { core_->restore_emission_counts(counts); }
+std::map<std::string, ConnectionProgress> Bus::connection_progress() const { return core_->connection_progress(); }
+void Bus::restore_connection_progress(const std::map<std::string, ConnectionProgress>& progress) { core_->restore_connection_progress(progress); }
 std::vector<AccountingRow> Bus::accounting() const { return core_->accounting(); }
 
 bool Bus::listens(const detail::Channel* channel) {

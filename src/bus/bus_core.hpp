@@ -135,8 +135,8 @@ public:
     void flush();
     void drain();
     std::vector<ConnectedSlot> slots() const;
-    std::map<std::string, std::int64_t> emission_counts() const;
-    void restore_emission_counts(const std::map<std::string, std::int64_t>& counts);
+    std::map<std::string, ConnectionProgress> connection_progress() const;
+    void restore_connection_progress(const std::map<std::string, ConnectionProgress>& progress);
     void rebase_filters();
     std::vector<AccountingRow> accounting() const;
 
@@ -156,8 +156,8 @@ private:
     std::shared_ptr<SubscriberRecord> find(const std::string& id) const;
     std::uint64_t place_in_order(std::string_view before) const;
     std::vector<std::shared_ptr<Link>> live_links() const;
-    /// Calls `visit(key, record)` for every slot of a user's own event, with a key that is the same in an equal composition.
-    void for_each_counter(const std::function<void(const std::string&, SlotRecord&)>& visit) const;
+    /// Calls `visit(key, record)` for every slot with a filter or of a user's own event, with a key that is the same in an equal composition.
+    void for_each_filter(const std::function<void(const std::string&, SlotRecord&)>& visit) const;
     void settle_thread_failure(const std::shared_ptr<SubscriberRecord>& subscriber, const EventType& event, const std::string& cause, int in_a_row);
     void fold(const SlotRecord& record);
 

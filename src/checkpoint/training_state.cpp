@@ -1,24 +1,20 @@
 #include <torchbus/checkpoint/training_state.hpp>
 
-#include <fcntl.h>
-#include <stdio.h>  // renameat2
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <cstring>
-#include <fstream>
 #include <limits>
 #include <set>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <torchbus/checkpoint/atomic_file.hpp>
-#include <torchbus/checkpoint/safetensors.hpp>
-#include <torchbus/error.hpp>
+#include "file.hpp"
+#include "folder_writer.hpp"
+#include "manifest.hpp"
+#include "tensor_file.hpp"
 
 namespace torchbus {
 namespace {
@@ -26,14 +22,9 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr const char* kFormat = "torchbus training state";
-constexpr int kVersion = 1;
-constexpr const char* kIndex = "state.json";
+constexpr const char* kStateName = "state.json";
 
 [[noreturn]] void fail(const fs::path& where, const std::string& what) { throw CheckpointError(fmt::format("{}: {}", where.string(), what)); }
-void require(const std::error_code& status, const fs::path& where, const char* action) {
-    if (status) fail(where, fmt::format("cannot {}: {}; nothing was changed", action, status.message()));
-}
 
 // ── numbers that JSON does not know ──────────────────────────────────────────────────────────────────────────────
 /// NaN and infinities would become null: {"@float": "nan"} stands for them.
@@ -65,70 +56,6 @@ std::string file_of(const std::string& part, std::set<std::string>& taken) {
     return name + ".safetensors";
 }
 
-void write_parts(const fs::path& folder, const RunState& run) {
-    json parts = json::object();
-    std::set<std::string> taken;
-    for (const std::string& part : run.parts()) {
-        const SavedState state = run.save(part);
-        json entry = {{"values", encoded(state.values)}};
-        if (!state.tensors.empty()) {
-            const std::string file = file_of(part, taken);
-            save_safetensors(folder / file, std::vector<NamedTensor>(state.tensors.begin(), state.tensors.end()));
-            entry["file"] = file;
-            entry["size_bytes"] = fs::file_size(folder / file);
-        }
-        parts[part] = std::move(entry);
-    }
-    AtomicFile index(folder / kIndex);
-    index.write(json{{"format", kFormat}, {"version", kVersion}, {"parts", std::move(parts)}}.dump(2) + "\n");
-    index.commit();
-}
-
-void sync_folder(const fs::path& folder) {
-    const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    const bool synced = descriptor >= 0 && ::fsync(descriptor) == 0;
-    const int error = errno;
-    if (descriptor >= 0) ::close(descriptor);
-    if (!synced) fail(folder, fmt::format("cannot sync the folder: {}; what was written may not outlast a power failure", std::strerror(error)));
-}
-
-/// Puts `made` in the place of `target`, and what was there in the place of `made`. One rename either way, where the file
-/// system can exchange two names; where it cannot, the old folder is moved aside first.
-void put_in_place(const fs::path& made, const fs::path& target) {
-    if (!fs::exists(target)) {
-        if (::rename(made.c_str(), target.c_str()) != 0) fail(target, fmt::format("cannot rename to it: {}; nothing was changed", std::strerror(errno)));
-        return;
-    }
-    if (::renameat2(AT_FDCWD, made.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) return;
-    const fs::path aside = made.string() + ".old";
-    std::error_code status;
-    fs::rename(target, aside, status);
-    require(status, target, "move the old folder aside");
-    if (::rename(made.c_str(), target.c_str()) != 0) {
-        const int error = errno;
-        fs::rename(aside, target, status);
-        fail(target, fmt::format("cannot rename to it: {}; nothing was changed", std::strerror(error)));
-    }
-    fs::rename(aside, made, status);
-}
-
-/// A folder that is removed again, whatever it holds in the end.
-struct TemporaryFolder {
-    fs::path path;
-    explicit TemporaryFolder(fs::path where) : path(std::move(where)) {
-        std::error_code status;
-        fs::remove_all(path, status);  // one that a process that died has left
-        fs::create_directories(path, status);
-        require(status, path, "make the folder");
-    }
-    TemporaryFolder(const TemporaryFolder&) = delete;
-    TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-    ~TemporaryFolder() {
-        std::error_code ignored;
-        fs::remove_all(path, ignored);
-    }
-};
-
 // ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
 std::optional<std::int64_t> step_of(const fs::path& path) {
     const std::string name = path.filename().string();
@@ -146,49 +73,57 @@ std::string way_out(const fs::path& path) {
     return earlier ? fmt::format("; resume from {}", earlier->string()) : "";
 }
 
-json read_index(const fs::path& folder) {
-    if (!fs::is_directory(folder)) fail(folder, "there is no such folder; give one that was saved, e.g. checkpoints/step_100" + way_out(folder));
-    std::ifstream stream(folder / kIndex);
-    if (!stream) fail(folder, fmt::format("it holds no {}, so it is no training state, or not a whole one{}", kIndex, way_out(folder)));
-    json index = json::parse(stream, nullptr, false);
-    if (!index.is_object() || !index.contains("parts") || !index["parts"].is_object() || index.value("format", "") != kFormat)
-        fail(folder / kIndex, fmt::format("the file is truncated, damaged or of another kind{}", way_out(folder)));
-    if (index.value("version", 0) != kVersion)
-        fail(folder / kIndex, fmt::format("version {} is not known, expected {}; it was written by another torchbus", index.value("version", 0), kVersion));
-    return index["parts"];
+std::string text_of_file(const fs::path& folder, const std::string& name, const ManifestFile& expected) {
+    const fs::path file = folder / name;
+    std::string text;
+    try {
+        text = read_file(file);
+    } catch (const CheckpointError& error) {
+        throw CheckpointError(error.what() + way_out(folder));
+    }
+    if (text.size() != expected.size_bytes)
+        fail(file, fmt::format("{} bytes, expected {}; the file is {}{}", text.size(), expected.size_bytes, text.size() < expected.size_bytes ? "truncated" : "damaged", way_out(folder)));
+    return text;
 }
 
-SavedState read_part(const fs::path& folder, const std::string& part, const json& entry) {
+Manifest manifest_of(const fs::path& folder) {
+    std::error_code status;
+    if (!fs::is_directory(folder, status)) fail(folder, "there is no such folder; give one that was saved, e.g. checkpoints/step_100" + way_out(folder));
+    const fs::path file = folder / kManifestName;
+    if (!fs::exists(file, status)) fail(folder, fmt::format("it holds no {}, so it is no training state, or not a whole one{}", kManifestName, way_out(folder)));
     try {
-        SavedState state{decoded(entry.at("values")), {}};
+        return parse_manifest(read_file(file), file.string());
+    } catch (const CheckpointError& error) {
+        throw CheckpointError(error.what() + way_out(folder));
+    }
+}
+
+/// The parts' numbers and texts; which file has whose tensors is said there, too.
+json state_values(const fs::path& folder, const Manifest& manifest) {
+    const auto listed = manifest.files.find(kStateName);
+    if (listed == manifest.files.end()) fail(folder, fmt::format("its manifest names no {}; it is damaged{}", kStateName, way_out(folder)));
+    const std::string text = text_of_file(folder, kStateName, listed->second);
+    if (checksum_of(text) != listed->second.checksum) fail(folder / kStateName, "its checksum is not that of the manifest; the file is damaged" + way_out(folder));
+    json values = json::parse(text, nullptr, false);
+    if (!values.is_object()) fail(folder / kStateName, "it is no JSON object; the file is damaged" + way_out(folder));
+    return values;
+}
+
+SavedState read_part(const fs::path& folder, const std::string& part, const json& entry, const Manifest& manifest) {
+    try {
+        SavedState state{decoded(entry.at("values")), {}, entry.at("version")};
         if (!entry.contains("file")) return state;
-        const fs::path file = folder / entry.at("file").get<std::string>();
-        const auto expected = entry.at("size_bytes").get<std::uintmax_t>();
-        std::error_code status;
-        const std::uintmax_t size = fs::file_size(file, status);
-        if (status) fail(file, fmt::format("cannot open the file: {}{}", status.message(), way_out(folder)));
-        if (size != expected)
-            fail(file, fmt::format("{} bytes, expected {}; the file is {}{}", size, expected, size < expected ? "truncated" : "damaged", way_out(folder)));
-        for (auto& [name, tensor] : load_safetensors(file)) state.tensors.emplace(std::move(name), std::move(tensor));
+        const std::string name = entry.at("file");
+        const auto listed = manifest.files.find(name);
+        if (listed == manifest.files.end()) fail(folder, fmt::format("its manifest does not name {}, which has the tensors of '{}'{}", name, part, way_out(folder)));
+        const std::string text = text_of_file(folder, name, listed->second);
+        if (checksum_of(text) != listed->second.checksum)
+            fail(folder / name, fmt::format("its checksum is not that of the manifest; {}{}", damage_in_tensors(text), way_out(folder)));
+        for (auto& [tensor_name, tensor] : tensors_of_file(text, (folder / name).string())) state.tensors.emplace(std::move(tensor_name), std::move(tensor));
         return state;
     } catch (const json::exception& error) {
-        fail(folder / kIndex, fmt::format("the part '{}' is described wrongly: {}{}", part, error.what(), way_out(folder)));
+        fail(folder / kStateName, fmt::format("the part '{}' is described wrongly: {}{}", part, error.what(), way_out(folder)));
     }
-}
-
-/// What of the saved weights does not fit those of the run; empty where all does.
-std::vector<std::string> misfits(const SavedState& saved, const SavedState& own) {
-    std::vector<std::string> problems;
-    for (const auto& [name, tensor] : own.tensors) {
-        const auto found = saved.tensors.find(name);
-        if (found == saved.tensors.end())
-            problems.push_back(fmt::format("'{}' is missing", name));
-        else if (found->second.sizes() != tensor.sizes())
-            problems.push_back(fmt::format("'{}' has shape [{}], the model's has [{}]", name, fmt::join(found->second.sizes(), ", "), fmt::join(tensor.sizes(), ", ")));
-    }
-    for (const auto& [name, tensor] : saved.tensors)
-        if (!own.tensors.contains(name)) problems.push_back(fmt::format("'{}' is not in the model", name));
-    return problems;
 }
 
 bool is_essential(std::string_view part) { return part == "model" || part == "update" || part.starts_with("update."); }
@@ -199,7 +134,7 @@ void require_fit(const fs::path& folder, const std::map<std::string, SavedState>
     for (const auto& [part, state] : saved)
         if (is_essential(part) && std::ranges::find(own, part) == own.end())
             fail(folder, fmt::format("its part '{}' is not in this run; it is of another run; nothing was loaded", part));
-    const auto problems = saved.contains("model") ? misfits(saved.at("model"), run.save("model")) : std::vector<std::string>();
+    const auto problems = saved.contains("model") ? misfits_of_model(saved.at("model"), run.save("model")) : std::vector<std::string>();
     if (!problems.empty()) fail(folder, fmt::format("it is of another model: {}; nothing was loaded", fmt::join(problems, "; ")));
 }
 
@@ -217,18 +152,83 @@ bool put_back(const fs::path& folder, const std::string& part, const SavedState&
 
 }  // namespace
 
-void write_training_state(const fs::path& path, const RunState& run) {
-    const fs::path parent = path.has_parent_path() ? path.parent_path() : fs::path(".");
-    const TemporaryFolder temporary(parent / fmt::format(".{}.part", path.filename().string()));
-    write_parts(temporary.path, run);
-    put_in_place(temporary.path, path);
-    sync_folder(parent);
+TrainingState capture(const RunState& run, bool copied) {
+    TrainingState state;
+    for (const std::string& part : run.parts()) {
+        SavedState saved = run.save(part);
+        if (copied)
+            for (auto& [name, tensor] : saved.tensors) tensor = tensor.detach().to(at::kCPU, /*non_blocking=*/false, /*copy=*/true);
+        state.parts.emplace(part, std::move(saved));
+    }
+    return state;
+}
+
+void write_training_state(const fs::path& path, const TrainingState& state) {
+    FolderWriter folder(path);
+    json parts = json::object();
+    std::set<std::string> taken;
+    for (const auto& [part, saved] : state.parts) {
+        json entry = {{"values", encoded(saved.values)}, {"version", saved.version}};
+        if (!saved.tensors.empty()) {
+            const std::string file = file_of(part, taken);
+            folder.begin_file(file);
+            write_tensors({saved.tensors.begin(), saved.tensors.end()}, {}, (path / file).string(), [&](const void* bytes, std::size_t count) { folder.write(bytes, count); });
+            folder.end_file();
+            entry["file"] = file;
+        }
+        parts[part] = std::move(entry);
+    }
+    folder.begin_file(kStateName);
+    folder.write(json{{"parts", std::move(parts)}}.dump(2) + "\n");
+    folder.end_file();
+    Manifest manifest;
+    manifest.view = state.view;
+    manifest.about = state.about;
+    folder.commit(std::move(manifest));
+}
+
+void write_training_state(const fs::path& path, const RunState& run) { write_training_state(path, capture(run, false)); }
+
+TrainingState read_training_state(const fs::path& path) {
+    const Manifest manifest = manifest_of(path);
+    TrainingState state{path, {}, manifest.view, manifest.about};
+    const json values = state_values(path, manifest);
+    if (!values.contains("parts") || !values["parts"].is_object()) fail(path / kStateName, "it has no parts; the file is damaged" + way_out(path));
+    for (const auto& [part, entry] : values["parts"].items()) state.parts.emplace(part, read_part(path, part, entry, manifest));
+    return state;
+}
+
+std::vector<std::string> misfits_of_model(const SavedState& saved, const SavedState& own) {
+    std::vector<std::string> problems;
+    for (const auto& [name, tensor] : own.tensors) {
+        const auto found = saved.tensors.find(name);
+        if (found == saved.tensors.end())
+            problems.push_back(fmt::format("'{}' is missing", name));
+        else if (found->second.sizes() != tensor.sizes())
+            problems.push_back(fmt::format("'{}' has shape [{}], the model's has [{}]", name, fmt::join(found->second.sizes(), ", "), fmt::join(tensor.sizes(), ", ")));
+    }
+    for (const auto& [name, tensor] : saved.tensors)
+        if (!own.tensors.contains(name)) problems.push_back(fmt::format("'{}' is not in the model", name));
+    return problems;
+}
+
+FoundState newest_whole_training_state(const fs::path& folder) {
+    FoundState found;
+    std::optional<std::int64_t> below;
+    while (const auto newest = newest_training_state(folder, below)) {
+        try {
+            found.state = read_training_state(*newest);
+            break;
+        } catch (const CheckpointError& error) {
+            found.passed_over.emplace_back(error.what());
+        }
+        below = step_of(*newest);
+    }
+    return found;
 }
 
 RestoredState load_training_state(const fs::path& path, RunState& run) {
-    const json index = read_index(path);
-    std::map<std::string, SavedState> saved;
-    for (const auto& [part, entry] : index.items()) saved.emplace(part, read_part(path, part, entry));
+    const std::map<std::string, SavedState> saved = read_training_state(path).parts;
     std::vector<std::string> own = run.parts();
     require_fit(path, saved, run, own);
     // What may still refuse goes first; generators last, so that nobody draws from them afterwards.
@@ -253,7 +253,7 @@ std::optional<fs::path> newest_training_state(const fs::path& folder, std::optio
     std::error_code status;
     for (const auto& entry : fs::directory_iterator(folder, status)) {
         const auto step = step_of(entry.path());
-        if (!step || *step <= newest_step || (below && *step >= *below) || !fs::exists(entry.path() / kIndex)) continue;
+        if (!step || *step <= newest_step || (below && *step >= *below) || !fs::exists(entry.path() / kManifestName)) continue;
         newest_step = *step;
         newest = entry.path();
     }

@@ -44,8 +44,8 @@ int print_events(const std::string& name) {
 }
 
 struct Arguments {
-    std::string run_file, weights, to, svg, name, from, format = "mermaid", dataset;
-    std::vector<std::string> set, plugins;
+    std::string run_file, weights, to, svg, name, from, format = "mermaid", dataset, resume;
+    std::vector<std::string> set, plugins, allow;
     bool markdown = false;
 };
 
@@ -57,7 +57,9 @@ CLI::App* add_run_command(CLI::App& app, Arguments& arguments, const char* name,
 }
 
 void add_commands(CLI::App& app, Arguments& arguments) {
-    add_run_command(app, arguments, "train", "train as a run file says");
+    CLI::App* train = add_run_command(app, arguments, "train", "train as a run file says");
+    train->add_option("--resume", arguments.resume, "go on from a training state, or from the newest whole one of a folder; auto: of the folder that the run saves to");
+    train->add_option("--allow", arguments.allow, "a difference to the saved run that is no reason to refuse, e.g. callback.model_ema")->allow_extra_args(false);
     CLI::App* evaluate = add_run_command(app, arguments, "evaluate", "evaluate weights on the run's evaluation data; prints JSON");
     CLI::App* predict = add_run_command(app, arguments, "predict", "print the model's outputs for the run's evaluation data, one JSON object a line");
     for (CLI::App* command : {evaluate, predict})
@@ -95,6 +97,7 @@ int run(const CLI::App& app, const Arguments& arguments) {
         return 0;
     }
     return run_with_torch(name, {{"run_file", arguments.run_file}, {"set", arguments.set}, {"weights", arguments.weights}, {"to", arguments.to}, {"svg", arguments.svg},
+                                 {"resume", arguments.resume}, {"allow", arguments.allow},
                                  {"name", arguments.name}, {"plugins", arguments.plugins}, {"markdown", arguments.markdown}});
 }
 

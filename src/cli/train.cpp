@@ -1,5 +1,7 @@
 #include <cstdio>
+#include <optional>
 
+#include <torchbus/callbacks/save_training_state.hpp>
 #include <torchbus/checkpoint/atomic_file.hpp>
 #include <torchbus/checkpoint/safetensors.hpp>
 #include <torchbus/composition.hpp>
@@ -18,11 +20,23 @@ void write_history(const std::filesystem::path& path, const RunHistory& history)
     file.commit();
 }
 
+/// `--resume auto` looks where the run's saver saves; a run that has saved nothing yet begins anew.
+std::optional<ResumeOptions> resume_options_of(const nlohmann::json& options, const Composition& made) {
+    const std::string from = options.at("resume");
+    if (from.empty()) return std::nullopt;
+    const std::vector<std::string> allow = options.at("allow");
+    if (from != "auto") return ResumeOptions{from, false, allow};
+    for (const ComposedCallback& composed : made.trainer.callbacks)
+        if (composed.callback->kind() == "save_training_state") return ResumeOptions{composed.options.value("folder", SaveTrainingStateOptions{}.folder.string()), true, allow};
+    throw ConfigError(made.name + ": --resume auto: nobody saves training states in this run; add the callback save_training_state, or name a folder");
+}
+
 }  // namespace
 
 int train(const nlohmann::json& options) {
     Composition made = composition_of(options);
     if (made.output) require_writable_folder(*made.output, made.name + ": output");  // now, not after the night
+    made.train.resume = resume_options_of(options, made);
     Model model = made.trainer.model;
     const auto trainer = trainer_of(made);
     const RunResult result = in_file(made.name, [&] { return trainer->train(made.train_dataset, made.eval_dataset, made.train); });

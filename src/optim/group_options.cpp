@@ -44,6 +44,13 @@ double& group_option(torch::optim::OptimizerParamGroup& group, std::string_view 
                                   known.empty() ? "none that is known here" : fmt::format("{}", fmt::join(known, ", "))));
 }
 
+std::map<std::string, double> group_options(const torch::optim::OptimizerParamGroup& group) {
+    std::map<std::string, double> values;
+    // They are only read; LibTorch has no way to them that is const.
+    for (const auto& [option, value] : options_of(const_cast<torch::optim::OptimizerParamGroup&>(group).options())) values.emplace(option, *value);
+    return values;
+}
+
 const std::vector<double>& BaseValues::of(const Update& update) {
     Values& values = by_update_[update.name];
     if (values.loaded) {

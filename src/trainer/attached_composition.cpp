@@ -235,6 +235,7 @@ std::future<void> AttachedComposition::change_option(std::string id, std::string
     const auto make = [this, id = std::move(id), option = std::move(option), value = std::move(value), requester = std::move(requester)] {
         Update* const update = update_called(id);
         const nlohmann::json before = update ? change_optimizer(*update, option, value) : find(id).composed.callback->change_option(option, value);
+        if (!update) changed_options_[id][option] = value;  // an optimizer's are in its own state
         surroundings_.bus.emit(OptionChanged{surroundings_.bus.moment().position, id, option, text_of(before), text_of(value), requester});
     };
     return request({.make = make, .concerns_view = [] { return false; }, .what = std::move(what)}, false);
@@ -279,6 +280,23 @@ std::vector<std::pair<std::string, double>> AttachedComposition::budgets() const
     for (const auto& entry : attached_)
         if (entry->declared.subscriber.budget_us > 0) all.emplace_back(entry->composed.id, entry->declared.subscriber.budget_us);
     return all;
+}
+
+nlohmann::json AttachedComposition::configuration() const {
+    nlohmann::json callbacks = nlohmann::json::object();
+    for (const auto& entry : attached_) callbacks[entry->composed.id] = {{"kind", entry->composed.callback->kind()}, {"options", entry->composed.options}};
+    return callbacks;
+}
+
+void AttachedComposition::restore_options(const nlohmann::json& changed) {
+    for (const auto& [id, options] : changed.items()) {
+        const bool is_here = std::ranges::any_of(attached_, [&, &name = id](const auto& entry) { return entry->composed.id == name; });
+        if (!is_here) continue;  // that it is gone was allowed
+        for (const auto& [option, value] : options.items()) {
+            find(id).composed.callback->change_option(option, value);
+            changed_options_[id][option] = value;
+        }
+    }
 }
 
 std::vector<std::pair<std::string, Callback*>> AttachedComposition::callbacks() const {

@@ -54,6 +54,11 @@ public:
     const std::vector<std::string>& composed_ids() const { return composed_ids_; }
     /// Those that have a budget, in µs a call.
     std::vector<std::pair<std::string, double>> budgets() const;
+    /// Kind and options of each callback by its id; options where they came from a run file.
+    nlohmann::json configuration() const;
+    /// What change_option has changed of callbacks, by id and option, for a run that goes on.
+    const nlohmann::json& changed_options() const { return changed_options_; }
+    void restore_options(const nlohmann::json& changed);
     /// Each callback by its id, in order.
     std::vector<std::pair<std::string, Callback*>> callbacks() const;
 
@@ -77,6 +82,7 @@ private:
     std::vector<Member> members() const;
 
     Surroundings surroundings_;
+    nlohmann::json changed_options_ = nlohmann::json::object();
     std::vector<std::unique_ptr<Attached>> attached_;
     std::vector<Precedence> precedences_;
     std::vector<std::string> composed_ids_;

@@ -4,10 +4,15 @@
 
 #include <algorithm>
 
+#include <ATen/Parallel.h>
+#include <ATen/Version.h>
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 #include <torch/optim/optimizer.h>
+#include <torch/version.h>
 
 #include <torchbus/error.hpp>
+#include <torchbus/version.hpp>
 
 namespace torchbus {
 namespace {
@@ -29,6 +34,15 @@ private:
 Run::Run(RunParts parts, Trigger kind) : parts_(std::move(parts)), kind_(kind), moment_(parts_.bus.moment()) {
     if (is_training_run()) moment_ = Moment{};  // an evaluation of what was trained is told with the position it was trained to
     moment_.mode = kind == Trigger::StartTraining ? Mode::Train : kind == Trigger::StartEvaluation ? Mode::Eval : Mode::Predict;
+    if (parts_.resume) {
+        const RunProgress& progress = parts_.resume->progress;
+        moment_.position = parts_.resume->position;
+        evaluation_due_ = progress.evaluation_due;
+        stop_epoch_ = progress.stop_epoch;
+        windows_ = progress.windows;
+        skip_update_ = progress.skip_update;
+        skip_batch_ = progress.skip_batch;
+    }
     default_step_ = [this](const Batch& batch) { return StepOutput{parts_.model->forward(batch), {}}; };
     if (parts_.handle_signals) signals_.emplace();
 }
@@ -168,8 +182,23 @@ Trigger Run::configure() {
     for (const Update& update : parts_.updates)
         gradients_.push_back(std::make_unique<GradientsView>(update.parameters()));
     if (is_training_run()) clear_gradients();  // a run that failed, or the user, may have left some
+    parts_.restore_before_start();
     emit_start({});
+    parts_.restore_after_start();
     return kind_;
+}
+
+LoaderPosition Run::data_position() const {
+    if (progress().next != RunProgress::Next::Step) return {moment_.position.epoch, 0};
+    return parts_.loaders.front()->position();
+}
+
+RunProgress Run::progress() const {
+    const bool after_epoch = state_ == State::Evaluating || state_ == State::SavingLast || state_ == State::EndingEpoch;
+    const bool between_epochs = state_ == State::SavingEpoch || state_ == State::Ready || state_ == State::StartingEpoch;
+    const auto next = after_epoch ? RunProgress::Next::Evaluation : between_epochs ? RunProgress::Next::Epoch : RunProgress::Next::Step;
+    const bool in_evaluation = state_ == State::EvaluatingInEpoch;  // it will begin anew
+    return {next, evaluation_due_ || in_evaluation, stop_epoch_ && next == RunProgress::Next::Step, windows_, skip_update_, skip_batch_};
 }
 
 void Run::emit_start(const std::optional<std::string>& only) {
@@ -216,7 +245,23 @@ void Run::learn_lengths() {
     length.steps = std::min(plan.max_steps.value_or(steps), steps);
 }
 
+nlohmann::json Run::configuration() const {
+    nlohmann::json updates = nlohmann::json::array();
+    for (const Update& update : parts_.updates) updates.push_back({{"name", update.name}, {"every", update.every}});
+    return {{"micro_batches_per_step", parts_.plan.micro_batches_per_step}, {"updates", std::move(updates)},
+            {"environment", {{"torchbus", kVersion}, {"libtorch", TORCH_VERSION}, {"threads", at::get_num_threads()}, {"cpu_capability", at::get_cpu_capability()}}}};
+}
+
+/// Where a resumed run was: what begins an epoch was told before it was saved.
+Trigger Run::go_on(const ResumePoint& at) {
+    if (at.progress.next == RunProgress::Next::Evaluation) return Trigger::EvaluationDue;
+    parts_.model->set_training(true);
+    parts_.loaders.front()->begin(at.data);
+    return Trigger::EpochStarted;
+}
+
 Trigger Run::start_epoch() {
+    if (const auto at = std::exchange(parts_.resume, std::nullopt); at && at->progress.next != RunProgress::Next::Epoch) return go_on(*at);
     const RunPlan& plan = parts_.plan;
     const bool epochs_done = plan.epochs && position().epoch >= *plan.epochs;
     const bool steps_done = plan.max_steps && position().step >= *plan.max_steps;
@@ -230,8 +275,8 @@ Trigger Run::start_epoch() {
 
 Trigger Run::decide_before_step() {
     decide();
+    if (save_reason_) return Trigger::SaveDue;  // also of a run that is to stop: what was saved goes on as if it had not
     if (stopping()) return Trigger::RunStopped;
-    if (save_reason_) return Trigger::SaveDue;
     if (std::exchange(evaluation_due_, false)) return Trigger::EvaluationDue;
     const RunPlan& plan = parts_.plan;
     const auto limit = plan.splits.front().max_batches;

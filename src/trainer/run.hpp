@@ -11,6 +11,7 @@
 #include <torchbus/run_config.hpp>
 #include <torchbus/state_machine.hpp>
 
+#include "run_progress.hpp"
 #include "signals.hpp"
 
 namespace torchbus {
@@ -31,6 +32,9 @@ struct RunParts {
     std::vector<std::unique_ptr<Loader>> loaders = {};  ///< one a split of the plan, in its order
     std::function<void(const RunPlan&)> check = {};     ///< refuses the run, once its plan is known
     std::function<void(bool in_evaluation)> make_changes = [](bool) {};  ///< of the composition, at decision points
+    std::optional<ResumePoint> resume = {};
+    std::function<void()> restore_before_start = [] {};  ///< what is saved of model and optimizers, once they are configured
+    std::function<void()> restore_after_start = [] {};   ///< and of what anybody may have drawn from
 };
 
 class Run {
@@ -46,7 +50,12 @@ public:
     /// Evaluations do not go through these views any more: their holder has left.
     void forget_views(const std::vector<std::string>& views);
     State state() const { return state_; }
-    LoaderPosition data_position() const { return parts_.loaders.front()->position(); }
+    /// Where the next batch is.
+    LoaderPosition data_position() const;
+    /// What it is about to do, at an update boundary.
+    RunProgress progress() const;
+    /// Of the plan what a run that goes on from this one must share, and the environment.
+    nlohmann::json configuration() const;
     const RunResult& result() const { return result_; }
     std::exception_ptr failure() const { return failure_; }
 
@@ -54,6 +63,7 @@ private:
     // One action a state; each returns the trigger of its row in the table.
     Trigger configure();
     Trigger start_epoch();
+    Trigger go_on(const ResumePoint& at);
     Trigger decide_before_step();
     Trigger fetch_window();
     Trigger run_micro_batch();

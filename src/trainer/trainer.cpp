@@ -11,6 +11,7 @@
 #include <torchbus/error.hpp>
 
 #include "attached_composition.hpp"
+#include "resume.hpp"
 #include "run.hpp"
 #include "trainer_run_state.hpp"
 
@@ -48,6 +49,7 @@ struct Trainer::Parts {
     RunHistory history;
     RunResult result;
     std::unique_ptr<Run> run;
+    nlohmann::json data_configuration;  ///< of the training run: what its batches are made of
     TrainerRunState run_state;
     AttachedComposition composition;
     Subscriber keeper;  ///< keeps the history: last in order
@@ -57,7 +59,9 @@ struct Trainer::Parts {
         : model(std::move(options.model)), loss(std::move(options.loss)), updates(updates_of(options)), seed(options.seed),
           handle_signals(options.handle_signals),
           consensus(options.consensus ? options.consensus : std::make_shared<Consensus>()),
-          run_state({model, updates, bus, [this] { return composition.callbacks(); }, [this] { return data_position(); }}),
+          run_state({model, updates, bus, [this] { return composition.callbacks(); },
+                     [this]() -> const nlohmann::json& { return composition.changed_options(); }, [this](const nlohmann::json& changed) { composition.restore_options(changed); }, blackboard, history, [this] { return own_run().data_position(); },
+                     [this] { return own_run().progress(); }, [this] { return configuration_of_run(); }}),
           composition({bus, blackboard, *consensus, requests, run_state, updates,
                        [this](const std::string& id) { if (run_under_way()) run->introduce(id, [this](const RunPlan& plan) { require_nothing_against(plan); }); },
                        [this](const std::vector<std::string>& views) { if (run) run->forget_views(views); }}) {
@@ -73,9 +77,17 @@ struct Trainer::Parts {
         keeper_connections += keeper.observe<RunClosed>(Stage::Report, [this](const RunClosed&) { name_slow_subscribers(); });
     }
 
-    LoaderPosition data_position() const {
-        if (!run) throw StateError("there is no run whose data position could be saved");
-        return run->data_position();
+    const Run& own_run() const {
+        if (!run) throw StateError("there is no run that could be saved");
+        return *run;
+    }
+    /// What two runs must have in common for one to go on from the other, and on what it ran.
+    nlohmann::json configuration_of_run() const {
+        nlohmann::json configuration = own_run().configuration();
+        configuration.update(data_configuration);
+        configuration["world_size"] = consensus->world_size();
+        configuration["callbacks"] = composition.configuration();
+        return configuration;
     }
     bool run_under_way() const { return run && run->state() != State::Closed; }
 
@@ -123,13 +135,18 @@ struct Trainer::Parts {
             throw StateError(fmt::format("a run is under way (in {}); let it end, or ask it to stop, before the next one", name_of(run->state())));
     }
 
-    void begin(RunPlan plan, std::vector<std::unique_ptr<Loader>> loaders, Trigger kind) {
+    void begin(RunPlan plan, std::vector<std::unique_ptr<Loader>> loaders, Trigger kind, std::optional<ResumePoint> point = {}, const std::optional<Resume>& resume = {}) {
         require_idle();
         run.reset();
-        if (seed && kind == Trigger::StartTraining) torch::manual_seed(*seed);
+        if (seed && kind == Trigger::StartTraining && !point) torch::manual_seed(*seed);
         RunParts parts{.bus = bus, .model = model, .loss = loss, .updates = updates, .requests = requests, .consensus = *consensus,
                        .handle_signals = handle_signals, .plan = std::move(plan), .loaders = std::move(loaders),
                        .make_changes = [this](bool in_evaluation) { composition.make_changes(in_evaluation); }};
+        parts.resume = std::move(point);
+        if (resume) {
+            parts.restore_before_start = [this, resume] { resume->before_start(run_state); };
+            parts.restore_after_start = [this, resume] { resume->after_start(run_state); };
+        }
         if (kind == Trigger::StartTraining) parts.check = [this](const RunPlan& of_run) { check_before_run(of_run); };
         run = std::make_unique<Run>(std::move(parts), kind);
         composition.begin_run();
@@ -164,8 +181,12 @@ struct Trainer::Parts {
         require_idle();
         require_trainable();
         if (options.epochs < 1) throw ConfigError(fmt::format("epochs: {} is too few; give at least 1", options.epochs));
+        require(!options.resume || options.reset_run_history, "give either `resume`, or reset_run_history = false, not both");
+        const std::optional<Resume> resume = options.resume ? Resume::find(*options.resume) : std::nullopt;
+        std::optional<ResumePoint> point = resume ? std::optional(resume->point(options.batch_size)) : std::nullopt;
+        if (!options.reset_run_history) point = end_of_last_run();
         RunPlan plan;
-        plan.epochs = options.epochs;
+        plan.epochs = options.epochs + (options.reset_run_history ? 0 : bus.moment().position.epoch);
         plan.max_steps = options.max_steps;
         plan.seed = seed.value_or(0);
         plan.splits.push_back({"train", Mode::Train});
@@ -177,9 +198,21 @@ struct Trainer::Parts {
         const LoaderOptions for_eval{options.eval_batch_size.value_or(options.batch_size), {}, false, 0, options.workers, options.prefetch, options.eval_transform};
         if (eval) plan_eval(plan, loaders, {"eval", eval}, for_eval);
         for (const EvalSplit& split : options.eval_splits) plan_eval(plan, loaders, split, for_eval);
-        history.clear();
-        blackboard.clear();
-        begin(std::move(plan), std::move(loaders), Trigger::StartTraining);
+        data_configuration = {{"batch_size", options.batch_size}, {"drop_last", options.drop_last}, {"order", options.sampler ? "sampler" : options.shuffle ? "shuffled" : "as it is"},
+                              {"seed", plan.seed}, {"batches", loaders.front()->batches() ? nlohmann::json(*loaders.front()->batches()) : nlohmann::json()}};
+        if (options.reset_run_history) {
+            history.clear();
+            blackboard.clear();
+        }
+        begin(std::move(plan), std::move(loaders), Trigger::StartTraining, std::move(point), resume);
+    }
+
+    /// For a run that goes on with the next epoch where the last one ended. Callbacks are to keep their state.
+    ResumePoint end_of_last_run() {
+        for (const auto& [id, callback] : composition.callbacks()) callback->load_state(callback->state());
+        ResumePoint point{bus.moment().position, {}, {}};
+        point.position.in_epoch = {};
+        return point;
     }
 };
 

@@ -1,25 +1,15 @@
 #include "trainer_run_state.hpp"
 
-#include <cstring>
-#include <sstream>
-
 #include <fmt/format.h>
 #include <torch/optim/optimizer.h>
-#include <torch/serialize.h>
 
 #include <torchbus/error.hpp>
+#include <torchbus/optim/optimizer_state.hpp>
 
 namespace torchbus {
 namespace {
 
 std::string part_of(const Update& update) { return update.name.empty() ? "update" : "update." + update.name; }
-
-/// Bytes as a tensor. Shapes: [count], uint8.
-at::Tensor bytes_of(const std::string& text) {
-    at::Tensor bytes = torch::empty({static_cast<std::int64_t>(text.size())}, at::kByte);
-    if (!text.empty()) std::memcpy(bytes.mutable_data_ptr(), text.data(), text.size());
-    return bytes;
-}
 
 SavedState save_weights(const Model& model) {
     SavedState state;
@@ -42,29 +32,44 @@ void load_weights(const Model& model, const SavedState& state) {
     for (auto& [tensor, saved] : copies) tensor.copy_(saved);
 }
 
-SavedState save_optimizer(const torch::optim::Optimizer& optimizer) {
-    torch::serialize::OutputArchive archive;
-    optimizer.save(archive);
-    std::ostringstream stream;
-    archive.save_to(stream);
-    return {{}, {{"archive", bytes_of(stream.str())}}};
-}
-
-void load_optimizer(torch::optim::Optimizer& optimizer, const SavedState& state) {
-    const at::Tensor bytes = state.tensors.at("archive").contiguous();
-    std::istringstream stream(std::string(static_cast<const char*>(bytes.const_data_ptr()), static_cast<std::size_t>(bytes.numel())));
-    torch::serialize::InputArchive archive;
-    archive.load_from(stream);
-    optimizer.state().clear();  // load() leaves what the archive has no entry for
-    optimizer.load(archive);
-}
-
 SavedState save_generators() {
     SavedState state;
     at::Generator cpu = at::detail::getDefaultCPUGenerator();
     const std::lock_guard lock(cpu.mutex());
     state.tensors.emplace("cpu", cpu.get_state());
     return state;
+}
+
+nlohmann::json values_of(const std::map<std::string, ConnectionProgress>& progress) {
+    nlohmann::json values = nlohmann::json::object();
+    for (const auto& [name, connection] : progress) values[name] = {{"emissions", connection.emissions}, {"filter", connection.filter}};
+    return values;
+}
+std::map<std::string, ConnectionProgress> progress_from(const nlohmann::json& values) {
+    std::map<std::string, ConnectionProgress> progress;
+    for (const auto& [name, connection] : values.items()) progress[name] = {connection.at("emissions"), connection.at("filter").get<std::vector<double>>()};
+    return progress;
+}
+
+nlohmann::json values_of(const RunHistory& history) {
+    nlohmann::json epochs = nlohmann::json::array();
+    for (const EpochRecord& record : history.epochs()) epochs.push_back({{"epoch", record.epoch}, {"step", record.step}, {"metrics", record.metrics}});
+    return {{"epochs", std::move(epochs)}};
+}
+void load_history(const nlohmann::json& values, RunHistory& history) {
+    history.clear();
+    for (const auto& record : values.at("epochs")) history.add({record.at("epoch"), record.at("step"), record.at("metrics")});
+}
+
+nlohmann::json values_of(const Blackboard& blackboard) {
+    nlohmann::json values = nlohmann::json::object();
+    for (const std::string& name : blackboard.names()) values[name] = *blackboard.number(name);
+    return values;
+}
+void load_blackboard(const nlohmann::json& values, Blackboard& blackboard) {
+    // Who has published by now goes on to: a mean that runs, a scale that changes.
+    for (const auto& [name, value] : values.items())
+        if (!blackboard.has(name)) blackboard.publish(name, value.get<double>());
 }
 
 void load_generators(const SavedState& state) {
@@ -78,7 +83,7 @@ void load_generators(const SavedState& state) {
 std::vector<std::string> TrainerRunState::parts() const {
     std::vector<std::string> names = {"model"};
     for (const Update& update : sources_.updates) names.push_back(part_of(update));
-    for (const char* name : {"data", "generators", "position", "emission_counts"}) names.emplace_back(name);
+    for (const char* name : {"generators", "connections", "options", "history", "blackboard", "position", "data", "decisions", "configuration"}) names.emplace_back(name);
     for (const auto& [id, callback] : sources_.callbacks()) names.push_back("callback." + id);
     return names;
 }
@@ -97,25 +102,33 @@ Callback* TrainerRunState::callback_of(std::string_view part) const {
 
 SavedState TrainerRunState::save(std::string_view part) const {
     if (part == "model") return save_weights(sources_.model);
-    if (const Update* update = update_of(part)) return save_optimizer(*update->optimizer);
+    if (const Update* update = update_of(part)) return save_optimizer(*update->optimizer, sources_.model->named_parameters());
     if (const Callback* callback = callback_of(part)) return callback->state();
     if (part == "generators") return save_generators();
-    if (part == "emission_counts") return {sources_.bus.emission_counts(), {}};
+    if (part == "options") return {sources_.changed_options(), {}};
+    if (part == "connections") return {values_of(sources_.bus.connection_progress()), {}};
     if (part == "data") {
         const LoaderPosition at = sources_.data();
         return {{{"epoch", at.epoch}, {"batches", at.batches}}, {}};
     }
     if (part == "position") return {nlohmann::json(sources_.bus.moment().position), {}};
+    if (part == "decisions") return {to_values(sources_.progress()), {}};
+    if (part == "configuration") return {sources_.configuration(), {}};
+    if (part == "history") return {values_of(sources_.history), {}};
+    if (part == "blackboard") return {values_of(sources_.blackboard), {}};
     throw StateError(fmt::format("a run has no part '{}' that could be saved", part));
 }
 
 void TrainerRunState::load(std::string_view part, const SavedState& state) {
     if (part == "model") return load_weights(sources_.model, state);
-    if (const Update* update = update_of(part)) return load_optimizer(*update->optimizer, state);
+    if (const Update* update = update_of(part)) return load_optimizer(*update->optimizer, sources_.model->named_parameters(), state);
     if (Callback* callback = callback_of(part)) return callback->load_state(state);
     if (part == "generators") return load_generators(state);
-    if (part == "emission_counts") return sources_.bus.restore_emission_counts(state.values.get<std::map<std::string, std::int64_t>>());
-    if (part == "data" || part == "position")
+    if (part == "options") return sources_.restore_options(state.values);
+    if (part == "connections") return sources_.bus.restore_connection_progress(progress_from(state.values));
+    if (part == "history") return load_history(state.values, sources_.history);
+    if (part == "blackboard") return load_blackboard(state.values, sources_.blackboard);
+    if (part == "data" || part == "position" || part == "decisions" || part == "configuration")
         throw StateError(fmt::format("the part '{}' cannot be put back while a run is under way", part));
     throw StateError(fmt::format("a run has no part '{}' that could be loaded", part));
 }

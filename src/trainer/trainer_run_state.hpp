@@ -6,7 +6,10 @@
 #include <torchbus/bus.hpp>
 #include <torchbus/callback.hpp>
 #include <torchbus/data/loader.hpp>
+#include <torchbus/run_history.hpp>
 #include <torchbus/update.hpp>
+
+#include "run_progress.hpp"
 
 namespace torchbus {
 
@@ -18,7 +21,14 @@ public:
         std::vector<Update>& updates;
         Bus& bus;
         std::function<std::vector<std::pair<std::string, Callback*>>()> callbacks;
-        std::function<LoaderPosition()> data;  ///< of the run under way
+        std::function<const nlohmann::json&()> changed_options;
+        std::function<void(const nlohmann::json&)> restore_options;
+        Blackboard& blackboard;
+        RunHistory& history;
+        // of the run under way
+        std::function<LoaderPosition()> data;
+        std::function<RunProgress()> progress;
+        std::function<nlohmann::json()> configuration;
     };
     explicit TrainerRunState(Sources sources) : sources_(std::move(sources)) {}
     std::vector<std::string> parts() const override;

@@ -1,11 +1,19 @@
+#include <cerrno>
+#include <chrono>
+#include <fstream>
+#include <iterator>
+#include <thread>
+
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/save_training_state.hpp>
+#include <torchbus/checkpoint/disk.hpp>
 #include <torchbus/checkpoint/safetensors.hpp>
 #include <torchbus/checkpoint/training_state.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/optim/optimizers.hpp>
 
 #include "support/callback_of.hpp"
+#include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
 #include "support/temporary_folder.hpp"
 #include "support/toy.hpp"
@@ -16,6 +24,13 @@ using namespace torchbus::test;
 namespace {
 
 using Names = std::vector<std::string>;
+
+/// Without the link to the newest.
+Names states_in(const std::filesystem::path& folder) {
+    Names names = names_in(folder);
+    std::erase(names, "latest");
+    return names;
+}
 
 struct Setup {
     torch::nn::Sequential model = toy_model();
@@ -31,7 +46,7 @@ struct Setup {
                        connections += run.bus.observe<TrainingRunStart>(Stage::Observe, [this, &run](const TrainingRunStart&) { at_start(run); });
                        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [this, &run](const TrainStepEnd& event) { at_step(run, event); });
                        connections += run.bus.observe<CheckpointSaved>(Stage::Report, [this](const CheckpointSaved& event) {
-                           saved.push_back(std::filesystem::path(event.path).filename().string() + (std::filesystem::exists(std::filesystem::path(event.path) / "state.json") ? "" : " is not whole"));
+                           saved.push_back(std::filesystem::path(event.path).filename().string() + (std::filesystem::exists(std::filesystem::path(event.path) / "manifest.json") ? "" : " is not whole"));
                        });
                    })}, .seed = 7, .handle_signals = false}) {}
     RunResult train(std::int64_t epochs, bool shuffle = true) { return trainer.train(toy_data(8), {.epochs = epochs, .batch_size = 2, .shuffle = shuffle}); }  // four steps an epoch
@@ -44,19 +59,23 @@ TEST_CASE("a training state is saved after every n-th epoch, and the newest are 
     Setup every({.folder = folder / "a/b", .keep = 2});
     every.train(3);
     CHECK(every.saved == Names{"step_4", "step_8", "step_12"});
-    CHECK(names_in(folder / "a/b") == Names{"step_12", "step_8"});
-    Setup second({.folder = folder / "b", .every_epochs = 2, .keep = 0});
+    CHECK(states_in(folder / "a/b") == Names{"step_12", "step_8"});
+    Setup second({.folder = folder / "b", .every_epochs = 2, .at_end = false, .keep = 0});
     second.train(5);
-    CHECK(names_in(folder / "b") == Names{"step_16", "step_8"});
+    CHECK(states_in(folder / "b") == Names{"step_16", "step_8"});
+    Setup at_end({.folder = folder / "c", .every_epochs = 2, .keep = 0});
+    at_end.train(5);
+    CHECK(states_in(folder / "c") == Names{"step_16", "step_20", "step_8"});
+    CHECK(std::filesystem::read_symlink(folder / "c/latest") == "step_20");
 }
 
 TEST_CASE("a training state is saved at an interval, and whenever a save is asked for", "[callbacks][save_training_state]") {
     const TemporaryFolder folder("save-training-state");
-    Setup setup({.folder = folder.path(), .every = "3step", .every_epochs = 0, .keep = 0});
+    Setup setup({.folder = folder.path(), .every = "3step", .every_epochs = 0, .at_end = false, .keep = 0});
     setup.at_step = [](Attachment& run, const TrainStepEnd& event) { if (event.position.step == 4) run.asker.ask(Decision::SaveNow, "a test"); };
     setup.train(2);
     CHECK(setup.saved == Names{"step_3", "step_4", "step_6"});
-    Setup asked({.folder = folder / "none", .every_epochs = 0});
+    Setup asked({.folder = folder / "none", .every_epochs = 0, .at_end = false});
     asked.train(1);
     CHECK_FALSE(std::filesystem::exists(folder / "none"));
 }
@@ -66,7 +85,7 @@ TEST_CASE("a save of a step that is saved already replaces it", "[callbacks][sav
     Setup setup({.folder = folder.path(), .every = "4step", .keep = 2});
     setup.train(3);
     CHECK(setup.saved == Names{"step_4", "step_4", "step_8", "step_8", "step_12", "step_12"});  // at the step, and after the epoch
-    CHECK(names_in(folder.path()) == Names{"step_12", "step_8"});
+    CHECK(states_in(folder.path()) == Names{"step_12", "step_8"});
 }
 
 TEST_CASE("what others have put into the folder is never deleted", "[callbacks][save_training_state]") {
@@ -76,7 +95,7 @@ TEST_CASE("what others have put into the folder is never deleted", "[callbacks][
     Setup setup({.folder = folder.path(), .keep = 1});
     setup.at_step = [&](Attachment&, const TrainStepEnd& event) { if (event.position.step == 6) std::filesystem::remove_all(folder / "step_4"); };
     setup.train(3);
-    CHECK(names_in(folder.path()) == Names{"notes", "step_1", "step_12"});
+    CHECK(states_in(folder.path()) == Names{"notes", "step_1", "step_12"});
 }
 
 TEST_CASE("weights, optimizer and generators put back go on bit for bit", "[callbacks][save_training_state]") {
@@ -93,7 +112,7 @@ TEST_CASE("weights, optimizer and generators put back go on bit for bit", "[call
     CHECK(equal_bits(copies_of(resumed.model->parameters()), copies_of(whole.model->parameters())));
     CHECK_FALSE(equal_bits(copies_of(half.model->parameters()), copies_of(whole.model->parameters())));
     CHECK(restored.put_back.front() == "update");
-    CHECK(restored.left_out == Names{"data", "position"});
+    CHECK(restored.left_out == Names{"position", "data", "decisions", "configuration"});
     CHECK(restored.not_saved.empty());
 }
 
@@ -106,10 +125,10 @@ TEST_CASE("the saved state knows of itself, so that a resumed run deletes what c
     Setup resumed({.folder = folder.path(), .keep = 2});
     resumed.saver->load_state(state);
     resumed.train(1);
-    CHECK(names_in(folder.path()) == Names{"step_12", "step_4"});
+    CHECK(states_in(folder.path()) == Names{"step_12", "step_4"});
     Setup anew({.folder = folder.path(), .keep = 1});
     anew.train(1);
-    CHECK(names_in(folder.path()) == Names{"step_12", "step_4"});  // step_12 is not its own
+    CHECK(states_in(folder.path()) == Names{"step_12", "step_4"});  // step_12 is not its own
 }
 
 TEST_CASE("a state of another model is refused", "[callbacks][save_training_state]") {
@@ -125,12 +144,100 @@ TEST_CASE("a state of another model is refused", "[callbacks][save_training_stat
 
 TEST_CASE("the disk's refusal fails the run with the path", "[callbacks][save_training_state]") {
     Setup setup({.folder = "/proc/self/nowhere"});
-    CHECK_THROWS_WITH(setup.train(1), containing("/proc/self/nowhere/.step_4.part: cannot make the folder"));
+    CHECK_THROWS_WITH(setup.train(1), containing("/proc/self/nowhere: cannot make the folder"));
     CHECK(setup.saved.empty());
+    Setup early({.folder = "/proc/self/nowhere", .every = "1step"});
+    CHECK_THROWS_WITH(early.train(1000), containing("/proc/self/nowhere: cannot make the folder"));  // long before the end
+    CHECK(early.trainer.position().epoch < 1000);
+    Setup at_once({.folder = "/proc/self/nowhere", .background = false});
+    CHECK_THROWS_WITH(at_once.train(1), containing("subscriber 'save_training_state' failed at epoch_checkpoint") && containing("/proc/self/nowhere: cannot make the folder"));
 }
 
 TEST_CASE("save_training_state refuses options out of range", "[callbacks][save_training_state]") {
     CHECK_THROWS_WITH(make_save_training_state({.keep = -1}), "save_training_state: keep: -1 is too few; give how many are kept, or 0 for all");
     CHECK_THROWS_WITH(make_save_training_state({.every_epochs = -1}), "save_training_state: every_epochs: -1 is too few; give a number of epochs, or 0 for none");
     CHECK_THROWS_AS(make_save_training_state({.folder = ""}), ConfigError);
+}
+
+TEST_CASE("what a thread writes in the background is what the run was, to the byte", "[callbacks][save_training_state][thread]") {
+    const TemporaryFolder folder("save-training-state");
+    Setup behind({.folder = folder / "behind", .every = "1step", .keep = 0}), at_once({.folder = folder / "at_once", .every = "1step", .keep = 0, .background = false});
+    behind.train(3);
+    at_once.train(3);
+    CHECK(behind.saved == at_once.saved);
+    CHECK(states_in(folder / "behind") == states_in(folder / "at_once"));
+    for (const std::string& state : states_in(folder / "behind"))
+        for (const std::string& file : names_in(folder / "behind" / state)) {
+            const auto bytes = [&](const char* which) {
+                std::ifstream stream(folder / which / state / file, std::ios::binary);
+                return std::string(std::istreambuf_iterator<char>(stream), {});
+            };
+            CHECK(bytes("behind") == bytes("at_once"));
+        }
+}
+
+TEST_CASE("a save that comes while another is written waits, or is left out and counted", "[callbacks][save_training_state][thread]") {
+    /// Writes as slowly as it is told.
+    class SlowDisk final : public Disk {
+    public:
+        int mkdir(const char* path, unsigned mode) override {
+            std::this_thread::sleep_for(std::chrono::milliseconds(60));
+            return Disk::mkdir(path, mode);
+        }
+    };
+    SlowDisk slow;
+    const DiskInPlace in_place(slow);
+    const TemporaryFolder folder("save-training-state");
+    Setup waits({.folder = folder / "waits", .every = "1step", .at_end = false, .keep = 0});
+    waits.train(1);
+    CHECK(waits.saved == Names{"step_1", "step_2", "step_3", "step_4", "step_4"});
+    Setup skips({.folder = folder / "skips", .every = "1step", .at_end = false, .keep = 0, .skip_when_busy = true});
+    const CapturedStderr captured;
+    skips.train(1);
+    CHECK(skips.saved == Names{"step_1"});
+    CHECK(captured.text() == "torchbus: warning: save_training_state: 4 saves were left out while another was written\n");
+}
+
+TEST_CASE("multiples of keep_every are kept for ever", "[callbacks][save_training_state]") {
+    const TemporaryFolder folder("save-training-state");
+    Setup setup({.folder = folder.path(), .every = "1step", .every_epochs = 0, .at_end = false, .keep = 1, .keep_every = 3});
+    setup.train(2);
+    CHECK(states_in(folder.path()) == Names{"step_3", "step_6", "step_8"});
+}
+
+TEST_CASE("a save that is not known to be durable is warned of, and nothing older is deleted for it", "[callbacks][save_training_state]") {
+    /// The folder of the checkpoints cannot be synced from the third save on.
+    class Unsyncable final : public Disk {
+    public:
+        explicit Unsyncable(std::filesystem::path folder) : folder_(std::move(folder)) {}
+        int open(const char* path, int flags, unsigned mode) override {
+            const int descriptor = Disk::open(path, flags, mode);
+            if (folder_ == path) watched_ = descriptor;
+            return descriptor;
+        }
+        int close(int descriptor) override {
+            if (descriptor == watched_) watched_ = -1;
+            return Disk::close(descriptor);
+        }
+        int fsync(int descriptor) override {
+            if (descriptor == watched_ && ++syncs_ > 4) return errno = EIO, -1;  // two a save: its name, and the link's
+            return Disk::fsync(descriptor);
+        }
+
+    private:
+        std::filesystem::path folder_;
+        int watched_ = -1, syncs_ = 0;
+    };
+    for (const bool background : {true, false}) {
+        const TemporaryFolder folder("save-training-state");
+        Unsyncable disk(folder.path());
+        const DiskInPlace in_place(disk);
+        Setup setup({.folder = folder.path(), .keep = 1, .background = background});
+        const CapturedStderr captured;
+        setup.train(3);
+        CHECK(setup.saved == Names{"step_4", "step_8"});
+        CHECK_THAT(captured.text(), containing("cannot sync the folder: Input/output error; step_12 was written, but may not outlast a power failure"));
+        CHECK(states_in(folder.path()) == Names{"step_12", "step_8"});
+        CHECK(std::filesystem::read_symlink(folder / "latest") == "step_8");
+    }
 }

@@ -64,7 +64,7 @@ TEST_CASE("a training state comes back as it was saved, part by part", "[checkpo
     write_training_state(folder / "step_5", run);
     CHECK(names_in(folder.path()) == std::vector<std::string>{"step_5"});
     CHECK(names_in(folder / "step_5") == std::vector<std::string>{"callback.stop_ping.safetensors", "callback.stop_ping_.safetensors", "generators.safetensors",
-                                                                  "model.safetensors", "state.json", "update.safetensors"});
+                                                                  "manifest.json", "model.safetensors", "state.json", "update.safetensors"});
     const RestoredState restored = load_training_state(folder / "step_5", run);
     CHECK(restored.put_back == std::vector<std::string>{"update", "model", "callback.stop/ping", "callback.stop_ping", "generators"});
     CHECK(restored.left_out == std::vector<std::string>{"position"});
@@ -104,7 +104,7 @@ TEST_CASE("a save that fails leaves the former one and nothing else", "[checkpoi
     load_training_state(folder / "step_5", run);
     CHECK(run.loaded.at("model").tensors.at("bias").equal(torch::ones({2})));
     overwrite(folder / "occupied", "a file");
-    CHECK_THROWS_WITH(write_training_state(folder / "occupied/step_1", run), containing("occupied/.step_1.part: cannot make the folder: Not a directory; nothing was changed"));
+    CHECK_THROWS_WITH(write_training_state(folder / "occupied/step_1", run), containing("occupied: cannot make the folder: Not a directory; nothing was changed"));
 }
 
 TEST_CASE("a save replaces one of the same name, and what a dead process left half done", "[checkpoint][training-state]") {
@@ -156,14 +156,15 @@ TEST_CASE("what is missing, truncated or damaged is refused with the way out, an
                       (weights.string() + ": 118 bytes, expected " + std::to_string(size) + "; the file is truncated" + earlier));
     fs::remove(weights);
     CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), weights.string() + ": cannot open the file: No such file or directory" + earlier);
-    overwrite(folder / "step_10/state.json", R"({"format": "torchbus training state", "version": 1, "par)");
-    CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), (folder / "step_10/state.json").string() + ": the file is truncated, damaged or of another kind" + earlier);
-    overwrite(folder / "step_10/state.json", R"({"format": "torchbus training state", "version": 7, "parts": {}})");
-    CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), Catch::Matchers::EndsWith("version 7 is not known, expected 1; it was written by another torchbus"));
-    overwrite(folder / "step_10/state.json", R"({"format": "torchbus training state", "version": 1, "parts": {"model": {"file": 3}}})");
-    CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), containing("the part 'model' is described wrongly"));
-    fs::remove(folder / "step_10/state.json");
-    CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), (folder / "step_10").string() + ": it holds no state.json, so it is no training state, or not a whole one" + earlier);
+    const fs::path manifest = folder / "step_10/manifest.json";
+    overwrite(manifest, R"({"format": "torchbus checkpoint", "version": 2, "bo)");
+    CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), manifest.string() + ": the file is truncated, damaged or of another kind" + earlier);
+    overwrite(manifest, R"({"format": "torchbus checkpoint", "version": 7, "body": {}})");
+    CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), manifest.string() + ": version 7 is not known, expected 2; it was written by another torchbus" + earlier);
+    overwrite(manifest, R"({"format": "torchbus checkpoint", "version": 2, "checksum": "00", "body": {}})");
+    CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), manifest.string() + ": its checksum is not that of its content; the file is damaged" + earlier);
+    fs::remove(manifest);
+    CHECK_THROWS_WITH(load_training_state(folder / "step_10", run), (folder / "step_10").string() + ": it holds no manifest.json, so it is no training state, or not a whole one" + earlier);
     CHECK_THROWS_WITH(load_training_state(folder / "step_11", run), containing("step_11: there is no such folder") && Catch::Matchers::EndsWith(earlier));
     CHECK(run.loaded.empty());
     CHECK(newest_training_state(folder.path()) == folder / "step_9");  // step_10 is not whole, and numbers are not text

@@ -399,12 +399,13 @@ TEST_CASE("all parts of a run are saved and put back", "[trainer][composition][r
     })});
     toy.train();
     REQUIRE(state);
-    CHECK(state->parts() == std::vector<std::string>{"model", "update", "data", "generators", "position", "emission_counts", "callback.scaler", "callback.saver"});
+    CHECK(state->parts() == std::vector<std::string>{"model", "update", "generators", "connections", "options", "history", "blackboard", "position", "data", "decisions", "configuration", "callback.scaler",
+                                                      "callback.saver"});
     CHECK(saved.at("position").values.at("step") == 2);
     CHECK(saved.at("data").values.at("batches") == 2);
     CHECK(saved.at("callback.scaler").values.contains("scale"));
     const auto trained = copies_of(toy.model->parameters());
-    for (const char* part : {"model", "update", "generators", "emission_counts", "callback.scaler"}) state->load(part, saved.at(part));
+    for (const char* part : {"model", "update", "generators", "connections", "history", "blackboard", "callback.scaler"}) state->load(part, saved.at(part));
     CHECK_FALSE(equal_bits(copies_of(toy.model->parameters()), trained));
     CHECK(torch::equal(state->save("model").tensors.at("0.weight"), saved.at("model").tensors.at("0.weight")));
     CHECK_THROWS_WITH(state->save("modle"), "a run has no part 'modle' that could be saved");

@@ -7,13 +7,14 @@
 
 namespace torchbus {
 
-/// Saves every part of the run (weights, optimizers, generators, data, position, the state of every callback) into
-/// `<folder>/step_<n>/`, whole or not at all, and keeps the newest. load_training_state() of
-/// checkpoint/training_state.hpp puts back what a run under way can take; it is not yet an exact resume.
-/// Listens: TrainingRunStart, StepCheckpoint (stage Persist; whoever asked for it), RunClosed; with every TrainStepEnd;
-/// with every_epochs EpochCheckpoint (stage Persist). Reads: parameters.
-/// Asks for: with every SaveNow, taken before the next step.
-/// Emits: CheckpointSaved, once the folder is durable.
+/// Saves every part of the run (weights, optimizers, generators, data, position, history, the state of every callback) into
+/// `<folder>/step_<n>/`, whole or not at all, and keeps the newest. TrainOptions::resume goes on from there, exactly.
+/// In the background the parts are copied, and a thread writes the copies while training goes on: one save at a time.
+/// Listens: TrainingRunStart, StepCheckpoint (stage Persist; whoever asked for it), TrainingRunEnd, RunFailed, RunClosed; with
+/// every TrainStepEnd; with every_epochs or at_end EpochCheckpoint (stage Persist). Reads: parameters.
+/// Asks for: with every SaveNow, taken before the next step; FailRun where a save in the background could not be written.
+/// Emits: CheckpointSaved, once the folder is durable. One that is written and not known to be durable is warned of, and
+/// nothing older is deleted for it. `<folder>/latest` is a link to the last durable one.
 /// Intervals in steps stand still on a skipped update; those in attempts, samples and tokens go on.
 /// A folder of the same step left by another run is replaced; of others only those that this run wrote are deleted.
 /// Rank: rank 0 writes; an interval in time is measured there.
@@ -21,7 +22,11 @@ struct SaveTrainingStateOptions {
     std::filesystem::path folder = "checkpoints";  ///< made when something is saved
     Interval every = {};                           ///< between saves within an epoch; 0: only where asked for
     std::int64_t every_epochs = 1;                 ///< ≥ 0; 0: not after epochs
+    bool at_end = true;                            ///< also after the last epoch
     std::int64_t keep = 2;                         ///< newest ones that are kept; ≥ 0, 0: all
+    std::int64_t keep_every = 0;                   ///< those whose step is a multiple of it are kept for ever; ≥ 0, 0: none
+    bool background = true;                        ///< costs the memory of a copy
+    bool skip_when_busy = false;                   ///< a save that comes while one is written is left out; false: it waits
 };
 std::unique_ptr<Callback> make_save_training_state(SaveTrainingStateOptions options = {});
 

@@ -1,19 +1,60 @@
 #pragma once
-/// All of a run in a folder: one state.json, and a safetensors file for every part that has tensors.
+/// All of a run in a folder: manifest.json with the size and checksum of every file, state.json, and a safetensors file
+/// for every part that has tensors.
 
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include <torchbus/error.hpp>
 #include <torchbus/run_state.hpp>
 
 namespace torchbus {
 
-/// Writes every part of `run` into the folder `path`. It is written beside it under a hidden temporary name, synced, and
-/// renamed: at any time `path` is the old one, the new one, or not there. A folder that is there already is replaced.
-/// Throws: CheckpointError naming the path and what the system said; then `path` is as it was.
+/// It was written, and may not outlast a power failure; whoever reads it now finds it whole.
+struct NotDurableError : CheckpointError {
+    using CheckpointError::CheckpointError;
+};
+
+/// A training state in memory.
+struct TrainingState {
+    std::filesystem::path path = {};  ///< where it was read from
+    std::map<std::string, SavedState> parts = {};
+    std::string view = "training";    ///< which weights the part "model" holds
+    nlohmann::json about = nlohmann::json::object();  ///< for people: why it was saved, …
+};
+
+/// Every part of a run, as it is now. With `copied` its tensors are clones on the CPU, which the run does not change.
+TrainingState capture(const RunState& run, bool copied);
+
+/// Writes a state into the folder `path`: beside it under a hidden name first, every file synced, then renamed. At any time,
+/// also after a crash or a power failure, `path` is the old one, the new one, or not there.
+/// Throws: CheckpointError naming the path and what the system said, and then `path` is as it was; NotDurableError.
+void write_training_state(const std::filesystem::path& path, const TrainingState& state);
 void write_training_state(const std::filesystem::path& path, const RunState& run);
+
+/// Throws: CheckpointError for a folder that is missing, or of which any file is missing, truncated or damaged: it names
+/// the file, and the tensor where the file's header can be read.
+TrainingState read_training_state(const std::filesystem::path& path);
+
+/// Makes `latest` in the folder of a checkpoint a link to it, in one step; for a checkpoint that is durable.
+/// Throws: CheckpointError; the link is then as it was.
+void point_latest_to(const std::filesystem::path& checkpoint);
+
+/// Brings back what an interrupted save had moved aside, and removes what it has left half done; for who saves there next.
+void clean_up_training_states(const std::filesystem::path& folder);
+
+/// The newest of a folder that can be read as a whole, and what is wrong with the newer ones.
+struct FoundState {
+    std::optional<TrainingState> state;
+    std::vector<std::string> passed_over;
+};
+FoundState newest_whole_training_state(const std::filesystem::path& folder);
+
+/// The folder `step_<n>` in `folder` that was finished with the largest n, or nothing. `below`: only smaller n.
+std::optional<std::filesystem::path> newest_training_state(const std::filesystem::path& folder, std::optional<std::int64_t> below = {});
 
 /// What load_training_state did, by name of the parts.
 struct RestoredState {
@@ -23,12 +64,12 @@ struct RestoredState {
 };
 
 /// Puts back what can be put back: the optimizers and the model, which must all be there and fit, then the other parts.
-/// The folder is read and compared with the run before the first part is touched. Where the run goes on (`data`,
-/// `position`) is not for a run under way to take.
+/// The folder is read and compared with the run before the first part is touched. Where the run goes on is not for a run
+/// under way to take: that is TrainOptions::resume.
 /// Throws: CheckpointError for a folder that is missing, truncated, damaged or of another model.
 RestoredState load_training_state(const std::filesystem::path& path, RunState& run);
 
-/// The folder `step_<n>` in `folder` that was finished with the largest n, or nothing. `below`: only smaller n.
-std::optional<std::filesystem::path> newest_training_state(const std::filesystem::path& folder, std::optional<std::int64_t> below = {});
+/// What of saved weights does not fit those of a run; empty where all does.
+std::vector<std::string> misfits_of_model(const SavedState& saved, const SavedState& own);
 
 }  // namespace torchbus

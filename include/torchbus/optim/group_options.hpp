@@ -21,6 +21,8 @@ namespace torchbus {
 /// momentum is another name of beta1); learning_rate_decay, epsilon (Adagrad); momentum, alpha, epsilon (RMSprop).
 /// Throws: ConfigError for an option that the optimizer does not have.
 double& group_option(torch::optim::OptimizerParamGroup& group, std::string_view name);
+/// All of them by name.
+std::map<std::string, double> group_options(const torch::optim::OptimizerParamGroup& group);
 
 /// The values that an optimizer's groups came with, taken once: a second run starts from them, not from where the first
 /// one ended. Another optimizer under the same name of an update brings its own.

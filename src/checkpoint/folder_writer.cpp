@@ -1,0 +1,157 @@
+#include "folder_writer.hpp"
+
+#include <fcntl.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include <fmt/format.h>
+
+#include <torchbus/checkpoint/disk.hpp>
+#include <torchbus/checkpoint/training_state.hpp>
+#include <torchbus/error.hpp>
+
+namespace torchbus {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr const char* kUnchanged = "nothing was changed";
+constexpr std::string_view kPart = ".part", kOld = ".old";
+
+[[noreturn]] void fail(const fs::path& where, const char* action, const char* outcome = kUnchanged) {
+    throw CheckpointError(fmt::format("{}: cannot {}: {}; {}", where.string(), action, std::strerror(errno), outcome));
+}
+
+fs::path hidden(const fs::path& target, std::string_view ending) { return target.parent_path() / fmt::format(".{}{}", target.filename().string(), ending); }
+
+/// A call that a signal may interrupt.
+template <class Call>
+int until_done(Call call) {
+    int result = 0;
+    do result = call();
+    while (result < 0 && errno == EINTR);
+    return result;
+}
+
+bool sync_folder(const fs::path& folder) {
+    const int descriptor = until_done([&] { return disk().open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0); });
+    if (descriptor < 0) return false;
+    const bool synced = until_done([&] { return disk().fsync(descriptor); }) == 0;
+    const int error = errno;
+    disk().close(descriptor);
+    errno = error;
+    return synced;
+}
+
+}  // namespace
+
+bool remove_folder(const fs::path& folder) {
+    std::error_code status;
+    for (const auto& entry : fs::directory_iterator(folder, status)) {
+        const bool is_folder = entry.is_directory(status) && !entry.is_symlink(status);
+        is_folder ? (void)remove_folder(entry.path()) : (void)disk().unlink(entry.path().c_str());
+    }
+    return disk().rmdir(folder.c_str()) == 0 || errno == ENOENT;
+}
+
+void clean_up_training_states(const fs::path& folder) {
+    std::error_code status;
+    std::vector<fs::path> left;
+    for (const auto& entry : fs::directory_iterator(folder, status))
+        if (const std::string name = entry.path().filename().string(); name.starts_with('.') && (name.ends_with(kPart) || name.ends_with(kOld))) left.push_back(entry.path());
+    for (const fs::path& path : left) {
+        const std::string name = path.filename().string();
+        const bool is_old = name.ends_with(kOld);
+        const fs::path target = folder / name.substr(1, name.size() - 1 - (is_old ? kOld : kPart).size());
+        if (is_old && !fs::exists(target, status) && disk().rename(path.c_str(), target.c_str()) == 0) continue;
+        fs::is_directory(path, status) ? (void)remove_folder(path) : (void)disk().unlink(path.c_str());
+    }
+}
+
+void point_latest_to(const fs::path& checkpoint) {
+    const fs::path folder = checkpoint.has_parent_path() ? checkpoint.parent_path() : fs::path("."), link = folder / "latest", made = folder / ".latest.part";
+    disk().unlink(made.c_str());
+    if (disk().symlink(checkpoint.filename().c_str(), made.c_str()) != 0) fail(made, "make the link");
+    if (disk().rename(made.c_str(), link.c_str()) != 0) fail(link, "rename to it");
+    sync_folder(folder);  // lost in a power failure, it points to the one before, or to none: newest_training_state() needs it not
+}
+
+FolderWriter::FolderWriter(const fs::path& target)
+    : target_(target), parent_(target.has_parent_path() ? target.parent_path() : fs::path(".")), made_(hidden(target, kPart)) {
+    std::error_code status;
+    fs::create_directories(parent_, status);
+    if (status) throw CheckpointError(fmt::format("{}: cannot make the folder: {}; {}", parent_.string(), status.message(), kUnchanged));
+    if (!remove_folder(made_)) fail(made_, "remove what an interrupted save has left");
+    if (disk().mkdir(made_.c_str(), 0777) != 0) fail(made_, "make the folder");
+}
+
+FolderWriter::~FolderWriter() {
+    if (descriptor_ >= 0) disk().close(descriptor_);
+    if (!made_.empty()) remove_folder(made_);
+}
+
+void FolderWriter::begin_file(const std::string& name) {
+    name_ = name;
+    checksum_ = std::make_unique<Checksum>();
+    size_ = 0;
+    const fs::path file = made_ / name;
+    descriptor_ = until_done([&] { return disk().open(file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644); });
+    if (descriptor_ < 0) fail(file, "create the file");
+}
+
+void FolderWriter::write(const void* bytes, std::size_t count) {
+    checksum_->update(bytes, count);
+    size_ += count;
+    const auto* next = static_cast<const char*>(bytes);
+    while (count > 0) {
+        const ssize_t written = disk().write(descriptor_, next, count);
+        if (written < 0 && errno == EINTR) continue;
+        if (written < 0) fail(made_ / name_, "write");
+        next += written;
+        count -= static_cast<std::size_t>(written);
+    }
+}
+
+void FolderWriter::end_file() {
+    if (until_done([&] { return disk().fsync(descriptor_); }) != 0) fail(made_ / name_, "sync");
+    if (disk().close(std::exchange(descriptor_, -1)) != 0 && errno != EINTR) fail(made_ / name_, "close");
+    files_[name_] = {size_, checksum_->hex()};
+}
+
+/// One step where the name is free or the file system can exchange two names; where it cannot, the old folder is moved
+/// aside first, and clean_up_training_states() knows of it.
+void FolderWriter::put_in_place() {
+    std::error_code status;
+    if (!fs::exists(target_, status)) {
+        if (disk().rename(made_.c_str(), target_.c_str()) != 0) fail(target_, "rename to it");
+        return;
+    }
+    if (disk().exchange(made_.c_str(), target_.c_str()) == 0) return;
+    if (errno != EINVAL && errno != ENOSYS) fail(target_, "exchange it for the new one");
+    const fs::path aside = hidden(target_, kOld);
+    if (!remove_folder(aside)) fail(aside, "remove what an interrupted save has left");
+    if (disk().rename(target_.c_str(), aside.c_str()) != 0) fail(target_, "move the old folder aside");
+    if (disk().rename(made_.c_str(), target_.c_str()) != 0) {
+        const int error = errno;
+        disk().rename(aside.c_str(), target_.c_str());
+        errno = error;
+        fail(target_, "rename to it");
+    }
+    disk().rename(aside.c_str(), made_.c_str());
+}
+
+void FolderWriter::commit(Manifest manifest) {
+    manifest.files = files_;
+    begin_file(kManifestName);
+    write(to_text(manifest));
+    end_file();
+    if (!sync_folder(made_)) fail(made_, "sync the folder");
+    put_in_place();
+    if (sync_folder(parent_)) return;
+    made_.clear();  // the replaced folder stays: it may be the one that outlasts
+    throw NotDurableError(fmt::format("{}: cannot sync the folder: {}; {} was written, but may not outlast a power failure", parent_.string(), std::strerror(errno),
+                                      target_.filename().string()));
+}
+
+}  // namespace torchbus

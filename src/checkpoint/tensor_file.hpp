@@ -1,0 +1,25 @@
+#pragma once
+/// Tensors to and from the bytes of a safetensors file, wherever these go.
+
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <torchbus/model.hpp>
+
+namespace torchbus {
+
+using ByteSink = std::function<void(const void* bytes, std::size_t count)>;
+
+/// Throws: CheckpointError that begins with `name`, for a type that the format does not know.
+void write_tensors(const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata, const std::string& name, const ByteSink& sink);
+
+/// Of a whole file, in the order in which they lie there. Throws: CheckpointError that begins with `name`.
+std::vector<NamedTensor> tensors_of_file(std::string_view bytes, const std::string& name);
+
+/// In words, for a file that is not what it was: whether its header can be read at all, and which tensors it should hold.
+std::string damage_in_tensors(std::string_view bytes);
+
+}  // namespace torchbus

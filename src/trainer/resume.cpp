@@ -1,0 +1,141 @@
+#include "resume.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+
+#include <torchbus/error.hpp>
+
+namespace torchbus {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+bool is_essential(std::string_view part) { return part == "model" || part == "update" || part.starts_with("update."); }
+bool is_callback(std::string_view part) { return part.starts_with("callback."); }
+
+Counts counts_from(const json& values) {
+    return {values.at("step"), values.at("attempts"), values.at("micro_batch"), values.at("samples"), values.at("tokens")};
+}
+
+Position position_from(const json& values) {
+    Position position;
+    static_cast<Counts&>(position) = counts_from(values);
+    position.epoch = values.at("epoch");
+    position.in_epoch = counts_from(values.at("in_epoch"));
+    return position;
+}
+
+/// One difference between a saved run and the one to come. `name` is what allows it.
+struct Difference {
+    std::string name, text;
+};
+
+/// Numbers, texts and whole objects that are not the same, each under its path.
+void compare(const json& saved, const json& own, const std::string& name, const std::string& path, std::vector<Difference>& found) {
+    if (saved == own) return;
+    if (saved.is_object() && own.is_object()) {
+        for (const auto& [key, value] : saved.items()) compare(value, own.contains(key) ? own.at(key) : json(), name, path.empty() ? key : path + "." + key, found);
+        for (const auto& [key, value] : own.items())
+            if (!saved.contains(key)) compare(json(), value, name, path.empty() ? key : path + "." + key, found);
+        return;
+    }
+    found.push_back({name, fmt::format("{} was {}, is {}", path.empty() ? name : name + ": " + path, saved.dump(), own.dump())});
+}
+
+/// What differs in how the run is configured: one name for each entry, and one for each callback's options.
+std::vector<Difference> compare_configurations(const json& saved, const json& own) {
+    std::vector<Difference> found;
+    for (const auto& [name, value] : own.items())
+        if (name != "callbacks" && name != "environment" && saved.contains(name)) compare(saved.at(name), value, name, "", found);
+    const json empty = json::object();
+    const json& saved_callbacks = saved.contains("callbacks") ? saved.at("callbacks") : empty;
+    for (const auto& [id, callback] : own.at("callbacks").items())
+        if (saved_callbacks.contains(id)) compare(saved_callbacks.at(id), callback, "callback." + id, "", found);
+    return found;
+}
+
+}  // namespace
+
+std::optional<Resume> Resume::find(const ResumeOptions& options) {
+    if (fs::exists(options.from / "manifest.json")) return Resume(read_training_state(options.from), options.allow);
+    const FoundState found = newest_whole_training_state(options.from);
+    for (const std::string& passed : found.passed_over) warn(fmt::format("passed over {}", passed));
+    if (found.state) return Resume(*found.state, options.allow);
+    if (options.if_any) return std::nullopt;
+    throw CheckpointError(fmt::format("{}: there is no whole training state to resume from; give a folder that was saved, e.g. checkpoints/step_100, or one that holds some",
+                                      options.from.string()));
+}
+
+void Resume::fail(const std::string& what) const { throw CheckpointError(fmt::format("{}: {}", state_.path.string(), what)); }
+
+ResumePoint Resume::point(std::int64_t batch_size) const {
+    try {
+        const json& data = state_.parts.at("data").values;
+        ResumePoint point{position_from(state_.parts.at("position").values), {data.at("epoch"), data.at("batches")}, run_progress_from(state_.parts.at("decisions").values)};
+        const json& configuration = state_.parts.at("configuration").values;
+        // With batches of another size, as many samples are left out as were seen.
+        if (const std::int64_t before = configuration.at("batch_size"); before != batch_size) point.data.batches = point.data.batches * before / batch_size;
+        return point;
+    } catch (const std::exception& error) {
+        fail(fmt::format("it does not say where the run goes on: {}", error.what()));
+    }
+}
+
+bool Resume::is_allowed(const std::string& name) const { return std::ranges::find(allowed_, name) != allowed_.end(); }
+
+void Resume::require_same_run(const RunState& run) const {
+    const std::vector<std::string> own = run.parts();
+    std::vector<Difference> differences;
+    for (const std::string& part : own) {
+        if (state_.parts.contains(part)) continue;
+        if (is_essential(part)) fail(fmt::format("it has no part '{}', which this run has; it is of another run; nothing was loaded", part));
+        differences.push_back({part, fmt::format("{} is new, and has no saved state to go on with", part)});
+    }
+    for (const auto& [part, state] : state_.parts) {
+        if (std::ranges::find(own, part) != own.end()) continue;
+        if (is_essential(part)) fail(fmt::format("its part '{}' is not in this run; it is of another run; nothing was loaded", part));
+        differences.push_back({part, fmt::format("{} was saved, and is not in this run", part)});
+    }
+    if (const auto problems = misfits_of_model(state_.parts.at("model"), run.save("model")); !problems.empty())
+        fail(fmt::format("it is of another model: {}; nothing was loaded", fmt::join(problems, "; ")));
+    for (Difference& difference : compare_configurations(state_.parts.at("configuration").values, run.save("configuration").values)) differences.push_back(std::move(difference));
+    std::vector<std::string> texts, names;
+    for (const Difference& difference : differences) {
+        if (is_allowed(difference.name)) continue;
+        texts.push_back(difference.text);
+        if (std::ranges::find(names, difference.name) == names.end()) names.push_back(difference.name);
+    }
+    if (!texts.empty()) fail(fmt::format("it is of another run: {}; to go on all the same allow by name: {}; nothing was loaded", fmt::join(texts, "; "), fmt::join(names, ", ")));
+}
+
+void Resume::put_back(RunState& run, const std::string& part) const {
+    const auto found = state_.parts.find(part);
+    if (found == state_.parts.end()) return;
+    try {
+        run.load(part, found->second);
+    } catch (const std::exception& error) {
+        fail(fmt::format("the part '{}' does not fit this run: {}", part, error.what()));
+    }
+}
+
+void Resume::before_start(RunState& run) const {
+    require_same_run(run);
+    for (const std::string& part : run.parts())
+        if (is_callback(part)) put_back(run, part);
+    put_back(run, "options");
+    put_back(run, "blackboard");
+    put_back(run, "history");
+    for (const std::string& part : run.parts())
+        if (is_essential(part)) put_back(run, part);
+}
+
+void Resume::after_start(RunState& run) const {
+    put_back(run, "connections");
+    put_back(run, "generators");  // last, so that nobody draws from them afterwards
+}
+
+}  // namespace torchbus

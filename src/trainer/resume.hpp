@@ -1,0 +1,42 @@
+#pragma once
+/// Going on from a training state: which one, whether it is of this run, and what goes back where.
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <torchbus/checkpoint/training_state.hpp>
+#include <torchbus/run_config.hpp>
+
+#include "run_progress.hpp"
+
+namespace torchbus {
+
+/// A training state that a run is to go on from.
+class Resume {
+public:
+    /// Reads the state that the options name, and tells which it is and which were passed over.
+    /// Returns nothing where there is none and that is allowed. Throws: CheckpointError.
+    static std::optional<Resume> find(const ResumeOptions& options);
+
+    /// Where the run goes on. `batch_size` is that of the run to come.
+    ResumePoint point(std::int64_t batch_size) const;
+    /// Compares with the run to come, then puts back callbacks, blackboard, history, model and optimizers.
+    /// Throws: CheckpointError that names every difference that was not allowed; nothing is put back then.
+    void before_start(RunState& run) const;
+    /// Puts back what anybody may have used at the start event: generators, and what filters have seen.
+    void after_start(RunState& run) const;
+
+private:
+    Resume(TrainingState state, std::vector<std::string> allowed) : state_(std::move(state)), allowed_(std::move(allowed)) {}
+    void require_same_run(const RunState& run) const;
+    bool is_allowed(const std::string& name) const;
+    void put_back(RunState& run, const std::string& part) const;
+    [[noreturn]] void fail(const std::string& what) const;
+
+    TrainingState state_;
+    std::vector<std::string> allowed_;
+};
+
+}  // namespace torchbus

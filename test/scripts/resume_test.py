@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Stops a run after every update, and by SIGTERM within windows and evaluations, takes it up again in a new process, and
+compares with the run that was not stopped: the final training state byte for byte, and every event from there on.
+
+usage: resume_test.py; the program is the one in $TORCHBUS_BUILD, default build/release.
+  TORCHBUS_SLOW=1   a signal at every micro-batch and every evaluation step, not at some
+"""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ROOT / os.environ.get("TORCHBUS_BUILD", "build/release") / "test/resumed_run"
+SLOW = os.environ.get("TORCHBUS_SLOW") == "1"
+ATTEMPTS = 18  # three epochs of 11 batches, two an update
+# What only a run has that is stopped: they tell of the save and the stop.
+OF_THE_STOP = {"step_checkpoint", "checkpoint_saved", "decision_taken", "weights_view_changed"}
+
+
+def run(folder, *arguments, code=0):
+    done = subprocess.run([PROGRAM, folder, *map(str, arguments)], capture_output=True, text=True, timeout=600)
+    if done.returncode != code:
+        raise AssertionError(f"resumed_run {' '.join(map(str, arguments))}: exit code {done.returncode}, expected {code}: {done.stderr}")
+    return done.stderr
+
+
+def events(folder):
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    return [line for line in lines if json.loads(line)["event"] not in OF_THE_STOP]
+
+
+def after_start(lines):
+    """Without what every process begins with."""
+    names = [json.loads(line)["event"] for line in lines]
+    return lines[names.index("training_run_start") + 1:]
+
+
+def files(folder):
+    """All files of the checkpoints but the manifests, which hold the others' checksums. Which training states were written
+    is left out: a run that was stopped has written one more."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"}
+    for name in found:
+        if name.endswith("state.json"):
+            state = json.loads(found[name])
+            del state["parts"]["callback.save_training_state"]["values"]["written"]
+            found[name] = state
+    return found
+
+
+class ExactResume(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory(prefix="torchbus-resume-")
+        cls.whole = Path(cls.folder.name) / "whole"
+        cls.whole.mkdir()
+        run(cls.whole)
+        cls.whole_events = after_start(events(cls.whole))
+        cls.counts = {}
+        for line in cls.whole_events:
+            name = json.loads(line)["event"]
+            cls.counts[name] = cls.counts.get(name, 0) + 1
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+    def stop_and_resume(self, *stop, code):
+        """Returns the events of both processes, without those of the stop."""
+        with tempfile.TemporaryDirectory(prefix="torchbus-resume-") as name:
+            folder = Path(name)
+            run(folder, *stop, code=code)
+            before = after_start(events(folder))
+            run(folder, "--resume", "--seed", 99)
+            after = after_start(events(folder))
+            self.assertEqual(files(folder / "checkpoints").keys(), files(self.whole / "checkpoints").keys())
+            for file, content in files(self.whole / "checkpoints").items():
+                self.assertEqual(files(folder / "checkpoints")[file], content, f"{file} after {' '.join(map(str, stop))}")
+            self.assertEqual((folder / "final.safetensors").read_bytes(), (self.whole / "final.safetensors").read_bytes())
+        self.assertEqual(after, self.whole_events[-len(after):], f"events after {' '.join(map(str, stop))}")
+        return before, after
+
+    def test_the_run_is_what_it_claims_to_be(self):
+        self.assertEqual(self.counts["optimizer_step_skipped"], 1)
+        self.assertEqual(self.counts["train_step_end"], ATTEMPTS)
+        self.assertGreater(self.counts["eval_epoch_end"], 9)  # three views after each of three epochs, and within them
+
+    def test_after_every_update(self):
+        for attempt in range(1, ATTEMPTS + 1):
+            with self.subTest(attempt=attempt):
+                before, after = self.stop_and_resume("--stop-after", attempt, code=0)
+                ends = [index for index, line in enumerate(before) if json.loads(line)["event"] == "train_step_end"]
+                told = len(before[:ends[attempt - 1] + 1])
+                self.assertEqual(before[:told], self.whole_events[:told])
+                self.assertEqual(told + len(after), len(self.whole_events), "an event is missing, or told twice")
+
+    def signals(self, event, step):
+        for count in range(1, self.counts[event] + 1, 1 if SLOW else step):
+            with self.subTest(event=event, count=count):
+                yield count, *self.stop_and_resume("--raise-at", event, "--raise-count", count, code=143)
+
+    def test_signals_within_windows(self):
+        for event, step in (("forward_start", 29), ("backward_end", 7), ("gradients_ready", 5)):
+            for _ in self.signals(event, step):
+                pass
+
+    def test_signals_within_evaluations_begin_the_evaluation_anew(self):
+        for _, _, after in self.signals("eval_step_end", 23):
+            self.assertIn(json.loads(after[0])["event"], ("eval_epoch_start", "train_step_start", "training_run_epoch_end", "train_epoch_start", "training_run_end"))
+
+    def test_a_longer_run_goes_on(self):
+        with tempfile.TemporaryDirectory(prefix="torchbus-resume-") as name:
+            folder = Path(name)
+            run(folder, "--epochs", 2)
+            run(folder, "--epochs", 3, "--resume")
+            self.assertEqual(len([line for line in events(folder) if json.loads(line)["event"] == "train_step_end"]), ATTEMPTS // 3)
+
+
+class Signals(unittest.TestCase):
+    def test_at_random_moments_each_leaves_a_whole_state_or_says_that_there_is_nothing_to_save(self):
+        draw = random.Random(11)
+        with tempfile.TemporaryDirectory(prefix="torchbus-signals-") as name:
+            folders, without = [], 0
+            for attempt in range(1000 if SLOW else 100):
+                folder = Path(name) / str(attempt)
+                folder.mkdir()
+                number = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+                process = subprocess.Popen([PROGRAM, folder, "--epochs", "40"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                self.assertEqual(process.stdout.readline(), "begun\n")
+                time.sleep(draw.random() ** 3)  # often soon
+                process.send_signal(number)
+                _, said = process.communicate(timeout=120)
+                self.assertIn(process.returncode, (0, 128 + number), said)
+                if "nothing to save" in said:
+                    without += 1
+                    continue
+                folders.append(folder)
+            done = subprocess.run([PROGRAM, *(part for folder in folders for part in ("--verify", folder))], capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stdout)
+            self.assertNotIn(": none", done.stdout)
+            self.assertEqual(done.stdout.count("step_"), len(folders))
+            print(f"{len(folders)} signals left a whole state, {without} came before the first step", flush=True)
+
+
+if __name__ == "__main__":
+    if not os.access(PROGRAM, os.X_OK):
+        print(f"{PROGRAM} is not built")
+        sys.exit(77)
+    sys.exit(0 if unittest.main(exit=False, verbosity=2).result.wasSuccessful() else 1)

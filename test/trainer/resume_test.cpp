@@ -1,0 +1,172 @@
+// Which state a run may go on from. That it goes on exactly, test/scripts/resume_test.py shows in processes of their own.
+#include <torchbus/callbacks/gradient_accumulation.hpp>
+#include <torchbus/callbacks/gradient_clipping.hpp>
+#include <torchbus/callbacks/metrics.hpp>
+#include <torchbus/callbacks/save_training_state.hpp>
+#include <torchbus/checkpoint/training_state.hpp>
+#include <torchbus/error.hpp>
+#include <torchbus/optim/optimizers.hpp>
+
+#include "support/callback_of.hpp"
+#include "support/captured_stderr.hpp"
+#include "support/catch.hpp"
+#include "support/recording.hpp"
+#include "support/temporary_folder.hpp"
+#include "support/toy.hpp"
+
+using namespace torchbus;
+using namespace torchbus::test;
+namespace fs = std::filesystem;
+
+namespace {
+
+struct Setup {
+    torch::nn::Sequential model = toy_model();
+    std::shared_ptr<Recording> recording = std::make_shared<Recording>();
+    std::unique_ptr<Trainer> trainer;
+    explicit Setup(const fs::path& folder, std::vector<ComposedCallback> callbacks = {}, torch::nn::Sequential its_model = toy_model()) : model(std::move(its_model)) {
+        callbacks.emplace_back(make_metrics());
+        callbacks.emplace_back(make_save_training_state({.folder = folder, .keep = 0}));
+        callbacks.emplace_back(recording);
+        trainer = std::make_unique<Trainer>(TrainerOptions{.model = model, .loss = cross_entropy, .optimizer = make_adamw(model->parameters(), {.learning_rate = 0.05}),
+                                                           .callbacks = std::move(callbacks), .seed = 3, .handle_signals = false});
+    }
+    RunResult train(std::int64_t epochs, std::optional<ResumeOptions> resume = {}, TrainOptions options = {}) {
+        options.epochs = epochs;
+        options.batch_size = 4;
+        options.resume = std::move(resume);
+        return trainer->train(toy_data(12), toy_data(4, 3), options);
+    }
+};
+
+std::string refusal(Setup& setup, ResumeOptions resume) {
+    try {
+        setup.train(4, std::move(resume));
+    } catch (const CheckpointError& error) {
+        return error.what();
+    }
+    return "nothing";
+}
+
+}  // namespace
+
+TEST_CASE("a run goes on with more epochs from the newest state of a folder, with its history", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup whole(folder / "whole"), first(folder / "half"), second(folder / "half", {}, toy_model(99));
+    whole.train(4);
+    first.train(2);
+    second.train(4, ResumeOptions{folder / "half"});
+    CHECK(equal_bits(copies_of(second.model->parameters()), copies_of(whole.model->parameters())));
+    REQUIRE(second.trainer->history().epochs().size() == 4);
+    for (std::size_t i = 0; i < 4; ++i) CHECK(second.trainer->history().epochs()[i].metrics == whole.trainer->history().epochs()[i].metrics);
+    CHECK(second.trainer->position() == whole.trainer->position());
+    const auto names = second.recording->names();
+    CHECK(std::ranges::count(names, "train_epoch_start") == 2);
+    // One that is over has nothing more to do.
+    Setup third(folder / "half");
+    CHECK(third.train(4, ResumeOptions{folder / "half/latest"}).outcome == Outcome::Finished);
+    CHECK(std::ranges::count(third.recording->names(), "train_epoch_start") == 0);
+    CHECK(equal_bits(copies_of(third.model->parameters()), copies_of(whole.model->parameters())));
+}
+
+TEST_CASE("a trainer's last run goes on for more epochs where its history is not reset", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup whole(folder / "whole"), twice(folder / "twice");
+    whole.train(4);
+    twice.train(2);
+    twice.train(2, {}, {.reset_run_history = false});
+    CHECK(equal_bits(copies_of(twice.model->parameters()), copies_of(whole.model->parameters())));
+    CHECK(twice.trainer->history().epochs().size() == 4);
+    CHECK(twice.trainer->position() == whole.trainer->position());
+    CHECK_THROWS_WITH(twice.train(2, ResumeOptions{folder / "whole"}, {.reset_run_history = false}), "give either `resume`, or reset_run_history = false, not both");
+    twice.train(1);
+    CHECK(twice.trainer->history().epochs().size() == 1);
+}
+
+TEST_CASE("a state of another run is refused with every difference, each allowed by its name", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup first(folder.path(), {ComposedCallback(make_gradient_clipping({.max_norm = 1.0}))});
+    first.train(2);
+    Setup other(folder.path(), {make_gradient_accumulation({3})});
+    const auto before = copies_of(other.model->parameters());
+    const std::string path = (folder / "step_6").string();
+    CHECK(refusal(other, {folder.path()}) ==
+          path + ": it is of another run: callback.gradient_accumulation is new, and has no saved state to go on with; callback.gradient_clipping was saved, and is not in this run; "
+                 "micro_batches_per_step was 1, is 3; to go on all the same allow by name: callback.gradient_accumulation, callback.gradient_clipping, micro_batches_per_step; nothing was loaded");
+    CHECK(equal_bits(copies_of(other.model->parameters()), before));
+    CHECK(other.trainer->result().outcome == Outcome::Failed);
+    CHECK(refusal(other, {folder.path(), false, {"callback.gradient_accumulation", "micro_batches_per_step"}}) ==
+          path + ": it is of another run: callback.gradient_clipping was saved, and is not in this run; to go on all the same allow by name: callback.gradient_clipping; nothing was loaded");
+    CHECK(refusal(other, {folder.path(), false, {"callback.gradient_accumulation", "callback.gradient_clipping", "micro_batches_per_step"}}) == "nothing");
+    CHECK(other.trainer->position().epoch == 4);
+}
+
+TEST_CASE("batch size, order and data are differences, and another model is never allowed", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup first(folder.path());
+    first.train(2);
+    Setup other(folder.path());
+    TrainOptions options{.epochs = 4, .batch_size = 6, .shuffle = false, .resume = ResumeOptions{folder.path()}};
+    CHECK_THROWS_WITH(other.trainer->train(toy_data(12), toy_data(4, 3), options), containing("batch_size was 4, is 6; batches was 3, is 2; order was \"shuffled\", is \"as it is\"; to go on all the same"));
+    options.resume->allow = {"batch_size", "batches", "order"};
+    CHECK(other.trainer->train(toy_data(12), toy_data(4, 3), options).outcome == Outcome::Finished);
+    torch::nn::Sequential wide(torch::nn::Linear(6, 9), torch::nn::ReLU(), torch::nn::Linear(9, 3));
+    Setup of_wide(folder.path(), {}, wide);
+    CHECK_THAT(refusal(of_wide, {folder.path()}), containing("it is of another model: '0.bias' has shape [8], the model's has [9]") && Catch::Matchers::EndsWith("nothing was loaded"));
+}
+
+TEST_CASE("options from a run file are compared, and a changed one is named with both values", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    const auto clipping = [](double max_norm) {
+        ComposedCallback composed(make_gradient_clipping({.max_norm = max_norm}));
+        composed.options = {{"kind", "gradient_clipping"}, {"max_norm", max_norm}};
+        return composed;
+    };
+    Setup first(folder.path(), {clipping(1)});
+    first.train(1);
+    Setup other(folder.path(), {clipping(2)});
+    CHECK_THAT(refusal(other, {folder.path()}), containing("callback.gradient_clipping: options.max_norm was 1.0, is 2.0; to go on all the same allow by name: callback.gradient_clipping; nothing was loaded"));
+}
+
+TEST_CASE("what change_option changed goes on", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup first(folder.path(), {ComposedCallback(make_gradient_clipping({.max_norm = 1.0}))});
+    first.trainer->change_option("gradient_clipping", "max_norm", 1e-3, "test").get();
+    first.train(2);
+    Setup whole(folder / "whole", {ComposedCallback(make_gradient_clipping({.max_norm = 1e-3}))}), second(folder.path(), {ComposedCallback(make_gradient_clipping({.max_norm = 1.0}))});
+    whole.train(3);
+    second.train(3, ResumeOptions{folder.path()});
+    CHECK(equal_bits(copies_of(second.model->parameters()), copies_of(whole.model->parameters())));
+}
+
+TEST_CASE("a damaged state is passed over, with what is wrong with it; none at all is an error unless that is allowed", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup first(folder.path());
+    first.train(2);
+    fs::resize_file(folder / "step_6/model.safetensors", 100);
+    Setup second(folder.path());
+    const CapturedStderr captured;
+    second.train(2, ResumeOptions{folder.path()});
+    CHECK_THAT(captured.text(), Catch::Matchers::StartsWith("torchbus: warning: passed over " + (folder / "step_6/model.safetensors").string() + ": 100 bytes, expected ") && containing("the file is truncated"));
+    CHECK(second.trainer->position().epoch == 2);
+    Setup third(folder.path());
+    CHECK(refusal(third, {folder / "nowhere"}) == (folder / "nowhere").string() + ": there is no whole training state to resume from; give a folder that was saved, e.g. checkpoints/step_100, or one that holds some");
+    CHECK(third.train(1, ResumeOptions{folder / "nowhere", true}).outcome == Outcome::Finished);
+    CHECK(third.trainer->position().epoch == 1);
+}
+
+TEST_CASE("a run that is stopped within an epoch saves before it ends the epoch", "[trainer][resume][golden]") {
+    const TemporaryFolder folder("resume");
+    Setup setup(folder.path(), {callback_of("asker", [](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd& event) {
+            if (event.position.step != 1) return;
+            run.asker.ask(Decision::SaveNow, "later");
+            run.asker.ask(Decision::StopRun, "later");
+        });
+    })});
+    setup.train(2);
+    auto names = setup.recording->names();
+    names.erase(names.begin(), std::ranges::find(names, "train_step_end"));
+    CHECK(std::erase(names, "checkpoint_saved") == 1);  // whenever the thread has written it
+    CHECK(names == std::vector<std::string>{"train_step_end", "decision_taken", "decision_taken", "step_checkpoint", "train_epoch_end", "training_run_end", "run_closed"});
+}
