@@ -1,6 +1,5 @@
 #include <torchbus/callbacks/metrics.hpp>
 
-#include <cmath>
 #include <map>
 
 #include <fmt/format.h>
@@ -11,6 +10,7 @@
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
+#include "parts/count_correct.hpp"
 
 namespace torchbus {
 namespace {
@@ -34,19 +34,6 @@ private:
     double on_cpu_ = 0;
     at::Tensor on_device_;
 };
-
-/// How many rows of [N, C] have their largest element where the target says. A row with a NaN counts as torch::argmax
-/// does: the NaN is the largest. One pass, where argmax and eq would make three tensors.
-std::int64_t count_correct(const float* outputs, const std::int64_t* targets, std::int64_t samples, std::int64_t classes) {
-    std::int64_t correct = 0;
-    for (std::int64_t sample = 0; sample < samples; ++sample, outputs += classes) {
-        std::int64_t best = 0;
-        for (std::int64_t c = 1; c < classes && !std::isnan(outputs[best]); ++c)
-            if (outputs[c] > outputs[best] || std::isnan(outputs[c])) best = c;
-        correct += best == targets[sample] ? 1 : 0;
-    }
-    return correct;
-}
 
 struct Sums {
     DeferredSum loss, correct;

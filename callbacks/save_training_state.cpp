@@ -164,15 +164,12 @@ private:
         return taken;
     }
 
-    /// Under a hidden name first: what is half deleted is not to look like a training state.
     void drop(const std::string& name) const {
-        const fs::path path = options_.folder / name;
-        const fs::path going = options_.folder / fmt::format(".{}.part", name);
-        std::error_code status;
-        if (!fs::exists(path, status)) return;  // the user has taken it away
-        fs::rename(path, going, status);
-        if (!status) fs::remove_all(going, status);
-        if (status) warn(fmt::format("save_training_state: cannot delete {}: {}", path.string(), status.message()));
+        try {
+            remove_training_state(options_.folder / name);
+        } catch (const CheckpointError& error) {
+            warn(fmt::format("save_training_state: {}", error.what()));
+        }
     }
 
     SaveTrainingStateOptions options_;

@@ -1,7 +1,5 @@
 #include <torchbus/checkpoint/atomic_file.hpp>
 
-#include <fcntl.h>
-
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -11,6 +9,8 @@
 #include <torchbus/checkpoint/disk.hpp>
 #include <torchbus/error.hpp>
 
+#include "disk_calls.hpp"
+
 namespace torchbus {
 namespace {
 
@@ -19,19 +19,12 @@ using std::filesystem::path;
 [[noreturn]] void fail(const path& file, const char* action, const char* outcome) {
     throw CheckpointError(fmt::format("{}: cannot {}: {}; {}", file.string(), action, std::strerror(errno), outcome));
 }
-/// A signal may interrupt it.
-int synced(int descriptor) {
-    int status = 0;
-    do status = disk().fsync(descriptor);
-    while (status != 0 && errno == EINTR);
-    return status;
-}
 constexpr const char* kUnchanged = "nothing was changed";
 
 }  // namespace
 
 AtomicFile::AtomicFile(const path& target) : target_(target), name_(target.string() + ".part") {
-    descriptor_ = disk().open(name_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    descriptor_ = create_file(name_);
     if (descriptor_ < 0) fail(name_, "create the file", kUnchanged);
 }
 
@@ -41,34 +34,16 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::write(const void* bytes, std::size_t count) {
-    const auto* next = static_cast<const char*>(bytes);
-    while (count > 0) {
-        const ssize_t written = disk().write(descriptor_, next, count);
-        if (written < 0 && errno == EINTR) continue;
-        if (written < 0) fail(name_, "write", kUnchanged);
-        next += written;
-        count -= static_cast<std::size_t>(written);
-    }
+    if (!write_all(descriptor_, bytes, count)) fail(name_, "write", kUnchanged);
 }
 
 void AtomicFile::commit() {
-    if (synced(descriptor_) != 0) fail(name_, "sync", kUnchanged);
+    if (!sync_file(descriptor_)) fail(name_, "sync", kUnchanged);
     if (disk().close(std::exchange(descriptor_, -1)) != 0) fail(name_, "close", kUnchanged);
     if (disk().rename(name_.c_str(), target_.c_str()) != 0) fail(target_, "rename to it", kUnchanged);
     committed_ = true;
-    sync_folder();
-}
-
-void AtomicFile::sync_folder() const {
-    constexpr const char* kNotDurable = "the file was written, but may not outlast a power failure";
     const path folder = target_.has_parent_path() ? target_.parent_path() : path(".");
-    const int descriptor = disk().open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
-    if (descriptor < 0) fail(folder, "open the folder", kNotDurable);
-    const int status = synced(descriptor);
-    const int error = errno;
-    disk().close(descriptor);
-    errno = error;
-    if (status != 0) fail(folder, "sync the folder", kNotDurable);
+    if (!sync_folder(folder)) fail(folder, "sync the folder", "the file was written, but may not outlast a power failure");
 }
 
 }  // namespace torchbus

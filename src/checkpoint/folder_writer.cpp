@@ -1,7 +1,5 @@
 #include "folder_writer.hpp"
 
-#include <fcntl.h>
-
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -11,6 +9,8 @@
 #include <torchbus/checkpoint/disk.hpp>
 #include <torchbus/checkpoint/training_state.hpp>
 #include <torchbus/error.hpp>
+
+#include "disk_calls.hpp"
 
 namespace torchbus {
 namespace {
@@ -25,25 +25,6 @@ constexpr std::string_view kPart = ".part", kOld = ".old";
 
 fs::path hidden(const fs::path& target, std::string_view ending) { return target.parent_path() / fmt::format(".{}{}", target.filename().string(), ending); }
 
-/// A call that a signal may interrupt.
-template <class Call>
-int until_done(Call call) {
-    int result = 0;
-    do result = call();
-    while (result < 0 && errno == EINTR);
-    return result;
-}
-
-bool sync_folder(const fs::path& folder) {
-    const int descriptor = until_done([&] { return disk().open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0); });
-    if (descriptor < 0) return false;
-    const bool synced = until_done([&] { return disk().fsync(descriptor); }) == 0;
-    const int error = errno;
-    disk().close(descriptor);
-    errno = error;
-    return synced;
-}
-
 }  // namespace
 
 bool remove_folder(const fs::path& folder) {
@@ -53,6 +34,13 @@ bool remove_folder(const fs::path& folder) {
         is_folder ? (void)remove_folder(entry.path()) : (void)disk().unlink(entry.path().c_str());
     }
     return disk().rmdir(folder.c_str()) == 0 || errno == ENOENT;
+}
+
+void remove_training_state(const fs::path& path) {
+    const fs::path going = hidden(path, kPart);
+    std::error_code status;
+    if (!fs::exists(path, status)) return;
+    if (disk().rename(path.c_str(), going.c_str()) != 0 || !remove_folder(going)) fail(path, "delete", "some of it may be left");
 }
 
 void clean_up_training_states(const fs::path& folder) {
@@ -95,26 +83,18 @@ void FolderWriter::begin_file(const std::string& name) {
     name_ = name;
     checksum_ = std::make_unique<Checksum>();
     size_ = 0;
-    const fs::path file = made_ / name;
-    descriptor_ = until_done([&] { return disk().open(file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644); });
-    if (descriptor_ < 0) fail(file, "create the file");
+    descriptor_ = create_file(made_ / name);
+    if (descriptor_ < 0) fail(made_ / name, "create the file");
 }
 
 void FolderWriter::write(const void* bytes, std::size_t count) {
     checksum_->update(bytes, count);
     size_ += count;
-    const auto* next = static_cast<const char*>(bytes);
-    while (count > 0) {
-        const ssize_t written = disk().write(descriptor_, next, count);
-        if (written < 0 && errno == EINTR) continue;
-        if (written < 0) fail(made_ / name_, "write");
-        next += written;
-        count -= static_cast<std::size_t>(written);
-    }
+    if (!write_all(descriptor_, bytes, count)) fail(made_ / name_, "write");
 }
 
 void FolderWriter::end_file() {
-    if (until_done([&] { return disk().fsync(descriptor_); }) != 0) fail(made_ / name_, "sync");
+    if (!sync_file(descriptor_)) fail(made_ / name_, "sync");
     if (disk().close(std::exchange(descriptor_, -1)) != 0 && errno != EINTR) fail(made_ / name_, "close");
     files_[name_] = {size_, checksum_->hex()};
 }

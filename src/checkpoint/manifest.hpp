@@ -17,7 +17,6 @@ inline constexpr int kManifestVersion = 2;
 struct ManifestFile {
     std::uint64_t size_bytes = 0;
     std::string checksum;  ///< see checksum.hpp
-    bool operator==(const ManifestFile&) const = default;
 };
 
 struct Manifest {

@@ -11,13 +11,8 @@
 #include "tensor_file.hpp"
 
 namespace torchbus {
-namespace {
 
 using std::filesystem::path;
-
-[[noreturn]] void fail(const path& file, const std::string& what) { throw CheckpointError(fmt::format("{}: {}", file.string(), what)); }
-
-}  // namespace
 
 void save_safetensors(const path& file, const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata) {
     AtomicFile temporary(file);
@@ -37,17 +32,8 @@ std::vector<NamedTensor> weights_of(const Model& model) {
 void load_weights(const path& file, Model& model) {
     auto loaded = load_safetensors(file);
     auto weights = weights_of(model);
-    std::vector<std::string> problems;
-    for (const auto& [name, tensor] : weights) {
-        const auto found = std::ranges::find(loaded, name, &NamedTensor::first);
-        if (found == loaded.end())
-            problems.push_back(fmt::format("'{}' is missing", name));
-        else if (found->second.sizes() != tensor.sizes())
-            problems.push_back(fmt::format("'{}' has shape [{}], the model's has [{}]", name, fmt::join(found->second.sizes(), ", "), fmt::join(tensor.sizes(), ", ")));
-    }
-    for (const auto& [name, tensor] : loaded)
-        if (std::ranges::find(weights, name, &NamedTensor::first) == weights.end()) problems.push_back(fmt::format("'{}' is not in the model", name));
-    if (!problems.empty()) fail(file, fmt::format("the weights do not fit the model: {}; nothing was loaded", fmt::join(problems, "; ")));
+    if (const auto problems = misfits(loaded, weights); !problems.empty())
+        throw CheckpointError(fmt::format("{}: the weights do not fit the model: {}; nothing was loaded", file.string(), fmt::join(problems, "; ")));
     const at::NoGradGuard no_grad;
     for (auto& [name, tensor] : weights) tensor.copy_(std::ranges::find(loaded, name, &NamedTensor::first)->second);
 }

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <limits>
+#include <optional>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -54,9 +55,9 @@ TensorEntry entry_from(const json& value, const std::string& tensor, std::size_t
     } catch (const json::exception& error) {
         fail(file, fmt::format("{} is described wrongly: {}", where, error.what()));
     }
-    const auto element = size_of_dtype(entry.dtype);
-    if (!element) fail(file, fmt::format("{} has the type {}, which is not supported", where, entry.dtype));
-    const auto expected = size_of(entry.shape, *element);
+    const auto known = std::ranges::find(kDtypes, entry.dtype, &Dtype::name);
+    if (known == kDtypes.end()) fail(file, fmt::format("{} has the type {}, which is not supported", where, entry.dtype));
+    const auto expected = size_of(entry.shape, known->bytes);
     if (!expected) fail(file, fmt::format("{} has a shape that no tensor can have", where));
     if (offsets[0] > offsets[1] || offsets[1] > data || offsets[1] - offsets[0] != *expected)
         fail(file, fmt::format("{} lies at bytes {} to {} of {}, expected {} bytes; the file is damaged or truncated", where, offsets[0], offsets[1], data, *expected));
@@ -66,11 +67,6 @@ TensorEntry entry_from(const json& value, const std::string& tensor, std::size_t
 }
 
 }  // namespace
-
-std::optional<std::size_t> size_of_dtype(std::string_view dtype) {
-    const auto found = std::ranges::find(kDtypes, dtype, &Dtype::name);
-    return found == kDtypes.end() ? std::nullopt : std::optional(found->bytes);
-}
 
 SafetensorsHeader parse_safetensors_header(std::string_view file, const std::string& name) {
     std::uint64_t length = 0;

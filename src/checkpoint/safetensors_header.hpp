@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,9 +22,6 @@ struct SafetensorsHeader {
     std::map<std::string, std::string> metadata;
     std::size_t data_begin = 0;                   ///< bytes before the data
 };
-
-/// Bytes of one element; nothing for a type that is not known.
-std::optional<std::size_t> size_of_dtype(std::string_view dtype);
 
 /// Of a whole file. Throws: CheckpointError that begins with `name`, and names the tensor where there is one: for a
 /// header that is none, a shape that overflows or does not fit its bytes, tensors that overlap or leave gaps.

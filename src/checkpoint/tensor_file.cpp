@@ -80,6 +80,21 @@ std::vector<NamedTensor> tensors_of_file(std::string_view file, const std::strin
     return tensors;
 }
 
+std::vector<std::string> misfits(const std::vector<NamedTensor>& saved, const std::vector<NamedTensor>& own) {
+    const std::map<std::string, at::Tensor> by_name(saved.begin(), saved.end()), own_by_name(own.begin(), own.end());
+    std::vector<std::string> problems;
+    for (const auto& [name, tensor] : own) {
+        const auto found = by_name.find(name);
+        if (found == by_name.end())
+            problems.push_back(fmt::format("'{}' is missing", name));
+        else if (found->second.sizes() != tensor.sizes())
+            problems.push_back(fmt::format("'{}' has shape [{}], the model's has [{}]", name, fmt::join(found->second.sizes(), ", "), fmt::join(tensor.sizes(), ", ")));
+    }
+    for (const auto& [name, tensor] : saved)
+        if (!own_by_name.contains(name)) problems.push_back(fmt::format("'{}' is not in the model", name));
+    return problems;
+}
+
 std::string damage_in_tensors(std::string_view file) {
     std::vector<std::string> damaged;
     try {

@@ -19,6 +19,9 @@ void write_tensors(const std::vector<NamedTensor>& tensors, const std::map<std::
 /// Of a whole file, in the order in which they lie there. Throws: CheckpointError that begins with `name`.
 std::vector<NamedTensor> tensors_of_file(std::string_view bytes, const std::string& name);
 
+/// What of saved tensors does not fit a model's: missing, of another shape, or left over. Empty where all does.
+std::vector<std::string> misfits(const std::vector<NamedTensor>& saved, const std::vector<NamedTensor>& own);
+
 /// In words, for a file that is not what it was: whether its header can be read at all, and which tensors it should hold.
 std::string damage_in_tensors(std::string_view bytes);
 

@@ -73,7 +73,8 @@ std::string way_out(const fs::path& path) {
     return earlier ? fmt::format("; resume from {}", earlier->string()) : "";
 }
 
-std::string text_of_file(const fs::path& folder, const std::string& name, const ManifestFile& expected) {
+/// What a file of the manifest holds, once it is known to be what was written; `damage` tells of the content that is not.
+std::string text_of_file(const fs::path& folder, const std::string& name, const ManifestFile& expected, std::string (*damage)(std::string_view)) {
     const fs::path file = folder / name;
     std::string text;
     try {
@@ -83,6 +84,7 @@ std::string text_of_file(const fs::path& folder, const std::string& name, const 
     }
     if (text.size() != expected.size_bytes)
         fail(file, fmt::format("{} bytes, expected {}; the file is {}{}", text.size(), expected.size_bytes, text.size() < expected.size_bytes ? "truncated" : "damaged", way_out(folder)));
+    if (checksum_of(text) != expected.checksum) fail(file, fmt::format("its checksum is not that of the manifest; {}{}", damage(text), way_out(folder)));
     return text;
 }
 
@@ -102,8 +104,7 @@ Manifest manifest_of(const fs::path& folder) {
 json state_values(const fs::path& folder, const Manifest& manifest) {
     const auto listed = manifest.files.find(kStateName);
     if (listed == manifest.files.end()) fail(folder, fmt::format("its manifest names no {}; it is damaged{}", kStateName, way_out(folder)));
-    const std::string text = text_of_file(folder, kStateName, listed->second);
-    if (checksum_of(text) != listed->second.checksum) fail(folder / kStateName, "its checksum is not that of the manifest; the file is damaged" + way_out(folder));
+    const std::string text = text_of_file(folder, kStateName, listed->second, [](std::string_view) { return std::string("the file is damaged"); });
     json values = json::parse(text, nullptr, false);
     if (!values.is_object()) fail(folder / kStateName, "it is no JSON object; the file is damaged" + way_out(folder));
     return values;
@@ -116,26 +117,12 @@ SavedState read_part(const fs::path& folder, const std::string& part, const json
         const std::string name = entry.at("file");
         const auto listed = manifest.files.find(name);
         if (listed == manifest.files.end()) fail(folder, fmt::format("its manifest does not name {}, which has the tensors of '{}'{}", name, part, way_out(folder)));
-        const std::string text = text_of_file(folder, name, listed->second);
-        if (checksum_of(text) != listed->second.checksum)
-            fail(folder / name, fmt::format("its checksum is not that of the manifest; {}{}", damage_in_tensors(text), way_out(folder)));
+        const std::string text = text_of_file(folder, name, listed->second, damage_in_tensors);
         for (auto& [tensor_name, tensor] : tensors_of_file(text, (folder / name).string())) state.tensors.emplace(std::move(tensor_name), std::move(tensor));
         return state;
     } catch (const json::exception& error) {
         fail(folder / kStateName, fmt::format("the part '{}' is described wrongly: {}{}", part, error.what(), way_out(folder)));
     }
-}
-
-bool is_essential(std::string_view part) { return part == "model" || part == "update" || part.starts_with("update."); }
-
-void require_fit(const fs::path& folder, const std::map<std::string, SavedState>& saved, const RunState& run, const std::vector<std::string>& own) {
-    for (const std::string& part : own)
-        if (is_essential(part) && !saved.contains(part)) fail(folder, fmt::format("it has no part '{}', which this run has; it is of another run; nothing was loaded", part));
-    for (const auto& [part, state] : saved)
-        if (is_essential(part) && std::ranges::find(own, part) == own.end())
-            fail(folder, fmt::format("its part '{}' is not in this run; it is of another run; nothing was loaded", part));
-    const auto problems = saved.contains("model") ? misfits_of_model(saved.at("model"), run.save("model")) : std::vector<std::string>();
-    if (!problems.empty()) fail(folder, fmt::format("it is of another model: {}; nothing was loaded", fmt::join(problems, "; ")));
 }
 
 /// Returns whether the run took it.
@@ -151,6 +138,22 @@ bool put_back(const fs::path& folder, const std::string& part, const SavedState&
 }
 
 }  // namespace
+
+bool is_essential_part(std::string_view part) { return part == "model" || part == "update" || part.starts_with("update."); }
+
+void require_essential_parts(const TrainingState& saved, const RunState& run) {
+    const std::vector<std::string> own = run.parts();
+    for (const std::string& part : own)
+        if (is_essential_part(part) && !saved.parts.contains(part)) fail(saved.path, fmt::format("it has no part '{}', which this run has; it is of another run; nothing was loaded", part));
+    for (const auto& [part, state] : saved.parts)
+        if (is_essential_part(part) && std::ranges::find(own, part) == own.end())
+            fail(saved.path, fmt::format("its part '{}' is not in this run; it is of another run; nothing was loaded", part));
+    if (!saved.parts.contains("model")) return;
+    const auto& weights = saved.parts.at("model").tensors;
+    const SavedState model = run.save("model");
+    if (const auto problems = misfits({weights.begin(), weights.end()}, {model.tensors.begin(), model.tensors.end()}); !problems.empty())
+        fail(saved.path, fmt::format("it is of another model: {}; nothing was loaded", fmt::join(problems, "; ")));
+}
 
 TrainingState capture(const RunState& run, bool copied) {
     TrainingState state;
@@ -198,20 +201,6 @@ TrainingState read_training_state(const fs::path& path) {
     return state;
 }
 
-std::vector<std::string> misfits_of_model(const SavedState& saved, const SavedState& own) {
-    std::vector<std::string> problems;
-    for (const auto& [name, tensor] : own.tensors) {
-        const auto found = saved.tensors.find(name);
-        if (found == saved.tensors.end())
-            problems.push_back(fmt::format("'{}' is missing", name));
-        else if (found->second.sizes() != tensor.sizes())
-            problems.push_back(fmt::format("'{}' has shape [{}], the model's has [{}]", name, fmt::join(found->second.sizes(), ", "), fmt::join(tensor.sizes(), ", ")));
-    }
-    for (const auto& [name, tensor] : saved.tensors)
-        if (!own.tensors.contains(name)) problems.push_back(fmt::format("'{}' is not in the model", name));
-    return problems;
-}
-
 FoundState newest_whole_training_state(const fs::path& folder) {
     FoundState found;
     std::optional<std::int64_t> below;
@@ -228,11 +217,12 @@ FoundState newest_whole_training_state(const fs::path& folder) {
 }
 
 RestoredState load_training_state(const fs::path& path, RunState& run) {
-    const std::map<std::string, SavedState> saved = read_training_state(path).parts;
+    const TrainingState state = read_training_state(path);
+    const auto& saved = state.parts;
+    require_essential_parts(state, run);
     std::vector<std::string> own = run.parts();
-    require_fit(path, saved, run, own);
     // What may still refuse goes first; generators last, so that nobody draws from them afterwards.
-    const auto order = [](const std::string& part) { return part == "model" ? 1 : part == "generators" ? 3 : is_essential(part) ? 0 : 2; };
+    const auto order = [](const std::string& part) { return part == "model" ? 1 : part == "generators" ? 3 : is_essential_part(part) ? 0 : 2; };
     std::ranges::stable_sort(own, {}, order);
     RestoredState restored;
     for (const std::string& part : own) {

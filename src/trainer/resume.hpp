@@ -1,8 +1,7 @@
 #pragma once
 /// Going on from a training state: which one, whether it is of this run, and what goes back where.
 
-#include <functional>
-#include <optional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -18,7 +17,7 @@ class Resume {
 public:
     /// Reads the state that the options name, and tells which it is and which were passed over.
     /// Returns nothing where there is none and that is allowed. Throws: CheckpointError.
-    static std::optional<Resume> find(const ResumeOptions& options);
+    static std::shared_ptr<const Resume> find(const ResumeOptions& options);
 
     /// Where the run goes on. `batch_size` is that of the run to come.
     ResumePoint point(std::int64_t batch_size) const;

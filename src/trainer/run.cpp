@@ -185,6 +185,7 @@ Trigger Run::configure() {
     parts_.restore_before_start();
     emit_start({});
     parts_.restore_after_start();
+    parts_.restore_before_start = parts_.restore_after_start = nullptr;  // with them goes what was read
     return kind_;
 }
 

@@ -135,7 +135,7 @@ struct Trainer::Parts {
             throw StateError(fmt::format("a run is under way (in {}); let it end, or ask it to stop, before the next one", name_of(run->state())));
     }
 
-    void begin(RunPlan plan, std::vector<std::unique_ptr<Loader>> loaders, Trigger kind, std::optional<ResumePoint> point = {}, const std::optional<Resume>& resume = {}) {
+    void begin(RunPlan plan, std::vector<std::unique_ptr<Loader>> loaders, Trigger kind, std::optional<ResumePoint> point = {}, std::shared_ptr<const Resume> resume = {}) {
         require_idle();
         run.reset();
         if (seed && kind == Trigger::StartTraining && !point) torch::manual_seed(*seed);
@@ -182,7 +182,7 @@ struct Trainer::Parts {
         require_trainable();
         if (options.epochs < 1) throw ConfigError(fmt::format("epochs: {} is too few; give at least 1", options.epochs));
         require(!options.resume || options.reset_run_history, "give either `resume`, or reset_run_history = false, not both");
-        const std::optional<Resume> resume = options.resume ? Resume::find(*options.resume) : std::nullopt;
+        const std::shared_ptr<const Resume> resume = options.resume ? Resume::find(*options.resume) : nullptr;
         std::optional<ResumePoint> point = resume ? std::optional(resume->point(options.batch_size)) : std::nullopt;
         if (!options.reset_run_history) point = end_of_last_run();
         RunPlan plan;

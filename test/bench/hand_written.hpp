@@ -5,11 +5,12 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 
 #include <torch/torch.h>
 #include <torchbus/torchbus.hpp>
+
+#include "../../callbacks/parts/count_correct.hpp"
 
 namespace torchbus::bench {
 
@@ -37,21 +38,6 @@ inline void discard(std::string_view) {}
 
 enum class Kernels { Same, LibTorch };
 
-/// The largest of each row against its target, as callbacks/metrics.cpp counts them. Shapes: [N, C], [N].
-inline std::int64_t count_hits(const at::Tensor& output, const at::Tensor& targets) {
-    const float* row = output.const_data_ptr<float>();
-    const std::int64_t* target = targets.const_data_ptr<std::int64_t>();
-    const std::int64_t samples = output.size(0), classes = output.size(1);
-    std::int64_t hits = 0;
-    for (std::int64_t i = 0; i < samples; ++i, row += classes) {
-        std::int64_t best = 0;
-        for (std::int64_t c = 1; c < classes && !std::isnan(row[best]); ++c)
-            if (row[c] > row[best] || std::isnan(row[c])) best = c;
-        hits += best == target[i] ? 1 : 0;
-    }
-    return hits;
-}
-
 /// Returns the seconds of one epoch.
 inline double hand_written(const TensorDataset& data, std::int64_t batch_size, MakeOptimizer make_optimizer, Kernels kernels, double& loss_mean, double& accuracy) {
     auto model = make_model();
@@ -72,7 +58,7 @@ inline double hand_written(const TensorDataset& data, std::int64_t batch_size, M
         loss.backward();
         optimizer->step();
         loss_sum += loss.item<double>() * static_cast<double>(count);
-        correct += kernels == Kernels::Same ? count_hits(output, targets) : output.argmax(1).eq(targets).sum().item<std::int64_t>();
+        correct += kernels == Kernels::Same ? count_correct(output.const_data_ptr<float>(), targets.const_data_ptr<std::int64_t>(), count, output.size(1)) : output.argmax(1).eq(targets).sum().item<std::int64_t>();
         seen += count;
         const auto now = std::chrono::steady_clock::now();
         if (now - drawn > std::chrono::milliseconds(100)) {

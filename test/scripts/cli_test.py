@@ -387,16 +387,20 @@ class Mnist(Case):
 
 
 class FullDisk(Case):
-    def train_on(self, size, *arguments):
-        """Trains with an output folder of that size, mounted for this one command. Returns what was said, and the files left."""
+    def mounted(self, options, then):
+        """A command under which `out` is a tmpfs for the arguments that follow; skips where none can be mounted."""
         (self.folder / "out").mkdir()
-        mount = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c",
-                 'mount -t tmpfs -o size="$0" torchbus out || exit 99; "$@"; code=$?; mkdir left; cp -a out/. left; exit $code', size]
+        mount = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", f'mount -t tmpfs -o {options} torchbus out || exit 99; {then}', "sh"]
         try:
             if (found := self.outcome(*mount, "true")).returncode != 0:
                 self.skipTest(f"no tmpfs can be mounted here: {found.stderr.strip()}")
         except FileNotFoundError:
             self.skipTest("no tmpfs can be mounted here: unshare is not installed")
+        return mount
+
+    def train_on(self, size, *arguments):
+        """Trains with an output folder of that size, mounted for this one command. Returns what was said, and the files left."""
+        mount = self.mounted(f"size={size}", '"$@"; code=$?; mkdir left; cp -a out/. left; exit $code')
         (self.folder / "left").rmdir()
         done = self.outcome(*mount, PROGRAM, "train", "run.json", *arguments)
         self.assertEqual(done.returncode, 1, done.stderr)
@@ -427,13 +431,7 @@ class FullDisk(Case):
         return "out/model.safetensors"
 
     def test_an_output_folder_on_a_disk_that_is_mounted_read_only(self):
-        (self.folder / "out").mkdir()
-        mount = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"]), "sh", "-c", 'mount -t tmpfs -o ro torchbus out || exit 99; "$@"', "sh"]
-        try:
-            if (found := self.outcome(*mount, "true")).returncode != 0:
-                self.skipTest(f"no tmpfs can be mounted here: {found.stderr.strip()}")
-        except FileNotFoundError:
-            self.skipTest("no tmpfs can be mounted here: unshare is not installed")
+        mount = self.mounted("ro", '"$@"')
         done = self.outcome(*mount, PROGRAM, "train", "run.json")
         self.assertEqual((done.returncode, done.stderr), (2, "torchbus: run.json: output: cannot write to the folder 'out': Read-only file system; give another "
                                                              "folder, or leave the key out to write nothing\n"))

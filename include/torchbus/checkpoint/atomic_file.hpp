@@ -21,7 +21,6 @@ public:
     void commit();
 
 private:
-    void sync_folder() const;
     std::filesystem::path target_, name_;
     int descriptor_ = -1;
     bool committed_ = false;

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <torchbus/error.hpp>
@@ -46,6 +47,10 @@ void point_latest_to(const std::filesystem::path& checkpoint);
 /// Brings back what an interrupted save had moved aside, and removes what it has left half done; for who saves there next.
 void clean_up_training_states(const std::filesystem::path& folder);
 
+/// Removes a training state, first under a hidden name: what is half deleted is not to look like one. Missing ones are fine.
+/// Throws: CheckpointError.
+void remove_training_state(const std::filesystem::path& path);
+
 /// The newest of a folder that can be read as a whole, and what is wrong with the newer ones.
 struct FoundState {
     std::optional<TrainingState> state;
@@ -69,7 +74,9 @@ struct RestoredState {
 /// Throws: CheckpointError for a folder that is missing, truncated, damaged or of another model.
 RestoredState load_training_state(const std::filesystem::path& path, RunState& run);
 
-/// What of saved weights does not fit those of a run; empty where all does.
-std::vector<std::string> misfits_of_model(const SavedState& saved, const SavedState& own);
+/// The model and the optimizers: without them, and with others, no run goes on.
+bool is_essential_part(std::string_view part);
+/// Throws: CheckpointError where an essential part is missing, left over, or of another model; it names all that does not fit.
+void require_essential_parts(const TrainingState& saved, const RunState& run);
 
 }  // namespace torchbus
