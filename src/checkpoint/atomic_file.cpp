@@ -16,16 +16,15 @@ namespace {
 
 using std::filesystem::path;
 
-[[noreturn]] void fail(const path& file, const char* action, const char* outcome) {
-    throw CheckpointError(fmt::format("{}: cannot {}: {}; {}", file.string(), action, std::strerror(errno), outcome));
+[[noreturn]] void fail(const path& file, const char* action) {
+    throw CheckpointError(fmt::format("{}: cannot {}: {}; nothing was changed", file.string(), action, std::strerror(errno)));
 }
-constexpr const char* kUnchanged = "nothing was changed";
 
 }  // namespace
 
 AtomicFile::AtomicFile(const path& target) : target_(target), name_(target.string() + ".part") {
     descriptor_ = create_file(name_);
-    if (descriptor_ < 0) fail(name_, "create the file", kUnchanged);
+    if (descriptor_ < 0) fail(name_, "create the file");
 }
 
 AtomicFile::~AtomicFile() {
@@ -34,16 +33,17 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::write(const void* bytes, std::size_t count) {
-    if (!write_all(descriptor_, bytes, count)) fail(name_, "write", kUnchanged);
+    if (!write_all(descriptor_, bytes, count)) fail(name_, "write");
 }
 
 void AtomicFile::commit() {
-    if (!sync_file(descriptor_)) fail(name_, "sync", kUnchanged);
-    if (disk().close(std::exchange(descriptor_, -1)) != 0) fail(name_, "close", kUnchanged);
-    if (disk().rename(name_.c_str(), target_.c_str()) != 0) fail(target_, "rename to it", kUnchanged);
+    if (!sync_file(descriptor_)) fail(name_, "sync");
+    if (disk().close(std::exchange(descriptor_, -1)) != 0) fail(name_, "close");
+    if (disk().rename(name_.c_str(), target_.c_str()) != 0) fail(target_, "rename to it");
     committed_ = true;
     const path folder = target_.has_parent_path() ? target_.parent_path() : path(".");
-    if (!sync_folder(folder)) fail(folder, "sync the folder", "the file was written, but may not outlast a power failure");
+    if (sync_folder(folder)) return;
+    throw NotDurableError(fmt::format("{}: cannot sync the folder: {}; {} was written, but may not outlast a power failure", folder.string(), std::strerror(errno), target_.filename().string()));
 }
 
 }  // namespace torchbus

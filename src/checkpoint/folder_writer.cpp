@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <regex>
 #include <utility>
 
 #include <fmt/format.h>
@@ -18,6 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 constexpr const char* kUnchanged = "nothing was changed";
 constexpr std::string_view kPart = ".part", kOld = ".old";
+constexpr const char* kLatest = "latest";
 
 [[noreturn]] void fail(const fs::path& where, const char* action, const char* outcome = kUnchanged) {
     throw CheckpointError(fmt::format("{}: cannot {}: {}; {}", where.string(), action, std::strerror(errno), outcome));
@@ -45,20 +47,23 @@ void remove_training_state(const fs::path& path) {
 
 void clean_up_training_states(const fs::path& folder) {
     std::error_code status;
-    std::vector<fs::path> left;
+    std::vector<fs::path> targets;
+    static const std::regex interrupted(R"(\.(step_[0-9]+)\.(part|old))");
+    std::smatch match;
     for (const auto& entry : fs::directory_iterator(folder, status))
-        if (const std::string name = entry.path().filename().string(); name.starts_with('.') && (name.ends_with(kPart) || name.ends_with(kOld))) left.push_back(entry.path());
-    for (const fs::path& path : left) {
-        const std::string name = path.filename().string();
-        const bool is_old = name.ends_with(kOld);
-        const fs::path target = folder / name.substr(1, name.size() - 1 - (is_old ? kOld : kPart).size());
-        if (is_old && !fs::exists(target, status) && disk().rename(path.c_str(), target.c_str()) == 0) continue;
-        fs::is_directory(path, status) ? (void)remove_folder(path) : (void)disk().unlink(path.c_str());
+        if (const std::string name = entry.path().filename().string(); std::regex_match(name, match, interrupted)) targets.push_back(folder / match[1].str());
+    for (const fs::path& target : targets) {
+        if (!fs::exists(target, status)) disk().rename(hidden(target, kOld).c_str(), target.c_str());
+        for (const std::string_view ending : {kPart, kOld}) remove_folder(hidden(target, ending));
     }
+    disk().unlink(hidden(folder / kLatest, kPart).c_str());
 }
 
 void point_latest_to(const fs::path& checkpoint) {
-    const fs::path folder = checkpoint.has_parent_path() ? checkpoint.parent_path() : fs::path("."), link = folder / "latest", made = folder / ".latest.part";
+    const fs::path folder = checkpoint.has_parent_path() ? checkpoint.parent_path() : fs::path("."), link = folder / kLatest, made = hidden(link, kPart);
+    std::error_code status;
+    if (const auto there = fs::symlink_status(link, status); fs::exists(there) && !fs::is_symlink(there))
+        throw CheckpointError(fmt::format("{}: it is not a link, which the newest checkpoint's name is to be; move it away, or save into another folder", link.string()));
     disk().unlink(made.c_str());
     if (disk().symlink(checkpoint.filename().c_str(), made.c_str()) != 0) fail(made, "make the link");
     if (disk().rename(made.c_str(), link.c_str()) != 0) fail(link, "rename to it");

@@ -96,6 +96,13 @@ TEST_CASE("what others have put into the folder is never deleted", "[callbacks][
     setup.at_step = [&](Attachment&, const TrainStepEnd& event) { if (event.position.step == 6) std::filesystem::remove_all(folder / "step_4"); };
     setup.train(3);
     CHECK(states_in(folder.path()) == Names{"notes", "step_1", "step_12"});
+    for (const char* name : {".download.part", ".notes.old", ".step_x.part"}) std::filesystem::create_directories(folder / name / "of another program");
+    setup.train(1);
+    for (const char* name : {".download.part", ".notes.old", ".step_x.part"}) CHECK(std::filesystem::exists(folder / name / "of another program"));
+    std::filesystem::remove(folder / "latest");
+    std::filesystem::create_directories(folder / "latest/of another program");
+    CHECK_THROWS_WITH(setup.train(1), containing("latest: it is not a link, which the newest checkpoint's name is to be; move it away, or save into another folder"));
+    CHECK(std::filesystem::exists(folder / "latest/of another program"));
 }
 
 TEST_CASE("weights, optimizer and generators put back go on bit for bit", "[callbacks][save_training_state]") {

@@ -9,7 +9,8 @@ namespace torchbus {
 
 /// Written under a temporary name beside the target; commit() syncs it, renames it and syncs the folder. Without a
 /// commit it is removed again, and a former target is as it was.
-/// Throws, all of it: CheckpointError naming the path and what the system said.
+/// Throws, all of it: CheckpointError naming the path and what the system said; NotDurableError from commit() once the
+/// file is in its place.
 class AtomicFile {
 public:
     explicit AtomicFile(const std::filesystem::path& target);

@@ -5,7 +5,14 @@
 
 #include <cstddef>
 
+#include <torchbus/error.hpp>
+
 namespace torchbus {
+
+/// It was written, and may not outlast a power failure; whoever reads it now finds it whole.
+struct NotDurableError : CheckpointError {
+    using CheckpointError::CheckpointError;
+};
 
 /// Each does and returns what the call of the same name does, errno included. Thread: any.
 class Disk {

@@ -9,15 +9,10 @@
 #include <string_view>
 #include <vector>
 
-#include <torchbus/error.hpp>
+#include <torchbus/checkpoint/disk.hpp>
 #include <torchbus/run_state.hpp>
 
 namespace torchbus {
-
-/// It was written, and may not outlast a power failure; whoever reads it now finds it whole.
-struct NotDurableError : CheckpointError {
-    using CheckpointError::CheckpointError;
-};
 
 /// A training state in memory.
 struct TrainingState {
@@ -44,7 +39,8 @@ TrainingState read_training_state(const std::filesystem::path& path);
 /// Throws: CheckpointError; the link is then as it was.
 void point_latest_to(const std::filesystem::path& checkpoint);
 
-/// Brings back what an interrupted save had moved aside, and removes what it has left half done; for who saves there next.
+/// Brings back what an interrupted save of a step_<n> had moved aside, and removes what it has left half done; for who saves
+/// there next. What has another name stays.
 void clean_up_training_states(const std::filesystem::path& folder);
 
 /// Removes a training state, first under a hidden name: what is half deleted is not to look like one. Missing ones are fine.
