@@ -8,17 +8,12 @@
 #include <torch/optim/optimizer.h>
 
 #include <torchbus/error.hpp>
+#include <torchbus/name_pattern.hpp>
 
 #include "entries.hpp"
 
 namespace torchbus {
 namespace {
-
-bool matches(std::string_view pattern, std::string_view name) {
-    if (pattern.empty()) return name.empty();
-    if (pattern.front() == '*') return matches(pattern.substr(1), name) || (!name.empty() && matches(pattern, name.substr(1)));
-    return !name.empty() && (pattern.front() == '?' || pattern.front() == name.front()) && matches(pattern.substr(1), name.substr(1));
-}
 
 bool is_statistic(std::string_view name) {
     return name.ends_with("running_mean") || name.ends_with("running_var") || name.ends_with("num_batches_tracked");
@@ -96,9 +91,9 @@ private:
         at::Tensor aside;  ///< its value while frozen
     };
 
-    const FreezeGroup* group_of(std::string_view name) const {
+    const FreezeGroup* group_of(const std::string& name) const {
         for (const FreezeGroup& group : groups_)
-            if (std::ranges::any_of(group.names, [&](const std::string& pattern) { return matches(pattern, name); })) return &group;
+            if (matches_any(group.names, name)) return &group;
         return nullptr;
     }
     bool trains(const FreezeGroup& group) const {

@@ -43,6 +43,7 @@
 #include <torchbus/checkpoint/disk.hpp>
 #include <torchbus/checkpoint/safetensors.hpp>
 #include <torchbus/checkpoint/training_state.hpp>
+#include <torchbus/checkpoint/weights.hpp>
 #include <torchbus/composition.hpp>
 #include <torchbus/composition_schema.hpp>
 #include <torchbus/data/fetch.hpp>
@@ -56,6 +57,7 @@
 #include <torchbus/metrics/measure_callback.hpp>
 #include <torchbus/models/registry.hpp>
 #include <torchbus/models/torchscript.hpp>
+#include <torchbus/name_pattern.hpp>
 #include <torchbus/optim/group_options.hpp>
 #include <torchbus/optim/optimizer_state.hpp>
 #include <torchbus/optim/optimizers.hpp>

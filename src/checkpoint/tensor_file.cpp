@@ -44,16 +44,22 @@ bool is_sound(const TensorEntry& entry, const SafetensorsHeader& header, std::st
 
 }  // namespace
 
+std::string_view scalar_type_name(at::ScalarType type, const std::string& where) {
+    const auto known = std::ranges::find(kTypes, type, &TypeName::type);
+    if (known == kTypes.end()) throw CheckpointError(fmt::format("{} is of type {}, which safetensors does not know", where, c10::toString(type)));
+    return known->name;
+}
+
+at::ScalarType scalar_type_of(std::string_view name) { return std::ranges::find(kTypes, name, &TypeName::name)->type; }
+
 void write_tensors(const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata, const std::string& name, const ByteSink& sink) {
     json header = json::object();
     json words = metadata;
     std::vector<at::Tensor> contents;
     std::size_t offset = 0;
     for (const auto& [tensor_name, tensor] : tensors) {
-        const auto known = std::ranges::find(kTypes, tensor.scalar_type(), &TypeName::type);
-        if (known == kTypes.end()) throw CheckpointError(fmt::format("{}: tensor '{}' has a type that safetensors does not know", name, tensor_name));
         const at::Tensor& content = contents.emplace_back(tensor.detach().cpu().contiguous());
-        header[tensor_name] = {{"dtype", known->name}, {"shape", content.sizes().vec()}, {"data_offsets", {offset, offset + content.nbytes()}}};
+        header[tensor_name] = {{"dtype", scalar_type_name(tensor.scalar_type(), fmt::format("{}: tensor '{}'", name, tensor_name))}, {"shape", content.sizes().vec()}, {"data_offsets", {offset, offset + content.nbytes()}}};
         words[std::string(kChecksum) + tensor_name] = checksum_of(bytes_of(content));
         offset += content.nbytes();
     }
@@ -71,8 +77,7 @@ std::vector<NamedTensor> tensors_of_file(std::string_view file, const std::strin
     std::vector<NamedTensor> tensors;
     for (const TensorEntry& entry : header.tensors) {
         if (!is_sound(entry, header, file)) throw CheckpointError(fmt::format("{}: tensor '{}' is not as it was written; the file is damaged", name, entry.name));
-        const at::ScalarType type = std::ranges::find(kTypes, entry.dtype, [](const TypeName& known) { return std::string(known.name); })->type;
-        const at::Tensor tensor = torch::empty(entry.shape, at::TensorOptions(type));
+        const at::Tensor tensor = torch::empty(entry.shape, at::TensorOptions(scalar_type_of(entry.dtype)));
         const std::string_view bytes = bytes_of(entry, header, file);
         if (!bytes.empty()) std::memcpy(tensor.mutable_data_ptr(), bytes.data(), bytes.size());
         tensors.emplace_back(entry.name, tensor);

@@ -19,6 +19,10 @@ void write_tensors(const std::vector<NamedTensor>& tensors, const std::map<std::
 /// Of a whole file, in the order in which they lie there. Throws: CheckpointError that begins with `name`.
 std::vector<NamedTensor> tensors_of_file(std::string_view bytes, const std::string& name);
 
+/// The format's names of types, and back. Throws: CheckpointError that begins with `where`, for a type without a name.
+std::string_view scalar_type_name(at::ScalarType type, const std::string& where);
+at::ScalarType scalar_type_of(std::string_view name);
+
 /// What of saved tensors does not fit a model's: missing, of another shape, or left over. Empty where all does.
 std::vector<std::string> misfits(const std::vector<NamedTensor>& saved, const std::vector<NamedTensor>& own);
 

@@ -1,6 +1,6 @@
 #include <cstdio>
 
-#include <torchbus/checkpoint/safetensors.hpp>
+#include <torchbus/checkpoint/weights.hpp>
 #include <torchbus/composition.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/trainer.hpp>

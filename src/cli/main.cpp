@@ -44,8 +44,8 @@ int print_events(const std::string& name) {
 }
 
 struct Arguments {
-    std::string run_file, weights, to, svg, name, from, format = "mermaid", dataset, resume;
-    std::vector<std::string> set, plugins, allow;
+    std::string run_file, weights, to, svg, name, from, format = "mermaid", dataset, resume, action, key;
+    std::vector<std::string> set, plugins, allow, paths, include, skip, rename;
     bool markdown = false;
 };
 
@@ -54,6 +54,30 @@ CLI::App* add_run_command(CLI::App& app, Arguments& arguments, const char* name,
     command->add_option("RUN.json", arguments.run_file, "run file: model, data, optimizer, schedule, callbacks")->required();
     command->add_option("--set", arguments.set, "override an option, e.g. --set optimizer.learning_rate=0.01")->allow_extra_args(false);
     return command;
+}
+
+void add_checkpoint_commands(CLI::App& app, Arguments& arguments) {
+    CLI::App* checkpoint = app.add_subcommand("checkpoint", "training states and files of weights")->require_subcommand(1);
+    const auto add = [&](const char* name, const char* about, const char* what, const char* about_what, int at_least, int at_most) {
+        CLI::App* command = checkpoint->add_subcommand(name, about);
+        command->add_option(what, arguments.paths, about_what)->required()->expected(at_least, at_most);
+        command->callback([&arguments, name] { arguments.action = name; });
+        return command;
+    };
+    const char* any = "a training state's folder, a safetensors file, or a file of Python's torch.save";
+    add("ls", "list a folder's training states, newest first", "FOLDER", "where a run saves, e.g. checkpoints", 1, 1);
+    CLI::App* show = add("show", "print what is in it: position, parts, tensors", "PATH", any, 1, 1);
+    add("verify", "read all of it and compare every checksum", "PATH", any, 1, 1000);
+    CLI::App* write = add("export", "write its weights as safetensors, or for Python's torch.load", "FROM TO", "from where; to a name that ends in .safetensors, .pt, .pth or .bin", 2, 2);
+    CLI::App* read = add("import", "write a Python file's weights as safetensors; nothing of it is executed", "FROM TO", "from where; to a name that ends in .safetensors", 2, 2);
+    CLI::App* diff = add("diff", "compare two, tensor by tensor and value by value; exit code 1 where they differ", "A B", any, 2, 2);
+    CLI::App* average = add("average", "write the mean of their weights", "FROM... TO", "from where; last, the name to write to", 2, 1000);
+    for (CLI::App* command : {show, write, read, diff, average}) {
+        command->add_option("--key", arguments.key, "of a Python file: the dictionary that holds the weights, e.g. state_dict");
+        command->add_option("--include", arguments.include, "pattern of names to take; default: all")->allow_extra_args(false);
+        command->add_option("--skip", arguments.skip, "pattern of names to leave out")->allow_extra_args(false);
+        command->add_option("--rename", arguments.rename, "FROM=TO, e.g. 'module.*=*'; the first that fits counts")->allow_extra_args(false);
+    }
 }
 
 void add_commands(CLI::App& app, Arguments& arguments) {
@@ -77,6 +101,7 @@ void add_commands(CLI::App& app, Arguments& arguments) {
         command->add_option("--plugin", arguments.plugins, "a shared object whose kinds are listed, too")->allow_extra_args(false);
     app.add_subcommand("events", "list the events, or tell of one")->add_option("NAME", arguments.name, "an event, e.g. gradients_ready");
     app.add_subcommand("graph", "print the state machine")->add_option("--format", arguments.format, "mermaid or dot")->check(CLI::IsMember({"mermaid", "dot"}));
+    add_checkpoint_commands(app, arguments);
     CLI::App* fetch = app.add_subcommand("data", "data sets")->require_subcommand(1)->add_subcommand("fetch", "fetch a data set and verify it");
     fetch->add_option("DATASET", arguments.dataset, "mnist")->required()->check(CLI::IsMember({"mnist"}));
     fetch->add_option("--to", arguments.to, "folder to put it into; default: the cache, where run files look");
@@ -97,7 +122,8 @@ int run(const CLI::App& app, const Arguments& arguments) {
         return 0;
     }
     return run_with_torch(name, {{"run_file", arguments.run_file}, {"set", arguments.set}, {"weights", arguments.weights}, {"to", arguments.to}, {"svg", arguments.svg},
-                                 {"resume", arguments.resume}, {"allow", arguments.allow},
+                                 {"resume", arguments.resume}, {"allow", arguments.allow}, {"action", arguments.action}, {"paths", arguments.paths}, {"key", arguments.key},
+                                 {"include", arguments.include}, {"skip", arguments.skip}, {"rename", arguments.rename},
                                  {"name", arguments.name}, {"plugins", arguments.plugins}, {"markdown", arguments.markdown}});
 }
 

@@ -47,5 +47,6 @@ int summary(const nlohmann::json& options);
 int callbacks(const nlohmann::json& options);
 int schedule(const nlohmann::json& options);
 int schema(const nlohmann::json& options);
+int checkpoint(const nlohmann::json& options);
 
 }  // namespace torchbus::cli

@@ -3,7 +3,7 @@
 
 #include <torchbus/callbacks/save_training_state.hpp>
 #include <torchbus/checkpoint/atomic_file.hpp>
-#include <torchbus/checkpoint/safetensors.hpp>
+#include <torchbus/checkpoint/weights.hpp>
 #include <torchbus/composition.hpp>
 #include <torchbus/trainer.hpp>
 
@@ -43,7 +43,7 @@ int train(const nlohmann::json& options) {
     if (made.output) {
         // What a signal cut short does not take the place of a trained model.
         const bool whole = result.outcome != Outcome::Signalled;
-        save_safetensors(*made.output / (whole ? "model.safetensors" : "interrupted.safetensors"), weights_of(model));
+        save_weights(*made.output / (whole ? "model.safetensors" : "interrupted.safetensors"), weights_of(model));
         write_history(*made.output / (whole ? "history.json" : "interrupted_history.json"), trainer->history());
         std::fprintf(stderr, "weights and history are in %s%s\n", made.output->c_str(), whole ? "" : ", called interrupted");
     }

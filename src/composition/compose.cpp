@@ -3,6 +3,7 @@
 #include <fstream>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 #include <torch/types.h>
 #include <torch/utils.h>
@@ -51,6 +52,17 @@ std::vector<ComposedCallback> callbacks_from_json(const json& part, const std::s
     return callbacks;
 }
 
+/// `part` is a file's name, or an object.
+void load_initial_weights(const json& part, const std::string& where, Model& model) {
+    OptionReader reader(part.is_string() ? json{{"file", part}} : part, where);
+    const InitialWeights initial = read_initial_weights(reader);
+    reader.finish();
+    if (initial.file.empty()) throw ConfigError(where + ": a file is missing; give its name, or an object with file, key, include, skip, rename and strict");
+    const LoadedWeights loaded = load_weights(initial.file, model, initial.options);
+    if (!loaded.missing.empty()) warn(fmt::format("{}: random weights stay in {}", where, fmt::join(loaded.missing, ", ")));
+    if (!loaded.left_over.empty()) warn(fmt::format("{}: not in the model: {}", where, fmt::join(loaded.left_over, ", ")));
+}
+
 json part_of(const json& run, const char* name, json fallback) {
     const auto found = run.find(name);
     return found == run.end() ? std::move(fallback) : *found;
@@ -78,6 +90,23 @@ TrainOptions read_train(OptionReader& reader) {
     if (max_steps > 0) options.max_steps = max_steps;
     if (eval_batch_size > 0) options.eval_batch_size = eval_batch_size;
     return options;
+}
+
+InitialWeights read_initial_weights(OptionReader& reader) {
+    InitialWeights initial;
+    WeightsSelection& selection = initial.options.selection;
+    const auto rename = [](OptionReader& rule) {
+        std::pair<std::string, std::string> names;
+        rule.text("from", names.first, "a name in the file, e.g. module.*").text("to", names.second, "what it is called in the model, e.g. *");
+        return names;
+    };
+    reader.text("file", initial.file, "safetensors, a file of Python's torch.save, or the folder of a training state")
+        .text("key", selection.key, "of a Python file: the dictionary that holds them, e.g. state_dict; empty: the only one")
+        .texts("include", selection.include, "patterns of the model's names; empty: all")
+        .texts("skip", selection.skip, "patterns of the model's names that keep their random weights, e.g. head.*")
+        .objects("rename", selection.rename, rename, "rules with from and to; the first that fits counts, and * stands for the same characters in both")
+        .boolean("strict", initial.options.strict, "whether a name that only the file or only the model has is an error");
+    return initial;
 }
 
 CallbackPlace read_callback_place(OptionReader& reader) {
@@ -109,7 +138,7 @@ Composition compose(const json& run, const std::string& name) {
     const std::string prefix = name + ": ";
     Composition made;
     made.name = name;
-    OptionReader reader(run, prefix, {"$schema", "model", "data", "loss", "optimizer", "schedule", "train", "callbacks"});
+    OptionReader reader(run, prefix, {"$schema", "model", "data", "loss", "optimizer", "schedule", "train", "callbacks", "weights"});
     const RunOptions options = read_run(reader);
     reader.finish();
     for (const char* needed : {"model", "data", "optimizer"})
@@ -122,6 +151,7 @@ Composition compose(const json& run, const std::string& name) {
     made.train = read_train(train);
     train.finish();
     made.trainer.model = model_from_json(run["model"], prefix + "model");
+    if (run.contains("weights")) load_initial_weights(run["weights"], prefix + "weights", made.trainer.model);
     made.trainer.loss = loss_from_json(part_of(run, "loss", "cross_entropy"), prefix);
     made.trainer.optimizer = grouped_optimizer_from_json(run["optimizer"], prefix + "optimizer", made.trainer.model->named_parameters());
     if (run.contains("schedule"))

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include <torchbus/checkpoint/weights.hpp>
 #include <torchbus/option_reader.hpp>
 #include <torchbus/run_config.hpp>
 
@@ -19,6 +20,13 @@ struct RunOptions {
 RunOptions read_run(OptionReader& reader);
 
 TrainOptions read_train(OptionReader& reader);
+
+/// What training begins with instead of random weights.
+struct InitialWeights {
+    std::string file;
+    LoadWeightsOptions options;
+};
+InitialWeights read_initial_weights(OptionReader& reader);
 
 /// What every callback of a run file has beside its own options.
 struct CallbackPlace {

@@ -113,6 +113,12 @@ json one_of_callbacks() {
 
 json reference(const char* part, const char* about) { return {{"$ref", std::string("#/$defs/") + part}, {"description", about}}; }
 
+json initial_weights() {
+    json options = object_read_by(read_initial_weights);
+    options["required"] = {"file"};
+    return {{"anyOf", {{{"type", "string"}, {"minLength", 1}}, std::move(options)}}, {"description", "a file of weights to begin with, or which of its tensors under which names"}};
+}
+
 json file_names(const char* about) {
     const json name = {{"type", "string"}, {"minLength", 1}};
     return {{"anyOf", {name, {{"type", "array"}, {"items", name}}}}, {"description", about}};
@@ -129,6 +135,7 @@ json run_file_schema() {
         {"include", file_names("run files that this one builds on, relative to it")},
         {"plugins", file_names(schema["properties"]["plugins"]["description"].get_ref<const std::string&>().c_str())},
         {"model", reference("model", "what is trained")},
+        {"weights", initial_weights()},
         {"data", reference("data", "what it is trained and evaluated on")},
         {"loss", reference("loss", "of output and targets, a mean over the batch")},
         {"optimizer", reference("optimizer", "how the parameters are updated")},

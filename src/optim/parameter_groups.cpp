@@ -1,21 +1,16 @@
 #include <torchbus/optim/parameter_groups.hpp>
 
-#include <fnmatch.h>
-
 #include <algorithm>
 
 #include <fmt/format.h>
 #include <torch/optim.h>
 
 #include <torchbus/error.hpp>
+#include <torchbus/name_pattern.hpp>
 #include <torchbus/optim/group_options.hpp>
 
 namespace torchbus {
 namespace {
-
-bool matches(const ParameterGroup& group, const std::string& name) {
-    return std::ranges::any_of(group.patterns, [&](const std::string& pattern) { return ::fnmatch(pattern.c_str(), name.c_str(), 0) == 0; });
-}
 
 void check(const ParameterGroupOptions& options, const std::vector<NamedTensor>& named) {
     std::vector<std::string> names;
@@ -27,7 +22,7 @@ void check(const ParameterGroupOptions& options, const std::vector<NamedTensor>&
             throw ConfigError(fmt::format("parameter groups: weight_decay: {} is negative; give at least 0", *group.weight_decay));
         if (group.patterns.empty()) throw ConfigError("parameter groups: a group has no patterns; name its parameters, e.g. \"head.*\"");
         for (const std::string& pattern : group.patterns)
-            if (std::ranges::none_of(names, [&](const std::string& name) { return matches({{pattern}}, name); }))
+            if (std::ranges::none_of(names, [&](const std::string& name) { return matches(pattern, name); }))
                 throw ConfigError(fmt::format("parameter groups: no parameter matches '{}'{} (torchbus summary lists them)", pattern, did_you_mean(pattern, names)));
     }
 }
@@ -47,7 +42,7 @@ void group_parameters(torch::optim::Optimizer& optimizer, const std::vector<Name
         for (const at::Tensor& parameter : group.params()) {
             const auto known = std::ranges::find_if(named, [&](const NamedTensor& entry) { return entry.second.is_same(parameter); });
             if (known == named.end()) throw ConfigError("parameter groups: the optimizer holds a parameter that is not the model's; give the names of all of them");
-            const auto place = std::ranges::find_if(options.groups, [&](const ParameterGroup& candidate) { return matches(candidate, known->first); });
+            const auto place = std::ranges::find_if(options.groups, [&](const ParameterGroup& candidate) { return matches_any(candidate.patterns, known->first); });
             Made& target = made[static_cast<std::size_t>(place - options.groups.begin())];
             (options.decay_biases_and_norms || parameter.dim() > 1 ? target.decayed : target.undecayed).push_back(parameter);
         }

@@ -1,8 +1,9 @@
 // What callbacks cost, on the 784-128-10 MLP of hand_written.hpp with batches of 32 random samples. Prints two tables as Markdown:
 // the time of every callback of the registry with its default options, by the bus's accounting, and the CPU time of a step by the
 // number of subscribers, with the slope by least squares.
-// Run: build/release/test/bench/callbacks_bench [rounds] [steps]      (from a folder of its own: callbacks that write files do)
+// Run: build/release/test/bench/callbacks_bench [rounds] [steps]
 #include <time.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -152,8 +153,12 @@ int main(int argc, char** argv) {
     const std::int64_t steps = argc > 2 ? std::max(1, std::atoi(argv[2])) : 500;
     if (!std::freopen("/dev/null", "w", stderr)) return 1;  // progress and warnings: they are not what is measured
     torch::set_num_threads(1);
+    const auto folder = std::filesystem::temp_directory_path() / fmt::format("torchbus-callbacks-bench-{}", ::getpid());  // some callbacks write files
+    std::filesystem::create_directories(folder);
+    std::filesystem::current_path(folder);
     const auto data = random_samples(steps * kBatch), eval = random_samples(8 * kBatch);
     std::printf("%d rounds of %lld steps of %lld samples, one thread; medians of the rounds.\n\n", rounds, static_cast<long long>(steps), static_cast<long long>(kBatch));
     print_costs(rounds, data, eval);
     print_line(rounds, data);
+    std::filesystem::remove_all(folder);
 }

@@ -2,6 +2,7 @@
 // progress, mean loss and accuracy. Rounds are interleaved; prints median ratios with their spread.
 // Run: build/release/test/bench/epoch_bench [rounds] [mnist folder]
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -54,12 +55,16 @@ int main(int argc, char** argv) {
                 std::vector<double> ours, fused, plain, to_fused, to_plain;
                 double loss_ours = 0, loss_theirs = 0, accuracy = 0;
                 for (int round = -1; round < rounds; ++round) {  // the first one warms up
-                    const double a = with_torchbus(data, batch_size, one.fused, loss_ours);
-                    const double b = hand_written(*data, batch_size, one.fused, Kernels::Same, loss_theirs, accuracy);
-                    const double c = hand_written(*data, batch_size, one.plain, Kernels::LibTorch, loss_theirs, accuracy);
+                    std::array<double, 3> seconds{};
+                    for (int turn = 0; turn < 3; ++turn) {  // each is first, second and last in turn: the machine drifts
+                        const int which = (turn + round + 3) % 3;
+                        seconds[which] = which == 0   ? with_torchbus(data, batch_size, one.fused, loss_ours)
+                                         : which == 1 ? hand_written(*data, batch_size, one.fused, Kernels::Same, loss_theirs, accuracy)
+                                                      : hand_written(*data, batch_size, one.plain, Kernels::LibTorch, loss_theirs, accuracy);
+                    }
                     if (round < 0) continue;
-                    ours.push_back(a), fused.push_back(b), plain.push_back(c);
-                    to_fused.push_back(a / b), to_plain.push_back(a / c);
+                    ours.push_back(seconds[0]), fused.push_back(seconds[1]), plain.push_back(seconds[2]);
+                    to_fused.push_back(seconds[0] / seconds[1]), to_plain.push_back(seconds[0] / seconds[2]);
                 }
                 const Spread f = spread_of(to_fused), p = spread_of(to_plain);
                 std::printf("%-6s %6lld %8d | %10.3f %10.3f %10.3f | %8.3f (%.3f .. %.3f)  | %8.3f (%.3f .. %.3f)   loss %.3f %.3f\n", one.name,

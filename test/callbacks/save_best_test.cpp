@@ -3,6 +3,7 @@
 #include <torchbus/callbacks/model_ema.hpp>
 #include <torchbus/callbacks/save_best.hpp>
 #include <torchbus/checkpoint/safetensors.hpp>
+#include <torchbus/checkpoint/weights.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/optim/optimizers.hpp>
 

@@ -7,6 +7,7 @@
 #include <torchbus/callbacks/save_best.hpp>
 #include <torchbus/callbacks/stochastic_weight_averaging.hpp>
 #include <torchbus/checkpoint/safetensors.hpp>
+#include <torchbus/checkpoint/weights.hpp>
 #include <torchbus/optim/optimizers.hpp>
 
 #include "support/callback_of.hpp"

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <torchbus/checkpoint/safetensors.hpp>
+#include <torchbus/checkpoint/weights.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/models/registry.hpp>
 

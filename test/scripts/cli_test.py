@@ -26,7 +26,7 @@ PROGRAM = ROOT / os.environ.get("TORCHBUS_BUILD", "build/release") / "src/cli/to
 PATIENCE_S = 120  # for whatever takes a second on an idle machine; a hang, not slowness, is the failure
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TORCHBUS_")}
 ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "LC_ALL": "C"}
-COMMANDS = ["train", "evaluate", "predict", "check", "schedule", "summary", "callbacks", "schema", "events", "graph", "data"]
+COMMANDS = ["train", "evaluate", "predict", "check", "schedule", "summary", "callbacks", "schema", "events", "graph", "checkpoint", "data"]
 
 RUN = {
     "seed": 3,
@@ -343,6 +343,106 @@ class Mistakes(Case):
     def test_an_output_folder_that_cannot_be_written(self):
         self.refused(2, "run.json: output: cannot write to the folder 'run.json/out': Not a directory; give another folder, or leave the "
                         "key out to write nothing", "train", "run.json", "--set", "output=run.json/out")
+
+
+class Checkpoints(Case):
+    """torchbus checkpoint, on what a run has saved and on files of Python's torch.save."""
+
+    PYTHON_FILES = ROOT / "test/references/python_files"
+
+    def train(self, **changes):
+        saver = {"kind": "save_training_state", "folder": "states", "keep": 0}
+        self.write_run(RUN | {"callbacks": [{"kind": "metrics"}, saver]} | changes)
+        self.torchbus("train", "run.json")
+
+    def damage(self, file):
+        content = bytearray((self.folder / file).read_bytes())
+        content[-1] ^= 1
+        (self.folder / file).write_bytes(content)
+
+    def test_states_are_listed_newest_first_and_shown(self):
+        self.train()
+        rows = self.torchbus("checkpoint", "ls", "states").splitlines()
+        self.assertEqual([row.split()[0] for row in rows], ["step_75", "step_50", "step_25"])
+        self.assertRegex(rows[0], r"^step_75 +epoch 3 +\d+\.\d KiB  the end of an epoch  \(latest\)$")
+        shown = self.torchbus("checkpoint", "show", "states/step_50")
+        self.assertRegex(shown, r"^states/step_50: weights of the view 'training', \d+\.\d KiB\n")
+        self.assertRegex(shown, r"\n  epoch +2\n")
+        self.assertRegex(shown, r"\nmodel\n  1\.bias +Float +\[8\]\n")
+        (self.folder / "states/step_75/manifest.json").write_text("{")
+        self.assertIn("step_75        states/step_75/manifest.json", self.torchbus("checkpoint", "ls", "states"))
+        self.refused(1, "nowhere: there is no such folder; give one that a run saves to, e.g. checkpoints", "checkpoint", "ls", "nowhere")
+
+    def test_verify_looks_at_all_and_names_what_is_damaged(self):
+        self.train()
+        self.assertEqual(self.torchbus("checkpoint", "verify", "states/step_25", "out/model.safetensors", self.PYTHON_FILES / "types.pt"),
+                         f"states/step_25: whole\nout/model.safetensors: whole\n{self.PYTHON_FILES / 'types.pt'}: whole\n")
+        self.damage("states/step_25/model.safetensors")
+        self.damage("out/model.safetensors")
+        done = self.outcome(PROGRAM, "checkpoint", "verify", "states/step_25", "states/step_50", "out/model.safetensors")
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stdout, r"^states/step_25/model\.safetensors: its checksum is not that of the manifest; the tensor '\S+' is damaged.*\n"
+                                      r"states/step_50: whole\nout/model\.safetensors: tensor '\S+' is not as it was written; the file is damaged\n$")
+
+    def test_weights_go_to_python_and_back(self):
+        self.train()
+        self.torchbus("checkpoint", "export", "states/step_75", "w.pt")
+        self.torchbus("checkpoint", "import", "w.pt", "w.safetensors")
+        self.assertEqual(self.torchbus("checkpoint", "diff", "w.safetensors", "states/step_75"), "")
+        self.assertEqual(json.loads(self.torchbus("evaluate", "run.json", "--weights", "w.pt")), json.loads(self.torchbus("evaluate", "run.json")))
+        self.refused(2, "w.pth: import writes safetensors; give a name that ends so (export writes other formats)", "checkpoint", "import", "w.pt", "w.pth")
+        if subprocess.run([sys.executable, "-c", "import torch"], capture_output=True).returncode == 0:  # its full set of packages is 3 GB
+            read = "import sys, torch; print([list(t.shape) for t in torch.load(sys.argv[1], weights_only=True).values()])"
+            self.assertEqual(self.outcome(sys.executable, "-c", read, "w.pt").stdout.strip(), "[[8], [8, 16], [4], [4, 8]]")
+
+    def test_a_part_under_other_names(self):
+        self.torchbus("checkpoint", "import", self.PYTHON_FILES / "nested.pt", "w.safetensors", "--rename", "module.*=body.*", "--skip", "*.num_batches_tracked", "--include", "body.1.*")
+        self.assertEqual(re.findall(r"^  (\S+)", self.torchbus("checkpoint", "show", "w.safetensors"), re.M), ["body.1.weight", "body.1.bias", "body.1.running_mean", "body.1.running_var"])
+        self.refused(2, "--rename module: expected FROM=TO, e.g. 'module.*=*'", "checkpoint", "show", "w.safetensors", "--rename", "module")
+        self.refused(1, f"{self.PYTHON_FILES / 'two.pt'}: tensors are in 'model', 'optimizer'; choose one of them as key", "checkpoint", "show", self.PYTHON_FILES / "two.pt")
+        self.assertIn("7 tensors", self.torchbus("checkpoint", "show", self.PYTHON_FILES / "two.pt", "--key", "model"))
+
+    def test_a_python_file_that_would_run_a_command(self):
+        self.assertIn("it names posix.system", self.torchbus("checkpoint", "import", self.PYTHON_FILES / "command.pt", "w.safetensors", code=1))
+        self.assertEqual([path.name for path in self.folder.iterdir()], ["run.json"])
+
+    def test_diff_tells_tensors_and_values_apart(self):
+        self.train()
+        self.assertEqual(self.torchbus("checkpoint", "diff", "states/step_25", "states/step_25"), "")
+        done = self.outcome(PROGRAM, "checkpoint", "diff", "states/step_25", "states/step_50")
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stdout, r"(?m)^model/1\.weight: \d+ of 128 elements differ, by \S+ at most$")
+        self.assertRegex(done.stdout, r"(?m)^position/\S+: 25 and 50$")
+        self.torchbus("checkpoint", "export", "states/step_25", "part.safetensors", "--skip", "1.*")
+        done = self.outcome(PROGRAM, "checkpoint", "diff", "part.safetensors", "states/step_25")
+        self.assertEqual(done.stdout, "1.bias: only in the second\n1.weight: only in the second\n")
+
+    def test_the_average_lies_between(self):
+        self.train()
+        self.torchbus("checkpoint", "average", "states/step_25", "states/step_50", "mean.safetensors")
+        self.torchbus("checkpoint", "average", "states/step_25", "states/step_25", "same.pt")
+        self.assertEqual(self.torchbus("checkpoint", "diff", "same.pt", "states/step_25"), "")
+        distance = {}
+        for other in ("states/step_25", "states/step_50"):
+            shown = self.outcome(PROGRAM, "checkpoint", "diff", "mean.safetensors", other).stdout
+            distance[other] = float(re.search(r"^1\.weight: .* by (\S+) at most", shown, re.M)[1])
+        self.assertAlmostEqual(distance["states/step_25"], distance["states/step_50"], delta=0.01 * distance["states/step_25"])
+
+    def test_a_run_begins_with_weights(self):
+        self.train()
+        begun = self.torchbus("evaluate", "run.json", "--weights", "states/step_75")
+        frozen = {"optimizer": {"kind": "sgd", "learning_rate": 0.0}, "output": "again"}
+        self.train(**frozen, weights="out/model.safetensors")
+        self.assertEqual(self.torchbus("evaluate", "run.json"), begun)
+        self.torchbus("checkpoint", "export", "out/model.safetensors", "other.pt", "--rename", "1.*=body.*", "--rename", "3.*=head.*")
+        self.train(**frozen, weights={"file": "other.pt", "rename": [{"from": "body.*", "to": "1.*"}, {"from": "head.*", "to": "3.*"}]})
+        self.assertEqual(self.torchbus("evaluate", "run.json"), begun)
+        self.write_run(RUN | {"weights": {"file": "other.pt", "rename": [{"from": "body.*", "to": "1.*"}], "strict": False}})
+        self.assertIn("run.json: weights: random weights stay in 3.weight, 3.bias", self.outcome(PROGRAM, "check", "run.json").stderr)
+        self.write_run(RUN | {"weights": "other.pt"})
+        self.assertIn("other.pt: the weights do not fit the model: '1.weight' is missing", self.torchbus("check", "run.json", code=1))
+        self.write_run(RUN | {"weights": {"strict": True}})
+        self.assertIn("run.json: weights: a file is missing", self.torchbus("check", "run.json", code=2))
 
 
 class Mnist(Case):

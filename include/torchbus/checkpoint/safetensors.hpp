@@ -18,11 +18,4 @@ void save_safetensors(const std::filesystem::path& path, const std::vector<Named
 /// Throws: CheckpointError for a file that is missing, truncated or malformed, naming the tensor where there is one.
 std::vector<NamedTensor> load_safetensors(const std::filesystem::path& path);
 
-/// Copies tensors of `path` into the model's parameters and buffers of the same names.
-/// Throws: CheckpointError listing what is missing, left over or of another shape.
-void load_weights(const std::filesystem::path& path, Model& model);
-
-/// The model's parameters and buffers, parameters first.
-std::vector<NamedTensor> weights_of(const Model& model);
-
 }  // namespace torchbus

@@ -32,8 +32,17 @@ void write_training_state(const std::filesystem::path& path, const TrainingState
 void write_training_state(const std::filesystem::path& path, const RunState& run);
 
 /// Throws: CheckpointError for a folder that is missing, or of which any file is missing, truncated or damaged: it names
-/// the file, and the tensor where the file's header can be read.
-TrainingState read_training_state(const std::filesystem::path& path);
+/// the file, and the tensor where the file's header can be read. `only`: of its parts this one, if it is there.
+TrainingState read_training_state(const std::filesystem::path& path, const std::optional<std::string>& only = {});
+
+/// What a training state says of itself; of its files only the manifest is read. Throws: CheckpointError.
+struct TrainingStateSummary {
+    std::filesystem::path path;
+    std::string view;
+    nlohmann::json about;
+    std::uint64_t size_bytes = 0;  ///< of all files but the manifest
+};
+TrainingStateSummary summary_of_training_state(const std::filesystem::path& path);
 
 /// Makes `latest` in the folder of a checkpoint a link to it, in one step; for a checkpoint that is durable.
 /// Throws: CheckpointError; the link is then as it was.
@@ -53,6 +62,9 @@ struct FoundState {
     std::vector<std::string> passed_over;
 };
 FoundState newest_whole_training_state(const std::filesystem::path& folder);
+
+/// The folders `step_<n>` in `folder` that were finished, newest first.
+std::vector<std::filesystem::path> training_states_in(const std::filesystem::path& folder);
 
 /// The folder `step_<n>` in `folder` that was finished with the largest n, or nothing. `below`: only smaller n.
 std::optional<std::filesystem::path> newest_training_state(const std::filesystem::path& folder, std::optional<std::int64_t> below = {});
