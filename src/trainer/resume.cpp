@@ -86,15 +86,36 @@ ResumePoint Resume::point(std::int64_t batch_size) const {
 
 bool Resume::is_allowed(const std::string& name) const { return std::ranges::find(allowed_, name) != allowed_.end(); }
 
+/// Without them the bits may differ, the run is the same.
+void Resume::tell_environment(const json& own) const {
+    const json& configuration = state_.parts.at("configuration").values;
+    std::vector<Difference> differences;
+    if (configuration.contains("environment") && own.contains("environment")) compare(configuration.at("environment"), own.at("environment"), "environment", "", differences);
+    std::vector<std::string> texts;
+    for (const Difference& difference : differences) texts.push_back(difference.text);
+    if (!texts.empty()) warn(fmt::format("{}: {}; what is computed from here on may differ in the last bits from the run that was saved", state_.path.string(), fmt::join(texts, "; ")));
+}
+
+void Resume::require_known_versions(const RunState& run) const {
+    for (const std::string& part : run.parts()) {
+        const auto saved = state_.parts.find(part);
+        if (saved == state_.parts.end()) continue;
+        if (const int known = run.save(part).version; saved->second.version > known)
+            fail(fmt::format("the part '{}' is of version {}, this program knows up to {}; use the one that saved it, or a newer one; nothing was loaded", part, saved->second.version, known));
+    }
+}
+
 void Resume::require_same_run(const RunState& run) const {
     require_essential_parts(state_, run);
+    require_known_versions(run);
     const std::vector<std::string> own = run.parts();
+    const json configuration = run.save("configuration").values;
     std::vector<Difference> differences;
     for (const std::string& part : own)
         if (!state_.parts.contains(part)) differences.push_back({part, fmt::format("{} is new, and has no saved state to go on with", part)});
     for (const auto& [part, state] : state_.parts)
         if (std::ranges::find(own, part) == own.end()) differences.push_back({part, fmt::format("{} was saved, and is not in this run", part)});
-    for (Difference& difference : compare_configurations(state_.parts.at("configuration").values, run.save("configuration").values)) differences.push_back(std::move(difference));
+    for (Difference& difference : compare_configurations(state_.parts.at("configuration").values, configuration)) differences.push_back(std::move(difference));
     std::vector<std::string> texts, names;
     for (const Difference& difference : differences) {
         if (is_allowed(difference.name)) continue;
@@ -102,6 +123,7 @@ void Resume::require_same_run(const RunState& run) const {
         if (std::ranges::find(names, difference.name) == names.end()) names.push_back(difference.name);
     }
     if (!texts.empty()) fail(fmt::format("it is of another run: {}; to go on all the same allow by name: {}; nothing was loaded", fmt::join(texts, "; "), fmt::join(names, ", ")));
+    tell_environment(configuration);
 }
 
 void Resume::put_back(RunState& run, const std::string& part) const {

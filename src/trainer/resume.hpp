@@ -30,6 +30,8 @@ public:
 private:
     Resume(TrainingState state, std::vector<std::string> allowed) : state_(std::move(state)), allowed_(std::move(allowed)) {}
     void require_same_run(const RunState& run) const;
+    void require_known_versions(const RunState& run) const;
+    void tell_environment(const nlohmann::json& own) const;
     bool is_allowed(const std::string& name) const;
     void put_back(RunState& run, const std::string& part) const;
     [[noreturn]] void fail(const std::string& what) const;

@@ -170,3 +170,53 @@ TEST_CASE("a run that is stopped within an epoch saves before it ends the epoch"
     CHECK(std::erase(names, "checkpoint_saved") == 1);  // whenever the thread has written it
     CHECK(names == std::vector<std::string>{"train_step_end", "decision_taken", "decision_taken", "step_checkpoint", "train_epoch_end", "training_run_end", "run_closed"});
 }
+
+namespace {
+
+/// Counts steps; its state was called `seen` in version 1.
+class Counter final : public Callback {
+public:
+    explicit Counter(int version) : version_(version) {}
+    std::string kind() const override { return "counter"; }
+    Declaration declare() const override { return {.listens = {"train_step_end"}}; }
+    void attach(Attachment& run) override {
+        connections_ += run.bus.observe<TrainStepEnd>(Stage::Observe, [this](const TrainStepEnd&) { ++steps; });
+    }
+    void detach() override { connections_.clear(); }
+    SavedState state() const override { return {{{version_ == 1 ? "seen" : "steps", steps}}, {}, version_}; }
+    void load_state(const SavedState& state) override { steps = state.values.at(state.version == 1 ? "seen" : "steps"); }
+    std::int64_t steps = 0;
+
+private:
+    int version_;
+    Connections connections_;
+};
+
+}  // namespace
+
+TEST_CASE("a callback reads the states of its older versions; one of a newer is refused", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    const auto run = [&](int version, std::int64_t epochs, std::optional<ResumeOptions> resume) {
+        auto counter = std::make_shared<Counter>(version);
+        Setup setup(folder.path(), {ComposedCallback(counter)});
+        setup.train(epochs, std::move(resume));
+        return counter->steps;
+    };
+    CHECK(run(1, 1, {}) == 3);
+    CHECK(run(2, 2, ResumeOptions{folder / "step_3"}) == 6);  // and saves step_6 in version 2
+    CHECK_THROWS_WITH(run(1, 3, ResumeOptions{folder / "step_6"}),
+                      containing("step_6: the part 'callback.counter' is of version 2, this program knows up to 1; use the one that saved it, or a newer one; nothing was loaded"));
+}
+
+TEST_CASE("a run that goes on elsewhere is told what may change its bits", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup first(folder.path());
+    first.train(1);
+    TrainingState state = read_training_state(folder / "step_3");
+    state.parts.at("configuration").values["environment"]["libtorch"] = "1.0";
+    write_training_state(folder / "step_3", state);
+    const CapturedStderr captured;
+    Setup second(folder.path());
+    second.train(2, ResumeOptions{folder / "step_3"});
+    CHECK_THAT(captured.text(), containing("environment: libtorch was \"1.0\", is \"2") && containing("may differ in the last bits"));
+}
