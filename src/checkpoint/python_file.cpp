@@ -14,12 +14,12 @@
 
 #include "pickle_reader.hpp"
 #include "tensor_file.hpp"
-#include "zip_checksums.hpp"
+#include "zip_archive.hpp"
 
 namespace torchbus {
 namespace {
 
-using caffe2::serialize::PyTorchStreamReader, caffe2::serialize::PyTorchStreamWriter;
+using caffe2::serialize::PyTorchStreamWriter;
 using std::filesystem::path;
 
 constexpr std::string_view kZip = "PK\x03\x04", kPickle = "\x80\x02";  // before 1.6 a bare pickle, of protocol 2
@@ -32,54 +32,32 @@ std::string beginning_of(const path& file) {
     return bytes;
 }
 
-/// Names the file in what LibTorch's reader throws.
-template <class Read>
-auto in_file(const path& file, Read read) {
-    try {
-        return read();
-    } catch (const c10::Error& error) {
-        const std::string_view what = error.what_without_backtrace();
-        throw CheckpointError(fmt::format("{}: the archive is truncated or damaged: {}", file.string(), what.substr(0, what.find(". "))));
-    }
-}
-
-/// The records of an archive, compared with its checksums. Tensors may share a storage.
-class Archive {
+/// The storages of an archive; tensors may share one.
+class Storages {
 public:
-    explicit Archive(const path& file) : file_(file), reader_(file.string()), checksums_(zip_checksums(file)) {}
+    explicit Storages(ZipArchive& archive) : archive_(archive) {}
 
-    bool has(const std::string& record) { return reader_.hasRecord(record); }
-    std::pair<at::DataPtr, std::size_t> read(const std::string& record) {
-        auto [data, size] = reader_.getRecord(record);
-        const auto checksum = checksums_.find(record);
-        if (checksum == checksums_.end()) fail(fmt::format("its directory does not name {}", record));
-        if (checksum->second != 0 && checksum->second != crc32_of({static_cast<const char*>(data.get()), size})) fail(fmt::format("{} is not as it was written", record));
-        return {std::move(data), size};
-    }
     at::Tensor tensor_of(const PickledTensor& pickled) {
         const auto& [storage, offset, shape, stride] = pickled.tensor;
         const at::ScalarType type = scalar_type_of(storage.dtype);
-        const c10::Storage& bytes = storage_of(storage.record);
+        const at::Tensor& bytes = bytes_of(storage.record);
         if (bytes.nbytes() / c10::elementSize(type) < static_cast<std::size_t>(storage.elements))
-            fail(fmt::format("tensor '{}' has {} bytes, expected {} elements of {}", pickled.path, bytes.nbytes(), storage.elements, storage.dtype));
-        return at::empty({0}, at::TensorOptions(type)).set_(bytes, offset, shape, stride);
+            archive_.fail(fmt::format("tensor '{}' has {} bytes, expected {} elements of {}", pickled.path, bytes.nbytes(), storage.elements, storage.dtype));
+        return at::empty({0}, at::TensorOptions(type)).set_(bytes.storage(), offset, shape, stride);
     }
 
 private:
-    [[noreturn]] void fail(const std::string& what) const { throw CheckpointError(fmt::format("{}: the archive is truncated or damaged: {}", file_.string(), what)); }
-    const c10::Storage& storage_of(const std::string& record) {
-        if (const auto known = storages_.find(record); known != storages_.end()) return known->second;
-        auto [data, size] = read("data/" + record);
-        return storages_.emplace(record, c10::Storage(c10::Storage::use_byte_size_t(), static_cast<std::int64_t>(size), std::move(data), nullptr, false)).first->second;
+    const at::Tensor& bytes_of(const std::string& record) {
+        if (const auto known = records_.find(record); known != records_.end()) return known->second;
+        const std::string name = "data/" + record;
+        at::Tensor bytes = at::empty({static_cast<std::int64_t>(archive_.size_of(name))}, at::TensorOptions(at::kByte));
+        archive_.read(name, bytes.mutable_data_ptr());
+        return records_.emplace(record, std::move(bytes)).first->second;
     }
 
-    const path& file_;
-    PyTorchStreamReader reader_;
-    std::map<std::string, std::uint32_t> checksums_;
-    std::map<std::string, c10::Storage> storages_;
+    ZipArchive& archive_;
+    std::map<std::string, at::Tensor> records_;
 };
-
-std::string_view text_of(const std::pair<at::DataPtr, std::size_t>& record) { return {static_cast<const char*>(record.first.get()), record.second}; }
 
 }  // namespace
 
@@ -91,18 +69,16 @@ bool is_python_file(const path& file) {
 PythonFile read_python_file(const path& file) {
     if (beginning_of(file).starts_with(kPickle))
         throw CheckpointError(fmt::format("{}: it is of the format of PyTorch before 1.6; load it in Python and save it again: torch.save(torch.load(...), ...)", file.string()));
-    return in_file(file, [&] {
-        Archive archive(file);
-        if (archive.has("constants.pkl"))
-            throw CheckpointError(fmt::format("{}: it is a TorchScript module, not a state_dict; it is a model by itself: {{\"kind\": \"torchscript\", \"path\": ...}}", file.string()));
-        if (archive.has("byteorder") && text_of(archive.read("byteorder")) != "little")
-            throw CheckpointError(fmt::format("{}: its byte order is not little-endian; load it in Python on this machine and save it again", file.string()));
-        const auto pickle = archive.read("data.pkl");
-        PickleContent content = read_pickle(text_of(pickle), file.string());
-        PythonFile read{{}, std::move(content.values)};
-        for (const PickledTensor& pickled : content.tensors) read.tensors.emplace_back(pickled.path, archive.tensor_of(pickled));
-        return read;
-    });
+    ZipArchive archive(file);
+    if (archive.has("constants.pkl"))
+        throw CheckpointError(fmt::format("{}: it is a TorchScript module, not a state_dict; it is a model by itself: {{\"kind\": \"torchscript\", \"path\": ...}}", file.string()));
+    if (archive.has("byteorder") && archive.read("byteorder") != "little")
+        throw CheckpointError(fmt::format("{}: its byte order is not little-endian; load it in Python on this machine and save it again", file.string()));
+    PickleContent content = read_pickle(archive.read("data.pkl"), file.string());
+    PythonFile read{{}, std::move(content.values)};
+    Storages storages(archive);
+    for (const PickledTensor& pickled : content.tensors) read.tensors.emplace_back(pickled.path, storages.tensor_of(pickled));
+    return read;
 }
 
 void write_python_file(const path& file, const std::vector<NamedTensor>& tensors) {
