@@ -28,9 +28,14 @@ public:
     explicit LearningRateSchedule(LearningRateScheduleOptions options) : options_(std::move(options)) {}
     std::string kind() const override { return "learning_rate_schedule"; }
     Declaration declare() const override {
-        return {.listens = {"run_configured", "train_step_start"},
-                .writes = {options_.update.empty() ? "learning_rate" : "learning_rate:" + options_.update},
-                .publishes = {{published_name(), "train_step_start", Stage::Transform}}};
+        Declaration declared{.listens = {"run_configured", "train_step_start"},
+                             .writes = {options_.update.empty() ? "learning_rate" : "learning_rate:" + options_.update},
+                             .publishes = {{published_name(), "train_step_start", Stage::Transform}}};
+        if (options_.save_around_decay) {
+            declared.listens.emplace_back("train_step_end");
+            declared.asks = {Decision::SaveNow};
+        }
+        return declared;
     }
     void attach(Attachment& run) override {
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { remember(event.updates); });
@@ -41,6 +46,11 @@ public:
             const double common = options_.schedule(run.moment);
             for (std::size_t i = 0; i < groups.size(); ++i) groups[i].options().set_lr(base[i] * factor(i, common, run.moment) * options_.factor);
             run.blackboard.publish(published_name(), groups.front().options().get_lr());
+            decays_ = options_.schedule.in_decay(run.moment);
+        });
+        if (options_.save_around_decay) connections_ += run.bus.observe<TrainStepEnd>(Stage::Observe, [this, &run](const TrainStepEnd& event) {
+            if (!is_chosen(options_.update, event.update) || options_.schedule.in_decay(run.moment) == decays_) return;
+            run.asker.ask(Decision::SaveNow, decays_ ? "the decay is over" : "the decay begins");
         });
     }
     void detach() override { connections_.clear(); }  // the base stays: it belongs to the optimizer, not to the run
@@ -53,6 +63,8 @@ public:
             findings.push_back({Finding::Weight::Error, fmt::format("learning_rate_schedule: groups: {} were given, and the optimizer has {} parameter {}; give one each, or none",
                                                                     options_.groups.size(), groups, groups == 1 ? "group" : "groups")});
         }
+        if (options_.save_around_decay && !options_.schedule.has_decay())
+            findings.push_back({Finding::Weight::Error, "learning_rate_schedule: save_around_decay: the schedule has no decay to save around; give one of kind warmup_stable_decay, or leave it out"});
         for (const GroupSchedule& group : options_.groups)
             for (Finding& finding : check_schedule(group.schedule, run, kind())) findings.push_back(std::move(finding));
         return findings;
@@ -82,6 +94,7 @@ private:
 
     LearningRateScheduleOptions options_;
     BaseValues base_{"learning_rate"};
+    bool decays_ = false;  ///< the update under way
     Connections connections_;
 };
 
@@ -115,7 +128,8 @@ std::unique_ptr<Callback> make_learning_rate_schedule(LearningRateScheduleOption
 std::unique_ptr<Callback> learning_rate_schedule_from_json(OptionReader& reader) {
     LearningRateScheduleOptions options;
     reader.text("update", options.update, "name of the update; empty: all of them")
-        .number("factor", options.factor, "of the whole curve; may be changed while a run is under way", Range::at_least(0));
+        .number("factor", options.factor, "of the whole curve; may be changed while a run is under way", Range::at_least(0))
+        .boolean("save_around_decay", options.save_around_decay, "whether a save is asked for before a warm-up-stable-decay schedule's decay, and after one that it goes on from");
     const nlohmann::json* part = reader.part("schedule", "object", fmt::format("kind ({}) and its options", fmt::join(schedule_table().kinds(), ", ")));
     options.schedule = schedule_from_json(part ? *part : nlohmann::json::object(), reader.path_of("schedule"));
     if (const nlohmann::json* groups = reader.part("groups", "array of factor or schedule", "for each parameter group a factor of the schedule, or a schedule of its own"))

@@ -37,11 +37,15 @@ public:
     void attach(Attachment& run) override {
         run_ = &run;
         connections_ += run.bus.observe<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart&) {
-            if (beginning_.is_anew()) written_.clear();
+            if (beginning_.is_anew()) written_.clear(), asked_.clear();
             failure_ = nullptr;
             if (run_->consensus.rank() == 0) clean_up_training_states(options_.folder);
         });
-        connections_ += run.bus.observe<StepCheckpoint>(Stage::Persist, [this](const StepCheckpoint& event) { save(event.position, event.reason); });
+        connections_ += run.bus.observe<StepCheckpoint>(Stage::Persist, [this](const StepCheckpoint& event) {
+            const bool is_own = event.reason.starts_with(run_->bus.id() + ": ");
+            if (options_.keep_asked && !is_own) asked_.push_back(name_of_step(event.position.step));
+            save(event.position, event.reason);
+        });
         if (saves_epochs()) connections_ += run.bus.observe<EpochCheckpoint>(Stage::Persist, [this](const EpochCheckpoint& event) {
             if (is_due(event.position)) save(event.position, "the end of an epoch");
         });
@@ -64,6 +68,7 @@ public:
         run_ = nullptr;
         beginning_ = {};
         written_.clear();
+        asked_.clear();
         failure_ = nullptr;
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
@@ -72,13 +77,16 @@ public:
         connect_interval();
         return to_string(before);
     }
-    SavedState state() const override { return {{{"written", written_}}, {}}; }
+    /// Version 1 knew of none that were asked for.
+    SavedState state() const override { return {{{"written", written_}, {"asked", asked_}}, {}, 2}; }
     void load_state(const SavedState& state) override {
         state.values.at("written").get_to(written_);
+        if (state.version >= 2) state.values.at("asked").get_to(asked_);
         beginning_.loaded();
     }
 
 private:
+    static std::string name_of_step(std::int64_t step) { return fmt::format("step_{}", step); }
     bool saves_epochs() const { return options_.every_epochs > 0 || options_.at_end; }
     bool is_due(const Position& at) const {
         const RunLength& length = run_->moment.length;
@@ -108,7 +116,7 @@ private:
         }
         wait();
         const auto before = written_;
-        const std::string name = fmt::format("step_{}", at.step);
+        const std::string name = name_of_step(at.step);
         std::erase(written_, name);
         written_.push_back(name);  // first, as this list is saved too
         if (run_->consensus.rank() != 0) return (void)take_superfluous();
@@ -159,7 +167,8 @@ private:
             const std::string name = written_.front();
             written_.erase(written_.begin());
             const std::int64_t step = std::stoll(name.substr(name.find('_') + 1));
-            if (options_.keep_every == 0 || step % options_.keep_every != 0) taken.push_back(name);
+            const bool is_kept = (options_.keep_every > 0 && step % options_.keep_every == 0) || std::ranges::find(asked_, name) != asked_.end();
+            if (!is_kept) taken.push_back(name);
         }
         return taken;
     }
@@ -176,6 +185,7 @@ private:
     Attachment* run_ = nullptr;
     RunBeginning beginning_;
     std::vector<std::string> written_;      ///< names within the folder, oldest first
+    std::vector<std::string> asked_;        ///< of all written, those that are kept since others asked for them
     std::vector<std::string> not_deleted_;  ///< by a save that was not durable; belongs to the thread while it writes
     std::future<void> writing_;
     std::exception_ptr failure_;            ///< of a save in the background
@@ -206,6 +216,7 @@ std::unique_ptr<Callback> save_training_state_from_json(OptionReader& reader) {
         .boolean("at_end", options.at_end, "whether it is saved after the last epoch, too")
         .integer("keep", options.keep, "how many of the newest are kept; 0: all", Range::at_least(0))
         .integer("keep_every", options.keep_every, "those whose step is a multiple of it are kept for ever; 0: none", Range::at_least(0))
+        .boolean("keep_asked", options.keep_asked, "whether those that others asked for (a signal, a schedule at its decay) are kept for ever")
         .boolean("background", options.background, "whether a thread writes it, from a copy, while training goes on")
         .boolean("skip_when_busy", options.skip_when_busy, "whether a save is left out while another is written; false: it waits");
     options.folder = folder;

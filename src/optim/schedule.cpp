@@ -183,11 +183,15 @@ Schedule make_warmup_stable_decay_schedule(WarmupStableDecayScheduleOptions opti
     require(options.minimum >= 0, "warmup_stable_decay", "minimum", options.minimum, "a factor of at least 0");
     if (options.shape == WarmupStableDecayScheduleOptions::Decay::InverseProportional)
         require(options.minimum > 0, "warmup_stable_decay", "minimum", options.minimum, "a positive factor, e.g. 0.01: the inverse-proportional decay divides by it");
-    Curve curve{[=](const Place& place) {
+    struct Phase {
+        std::optional<double> warmup;  ///< the factor, while it warms up
+        double begin, length;          ///< of the decay that ends this stretch
+    };
+    const auto phase = [=](const Place& place) -> Phase {
         double begin = place.in_unit(options.continued_from);
         const bool continued = begin > 0 && place.now >= begin;
         if (!continued) begin = 0;
-        if (const auto factor = warmup.factor(place); factor && !continued) return *factor;
+        if (const auto factor = warmup.factor(place); factor && !continued) return {factor, 0, 0};
         double end = place.in_unit(options.length);
         for (const Interval& earlier : options.earlier_decays) {  // in order
             const double at = place.in_unit(earlier);
@@ -199,9 +203,15 @@ Schedule make_warmup_stable_decay_schedule(WarmupStableDecayScheduleOptions opti
             begin = at;
         }
         const double decay = std::min(Place{place.moment, place.unit, place.now, end - begin}.in_unit(options.decay), end - begin);
-        if (place.now < end - decay || decay <= 0) return 1.0;
-        return decayed(options.shape, progress(place.now - (end - decay), decay), options.minimum);
+        return {{}, end - decay, decay};
+    };
+    const auto decays = [](const Phase& at, const Place& place) { return !at.warmup && at.length > 0 && place.now >= at.begin; };
+    Curve curve{[=](const Place& place) {
+        const Phase at = phase(place);
+        if (!decays(at, place)) return at.warmup.value_or(1.0);
+        return decayed(options.shape, progress(place.now - at.begin, at.length), options.minimum);
     }};
+    curve.in_decay = [=](const Place& place) { return decays(phase(place), place); };
     curve.length = options.length;
     curve.stretches = {{"warmup", options.warmup}, {"decay", options.decay}};
     curve.marks = options.earlier_decays;
@@ -221,16 +231,19 @@ Schedule make_sequence_schedule(std::vector<SequencePart> parts) {
     }
     curve.stretches.reserve(curve.marks.size());
     for (const Interval& length : curve.marks) curve.stretches.push_back({"a part", length});
-    curve.value = [parts = std::move(parts)](const Place& place) {
+    const bool has_decay = std::ranges::any_of(parts, [](const SequencePart& part) { return part.schedule.has_decay(); });
+    const auto in_part = [parts = std::move(parts)](const Place& place, auto use) {
         double begin = 0;
         for (std::size_t i = 0;; ++i) {
             std::optional<double> length = parts[i].length ? std::optional(place.in_unit(*parts[i].length)) : std::nullopt;
             if (!length && place.run) length = std::max(*place.run - begin, 0.0);
             if (i + 1 == parts.size() || place.now < begin + *length)
-                return parts[i].schedule.curve()->value(Place{place.moment, place.unit, place.now - begin, length});
+                return use(*parts[i].schedule.curve(), Place{place.moment, place.unit, place.now - begin, length});
             begin += *length;
         }
     };
+    curve.value = [in_part](const Place& place) { return in_part(place, [](const Curve& part, const Place& within) { return part.value(within); }); };
+    if (has_decay) curve.in_decay = [in_part](const Place& place) { return in_part(place, [](const Curve& part, const Place& within) { return part.in_decay && part.in_decay(within); }); };
     return Schedule(std::move(curve));
 }
 

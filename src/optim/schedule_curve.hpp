@@ -30,6 +30,7 @@ struct Stretch {
 
 struct Curve {
     std::function<double(const Place&)> value;
+    std::function<bool(const Place&)> in_decay = {};  ///< where it has a decay that is a phase of its own
     std::optional<Interval> length = {};   ///< what it goes over, if it has an end
     std::vector<Stretch> stretches = {};   ///< must fit into `length`, one after the other
     std::vector<Interval> marks = {};      ///< further lengths it goes by

@@ -92,6 +92,10 @@ Schedule::Schedule(std::in_place_t, std::function<double(const Moment&)> functio
 
 double Schedule::operator()(const Moment& moment) const { return curve_->value(curve_->place(moment)); }
 
+bool Schedule::has_decay() const { return curve_ && curve_->in_decay; }
+
+bool Schedule::in_decay(const Moment& moment) const { return has_decay() && curve_->in_decay(curve_->place(moment)); }
+
 namespace {
 
 /// Finds what does not fit into a curve of which `place` is the beginning.

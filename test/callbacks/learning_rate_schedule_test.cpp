@@ -138,3 +138,11 @@ TEST_CASE("an update that is not there is refused", "[callbacks][learning_rate_s
     CHECK_THROWS_WITH(setup.trainer.train(toy_data(4)), Catch::Matchers::EndsWith("learning_rate_schedule: update: there is no update 'critic'"));
     CHECK_THROWS_WITH(make_learning_rate_schedule({}), "learning_rate_schedule: there is no schedule; give a function of the run's moment");
 }
+
+TEST_CASE("there is nothing to save around where a schedule has no decay", "[callbacks][learning_rate_schedule]") {
+    Setup setup({std::shared_ptr<Callback>(from({{"schedule", {{"kind", "cosine"}}}, {"save_around_decay", true}}))});
+    CHECK_THROWS_WITH(setup.trainer.train(toy_data(4)), containing("save_around_decay: the schedule has no decay to save around; give one of kind warmup_stable_decay, or leave it out"));
+    Setup sequence({std::shared_ptr<Callback>(from({{"schedule", {{"kind", "sequence"}, {"parts", {{{"schedule", {{"kind", "constant"}}}, {"length", "2step"}}, {{"schedule", {{"kind", "warmup_stable_decay"}, {"warmup", 0}}}}}}}},
+                                                    {"save_around_decay", true}}))});
+    CHECK_NOTHROW(sequence.trainer.train(toy_data(40)));
+}

@@ -128,7 +128,7 @@ TEST_CASE("the saved state knows of itself, so that a resumed run deletes what c
     Setup first({.folder = folder.path(), .keep = 2});
     first.train(3);  // step_8 and step_12 are there
     const auto state = first.saver->state();
-    CHECK(state.values.dump() == R"({"written":["step_8","step_12"]})");
+    CHECK(state.values.dump() == R"({"asked":[],"written":["step_8","step_12"]})");
     Setup resumed({.folder = folder.path(), .keep = 2});
     resumed.saver->load_state(state);
     resumed.train(1);
@@ -210,6 +210,29 @@ TEST_CASE("multiples of keep_every are kept for ever", "[callbacks][save_trainin
     Setup setup({.folder = folder.path(), .every = "1step", .every_epochs = 0, .at_end = false, .keep = 1, .keep_every = 3});
     setup.train(2);
     CHECK(states_in(folder.path()) == Names{"step_3", "step_6", "step_8"});
+}
+
+TEST_CASE("those that others asked for are kept for ever where that is wanted, also in a resumed run", "[callbacks][save_training_state]") {
+    const TemporaryFolder folder("save-training-state");
+    const auto ask_at = [](std::int64_t step) {
+        return [step](Attachment& run, const TrainStepEnd& event) { if (event.position.step == step) run.asker.ask(Decision::SaveNow, "a test"); };
+    };
+    Setup kept({.folder = folder / "kept", .every = "2step", .keep = 1, .keep_asked = true});
+    kept.at_step = ask_at(4);  // an epoch ends there, too, and the saver saves there by itself
+    kept.train(2);
+    CHECK(states_in(folder / "kept") == Names{"step_4", "step_8"});
+    Setup resumed({.folder = folder / "kept", .keep = 1, .keep_asked = true});
+    resumed.saver->load_state(kept.saver->state());
+    resumed.train(3);
+    CHECK(states_in(folder / "kept") == Names{"step_12", "step_4"});
+    Setup first_version({.folder = folder / "kept", .keep = 1});
+    first_version.saver->load_state({{{"written", {"step_4"}}}, {}, 1});
+    first_version.train(1);
+    CHECK(states_in(folder / "kept") == Names{"step_12", "step_4"});  // written anew by this run
+    Setup not_kept({.folder = folder / "not", .every = "2step", .keep = 1});
+    not_kept.at_step = ask_at(4);
+    not_kept.train(2);
+    CHECK(states_in(folder / "not") == Names{"step_8"});
 }
 
 TEST_CASE("a save that is not known to be durable is warned of, and nothing older is deleted for it", "[callbacks][save_training_state]") {

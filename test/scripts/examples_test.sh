@@ -51,7 +51,7 @@ fi
 export TORCHBUS_LIMIT_BATCHES=200
 check 04_mnist '^test accuracy 9[0-9.]+ %$' "$build/examples/04_mnist"
 mnist_from_run_file() {
-    "$build/src/cli/torchbus" train examples/05_mnist.json --set "output=$scratch/mnist" --set train.epochs=1 &&
+    "$build/src/cli/torchbus" train examples/05_mnist.json --set "output=$scratch/mnist" --set "callbacks[4].folder=$scratch/mnist/checkpoints" --set train.epochs=1 &&
         "$build/src/cli/torchbus" evaluate examples/05_mnist.json --weights "$scratch/mnist/model.safetensors" | tr -d '\n '
 }
 check 05_mnist '"eval.accuracy":0.9[0-9]+' mnist_from_run_file

@@ -1,6 +1,7 @@
 // Which state a run may go on from. That it goes on exactly, test/scripts/resume_test.py shows in processes of their own.
 #include <torchbus/callbacks/gradient_accumulation.hpp>
 #include <torchbus/callbacks/gradient_clipping.hpp>
+#include <torchbus/callbacks/learning_rate_schedule.hpp>
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/save_training_state.hpp>
 #include <torchbus/checkpoint/training_state.hpp>
@@ -219,4 +220,42 @@ TEST_CASE("a run that goes on elsewhere is told what may change its bits", "[tra
     Setup second(folder.path());
     second.train(2, ResumeOptions{folder / "step_3"});
     CHECK_THAT(captured.text(), containing("environment: libtorch was \"1.0\", is \"2") && containing("may differ in the last bits"));
+}
+
+TEST_CASE("a run that has decayed is prolonged from before its decay, as if it had been planned so long", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    const auto scheduled = [] {
+        return std::vector<ComposedCallback>{make_learning_rate_schedule({.schedule = make_warmup_stable_decay_schedule({.warmup = "2step", .decay = "4step"}), .save_around_decay = true})};
+    };
+    Setup planned(folder / "planned", scheduled()), first(folder / "first", scheduled()), prolonged(folder / "first", scheduled(), toy_model(99));
+    planned.train(8);
+    first.train(4);  // 12 updates, of which the last four decay
+    const auto saved = names_in(folder / "first");
+    CHECK(saved == std::vector<std::string>{"latest", "step_12", "step_3", "step_6", "step_8", "step_9"});
+    const TrainingState before = read_training_state(folder / "first/step_8");
+    CHECK(before.about.at("reason") == "learning_rate_schedule: the decay begins");
+    prolonged.train(8, ResumeOptions{folder / "first/step_8"});
+    CHECK(equal_bits(copies_of(prolonged.model->parameters()), copies_of(planned.model->parameters())));
+    CHECK_FALSE(equal_bits(copies_of(first.model->parameters()), copies_of(planned.model->parameters())));
+}
+
+TEST_CASE("a run goes on after a decay, which it saves, and from there with a stable stretch anew", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    const auto scheduled = [](WarmupStableDecayScheduleOptions options) {
+        return std::vector<ComposedCallback>{make_learning_rate_schedule({.schedule = make_warmup_stable_decay_schedule(std::move(options)), .save_around_decay = true})};
+    };
+    const WarmupStableDecayScheduleOptions twice{.warmup = 0, .decay = "2step", .earlier_decays = {"5step"}}, whole{.warmup = 0, .decay = "2step"};
+    Setup both(folder / "both", scheduled(twice));
+    both.train(4);
+    std::vector<std::string> reasons;
+    for (const char* step : {"step_3", "step_5", "step_10"}) reasons.push_back(read_training_state(folder / "both" / step).about.at("reason"));
+    CHECK(reasons[1] == "learning_rate_schedule: the decay is over");
+    CHECK(reasons[2] == "learning_rate_schedule: the decay begins");
+    // The same by two runs: one of two epochs with its decay at the end, taken up again behind it.
+    Setup planned(folder / "planned", scheduled({.warmup = 0, .decay = "2step", .earlier_decays = {"6step"}})), first(folder / "first", scheduled(whole)),
+        second(folder / "first", scheduled({.warmup = 0, .decay = "2step", .continued_from = "6step"}), toy_model(99));
+    planned.train(4);
+    first.train(2);
+    second.train(4, ResumeOptions{folder / "first/step_6"});
+    CHECK(equal_bits(copies_of(second.model->parameters()), copies_of(planned.model->parameters())));
 }

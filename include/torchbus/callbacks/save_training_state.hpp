@@ -25,6 +25,7 @@ struct SaveTrainingStateOptions {
     bool at_end = true;                            ///< also after the last epoch
     std::int64_t keep = 2;                         ///< newest ones that are kept; ≥ 0, 0: all
     std::int64_t keep_every = 0;                   ///< those whose step is a multiple of it are kept for ever; ≥ 0, 0: none
+    bool keep_asked = false;                       ///< those that others asked for (a signal, a schedule at its decay) are kept for ever
     bool background = true;                        ///< costs the memory of a copy
     bool skip_when_busy = false;                   ///< a save that comes while one is written is left out; false: it waits
 };

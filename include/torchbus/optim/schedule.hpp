@@ -41,6 +41,9 @@ public:
     explicit operator bool() const { return curve_ != nullptr; }
     /// Throws: ConfigError for a share of a run whose length is not known.
     double operator()(const Moment& moment) const;
+    /// Whether the update to come is one of a warm-up–stable–decay schedule's decay; no other kind has one.
+    bool in_decay(const Moment& moment) const;
+    bool has_decay() const;
     const std::shared_ptr<const detail::Curve>& curve() const { return curve_; }
 
 private:
