@@ -15,6 +15,6 @@ void save_safetensors(const path& file, const std::vector<NamedTensor>& tensors,
     temporary.commit();
 }
 
-std::vector<NamedTensor> load_safetensors(const path& file) { return tensors_of_file(read_file(file), file.string()); }
+std::vector<NamedTensor> load_safetensors(const path& file) { return tensors_of_file(read_file(file).text(), file.string()); }
 
 }  // namespace torchbus

@@ -1,6 +1,7 @@
 #pragma once
 /// Tensors to and from the bytes of a safetensors file, wherever these go.
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <string>
@@ -16,8 +17,12 @@ using ByteSink = std::function<void(const void* bytes, std::size_t count)>;
 /// Throws: CheckpointError that begins with `name`, for a type that the format does not know.
 void write_tensors(const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata, const std::string& name, const ByteSink& sink);
 
-/// Of a whole file, in the order in which they lie there. Throws: CheckpointError that begins with `name`.
-std::vector<NamedTensor> tensors_of_file(std::string_view bytes, const std::string& name);
+/// Whether the bytes were compared with a checksum of all of them.
+enum class Checked : std::uint8_t { Not, Already };
+
+/// Of a whole file, in the order in which they lie there; tensors are compared with their own checksums where that was not
+/// done already. Throws: CheckpointError that begins with `name`.
+std::vector<NamedTensor> tensors_of_file(std::string_view bytes, const std::string& name, Checked checked = Checked::Not);
 
 /// The format's names of types, and back. Throws: CheckpointError that begins with `where`, for a type without a name.
 std::string_view scalar_type_name(at::ScalarType type, const std::string& where);

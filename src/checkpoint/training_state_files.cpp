@@ -74,18 +74,17 @@ std::string way_out(const fs::path& path) {
 }
 
 /// What a file of the manifest holds, once it is known to be what was written; `damage` tells of the content that is not.
-std::string text_of_file(const fs::path& folder, const std::string& name, const ManifestFile& expected, std::string (*damage)(std::string_view)) {
+FileContent content_of_file(const fs::path& folder, const std::string& name, const ManifestFile& expected, std::string (*damage)(std::string_view)) {
     const fs::path file = folder / name;
-    std::string text;
     try {
-        text = read_file(file);
+        FileContent content = read_file(file);
+        const std::size_t size = content.size();
+        if (size != expected.size_bytes) fail(file, fmt::format("{} bytes, expected {}; the file is {}", size, expected.size_bytes, size < expected.size_bytes ? "truncated" : "damaged"));
+        if (checksum_of(content.text()) != expected.checksum) fail(file, fmt::format("its checksum is not that of the manifest; {}", damage(content.text())));
+        return content;
     } catch (const CheckpointError& error) {
         throw CheckpointError(error.what() + way_out(folder));
     }
-    if (text.size() != expected.size_bytes)
-        fail(file, fmt::format("{} bytes, expected {}; the file is {}{}", text.size(), expected.size_bytes, text.size() < expected.size_bytes ? "truncated" : "damaged", way_out(folder)));
-    if (checksum_of(text) != expected.checksum) fail(file, fmt::format("its checksum is not that of the manifest; {}{}", damage(text), way_out(folder)));
-    return text;
 }
 
 Manifest manifest_of(const fs::path& folder) {
@@ -94,7 +93,7 @@ Manifest manifest_of(const fs::path& folder) {
     const fs::path file = folder / kManifestName;
     if (!fs::exists(file, status)) fail(folder, fmt::format("it holds no {}, so it is no training state, or not a whole one{}", kManifestName, way_out(folder)));
     try {
-        return parse_manifest(read_file(file), file.string());
+        return parse_manifest(read_file(file).text(), file.string());
     } catch (const CheckpointError& error) {
         throw CheckpointError(error.what() + way_out(folder));
     }
@@ -104,8 +103,8 @@ Manifest manifest_of(const fs::path& folder) {
 json state_values(const fs::path& folder, const Manifest& manifest) {
     const auto listed = manifest.files.find(kStateName);
     if (listed == manifest.files.end()) fail(folder, fmt::format("its manifest names no {}; it is damaged{}", kStateName, way_out(folder)));
-    const std::string text = text_of_file(folder, kStateName, listed->second, [](std::string_view) { return std::string("the file is damaged"); });
-    json values = json::parse(text, nullptr, false);
+    const FileContent content = content_of_file(folder, kStateName, listed->second, [](std::string_view) { return std::string("the file is damaged"); });
+    json values = json::parse(content.text(), nullptr, false);
     if (!values.is_object()) fail(folder / kStateName, "it is no JSON object; the file is damaged" + way_out(folder));
     return values;
 }
@@ -117,8 +116,8 @@ SavedState read_part(const fs::path& folder, const std::string& part, const json
         const std::string name = entry.at("file");
         const auto listed = manifest.files.find(name);
         if (listed == manifest.files.end()) fail(folder, fmt::format("its manifest does not name {}, which has the tensors of '{}'{}", name, part, way_out(folder)));
-        const std::string text = text_of_file(folder, name, listed->second, damage_in_tensors);
-        for (auto& [tensor_name, tensor] : tensors_of_file(text, (folder / name).string())) state.tensors.emplace(std::move(tensor_name), std::move(tensor));
+        const FileContent content = content_of_file(folder, name, listed->second, damage_in_tensors);
+        for (auto& [tensor_name, tensor] : tensors_of_file(content.text(), (folder / name).string(), Checked::Already)) state.tensors.emplace(std::move(tensor_name), std::move(tensor));
         return state;
     } catch (const json::exception& error) {
         fail(folder / kStateName, fmt::format("the part '{}' is described wrongly: {}{}", part, error.what(), way_out(folder)));
