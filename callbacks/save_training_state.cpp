@@ -1,7 +1,7 @@
 #include <torchbus/callbacks/save_training_state.hpp>
 
-#include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <future>
 
 #include <fmt/format.h>
@@ -12,7 +12,7 @@
 
 #include "entries.hpp"
 #include "parts/changed_option.hpp"
-#include "parts/monitor.hpp"
+#include "parts/kept_states.hpp"
 
 namespace torchbus {
 namespace {
@@ -21,13 +21,16 @@ namespace fs = std::filesystem;
 
 class SaveTrainingState final : public Callback {
 public:
-    explicit SaveTrainingState(SaveTrainingStateOptions options) : options_(std::move(options)) {}
+    explicit SaveTrainingState(SaveTrainingStateOptions options)
+        : options_(std::move(options)), kept_({options_.keep, options_.keep_every, options_.keep_asked, options_.monitor.empty() ? 0 : options_.keep_best,
+                                               options_.mode == SaveTrainingStateOptions::Mode::Min ? Goal::Min : Goal::Max}) {}
     ~SaveTrainingState() override { wait(); }
     std::string kind() const override { return "save_training_state"; }
     Declaration declare() const override {
         Declaration declared{.listens = {"training_run_start", "step_checkpoint", "training_run_end", "run_failed", "run_closed"}, .reads = {"parameters"}};
         if (options_.background) declared.asks = {Decision::FailRun};
         if (saves_epochs()) declared.listens.emplace_back("epoch_checkpoint");
+        if (!options_.monitor.empty()) declared.needs = {{options_.monitor, "epoch_checkpoint", Stage::Persist}};
         if (options_.every.amount > 0) {
             declared.listens.emplace_back("train_step_end");
             declared.asks.push_back(Decision::SaveNow);
@@ -37,17 +40,16 @@ public:
     void attach(Attachment& run) override {
         run_ = &run;
         connections_ += run.bus.observe<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart&) {
-            if (beginning_.is_anew()) written_.clear(), asked_.clear();
+            if (beginning_.is_anew()) kept_.clear();
             failure_ = nullptr;
             if (run_->consensus.rank() == 0) clean_up_training_states(options_.folder);
         });
         connections_ += run.bus.observe<StepCheckpoint>(Stage::Persist, [this](const StepCheckpoint& event) {
             const bool is_own = event.reason.starts_with(run_->bus.id() + ": ");
-            if (options_.keep_asked && !is_own) asked_.push_back(name_of_step(event.position.step));
-            save(event.position, event.reason);
+            save(event.position, event.reason, {event.position.step, !is_own});
         });
         if (saves_epochs()) connections_ += run.bus.observe<EpochCheckpoint>(Stage::Persist, [this](const EpochCheckpoint& event) {
-            if (is_due(event.position)) save(event.position, "the end of an epoch");
+            if (is_due(event.position)) save(event.position, "the end of an epoch", {event.position.step, false, score_at(event.position)});
         });
         if (options_.every.amount > 0) connect_interval();
         // What is announced is heard before RunClosed.
@@ -67,8 +69,7 @@ public:
         connections_.clear();
         run_ = nullptr;
         beginning_ = {};
-        written_.clear();
-        asked_.clear();
+        kept_.clear();
         failure_ = nullptr;
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
@@ -77,16 +78,13 @@ public:
         connect_interval();
         return to_string(before);
     }
-    /// Version 1 knew of none that were asked for.
-    SavedState state() const override { return {{{"written", written_}, {"asked", asked_}}, {}, 2}; }
+    SavedState state() const override { return kept_.saved(); }
     void load_state(const SavedState& state) override {
-        state.values.at("written").get_to(written_);
-        if (state.version >= 2) state.values.at("asked").get_to(asked_);
+        kept_.load(state);
         beginning_.loaded();
     }
 
 private:
-    static std::string name_of_step(std::int64_t step) { return fmt::format("step_{}", step); }
     bool saves_epochs() const { return options_.every_epochs > 0 || options_.at_end; }
     bool is_due(const Position& at) const {
         const RunLength& length = run_->moment.length;
@@ -104,33 +102,39 @@ private:
     /// One save at a time: the last one is over when this returns.
     void wait() {
         if (writing_.valid()) writing_.get();
-        written_.insert(written_.begin(), not_deleted_.begin(), not_deleted_.end());
-        not_deleted_.clear();
+        kept_.put_back(std::exchange(not_deleted_, {}));
     }
     bool is_busy() const { return writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready; }
 
-    void save(const Position& at, std::string_view reason) {
+    /// Of the epoch's weights; nothing where nothing is monitored, or it is no number.
+    std::optional<double> score_at(const Position& at) const {
+        if (options_.monitor.empty()) return std::nullopt;
+        const auto value = run_->blackboard.number(options_.monitor);
+        if (value && std::isfinite(*value)) return value;
+        warn(fmt::format("{}: {} is {} at step {}; this state is not among the best", run_->bus.id(), options_.monitor, value ? fmt::format("{}", *value) : "not published", at.step));
+        return std::nullopt;
+    }
+
+    void save(const Position& at, std::string_view reason, WrittenState written) {
         if (options_.skip_when_busy && is_busy()) {
             ++skipped_;
             return;
         }
         wait();
-        const auto before = written_;
-        const std::string name = name_of_step(at.step);
-        std::erase(written_, name);
-        written_.push_back(name);  // first, as this list is saved too
-        if (run_->consensus.rank() != 0) return (void)take_superfluous();
+        const auto before = kept_;
+        kept_.add(written);  // first, as this list is saved too
+        if (run_->consensus.rank() != 0) return (void)kept_.take_superfluous();
         try {
             TrainingState state = capture(run_->run_state, options_.background);
             state.about = {{"reason", reason}, {"epoch", at.epoch}, {"step", at.step}};
-            Job job{at, options_.folder / name, std::move(state), take_superfluous()};
+            Job job{at, options_.folder / written.name(), std::move(state), kept_.take_superfluous(), kept_.best()};
             if (options_.background) return void(writing_ = std::async(std::launch::async, [this, job = std::move(job)] { write_in_background(job); }));
             write(job);
             run_->bus.emit(CheckpointSaved{at, job.path.string()});
         } catch (const NotDurableError& error) {
             warn(error.what());
         } catch (...) {
-            written_ = before;
+            kept_ = before;
             throw;
         }
     }
@@ -139,14 +143,16 @@ private:
         Position at;
         fs::path path;
         TrainingState state;
-        std::vector<std::string> superfluous;
+        std::vector<WrittenState> superfluous;
+        std::optional<WrittenState> best;
     };
     /// Returns once it is durable; only then is an older one deleted. Thread: any, one at a time.
     void write(const Job& job) {
         not_deleted_ = job.superfluous;
         write_training_state(job.path, job.state);
-        point_latest_to(job.path);
-        for (const std::string& name : std::exchange(not_deleted_, {})) drop(name);
+        point_link_to(job.path, "latest");
+        if (job.best) point_link_to(options_.folder / job.best->name(), "best");
+        for (const WrittenState& state : std::exchange(not_deleted_, {})) drop(state.name());
     }
     void write_in_background(const Job& job) {
         try {
@@ -160,19 +166,6 @@ private:
         }
     }
 
-    /// The oldest above the number that is kept; those kept for ever leave the list.
-    std::vector<std::string> take_superfluous() {
-        std::vector<std::string> taken;
-        while (options_.keep > 0 && written_.size() > static_cast<std::size_t>(options_.keep)) {
-            const std::string name = written_.front();
-            written_.erase(written_.begin());
-            const std::int64_t step = std::stoll(name.substr(name.find('_') + 1));
-            const bool is_kept = (options_.keep_every > 0 && step % options_.keep_every == 0) || std::ranges::find(asked_, name) != asked_.end();
-            if (!is_kept) taken.push_back(name);
-        }
-        return taken;
-    }
-
     void drop(const std::string& name) const {
         try {
             remove_training_state(options_.folder / name);
@@ -184,9 +177,8 @@ private:
     SaveTrainingStateOptions options_;
     Attachment* run_ = nullptr;
     RunBeginning beginning_;
-    std::vector<std::string> written_;      ///< names within the folder, oldest first
-    std::vector<std::string> asked_;        ///< of all written, those that are kept since others asked for them
-    std::vector<std::string> not_deleted_;  ///< by a save that was not durable; belongs to the thread while it writes
+    KeptStates kept_;
+    std::vector<WrittenState> not_deleted_;  ///< by a save that was not durable; belongs to the thread while it writes
     std::future<void> writing_;
     std::exception_ptr failure_;            ///< of a save in the background
     std::int64_t skipped_ = 0;
@@ -203,13 +195,14 @@ std::unique_ptr<Callback> make_save_training_state(SaveTrainingStateOptions opti
     if (options.folder.empty()) throw ConfigError("save_training_state: folder: there is no name; give a folder, e.g. checkpoints");
     if (options.every_epochs < 0) refuse("every_epochs", options.every_epochs, "a number of epochs, or 0 for none");
     if (options.keep_every < 0) refuse("keep_every", options.keep_every, "a number of steps, or 0 for none");
+    if (options.keep_best < 1) refuse("keep_best", options.keep_best, "at least 1; without a monitor it has no effect");
     if (options.keep < 0) refuse("keep", options.keep, "how many are kept, or 0 for all");
     return std::make_unique<SaveTrainingState>(std::move(options));
 }
 
 std::unique_ptr<Callback> save_training_state_from_json(OptionReader& reader) {
     SaveTrainingStateOptions options;
-    std::string folder = options.folder.string();
+    std::string mode = "min", folder = options.folder.string();
     reader.text("folder", folder, "where the folders step_<n> go; made when something is saved")
         .interval("every", options.every, "between saves within an epoch, e.g. 1000step or 30min; 0: only where asked for")
         .integer("every_epochs", options.every_epochs, "epochs between saves after epochs; 0: none", Range::at_least(0))
@@ -217,9 +210,13 @@ std::unique_ptr<Callback> save_training_state_from_json(OptionReader& reader) {
         .integer("keep", options.keep, "how many of the newest are kept; 0: all", Range::at_least(0))
         .integer("keep_every", options.keep_every, "those whose step is a multiple of it are kept for ever; 0: none", Range::at_least(0))
         .boolean("keep_asked", options.keep_asked, "whether those that others asked for (a signal, a schedule at its decay) are kept for ever")
+        .text("monitor", options.monitor, "a published number, e.g. eval.loss, by which the best of those saved after epochs are kept, too; empty: none")
+        .choice("mode", mode, {"min", "max"}, "which way the number gets better")
+        .integer("keep_best", options.keep_best, "how many of the best are kept; >= 1", Range::at_least(1))
         .boolean("background", options.background, "whether a thread writes it, from a copy, while training goes on")
         .boolean("skip_when_busy", options.skip_when_busy, "whether a save is left out while another is written; false: it waits");
     options.folder = folder;
+    options.mode = mode == "min" ? SaveTrainingStateOptions::Mode::Min : SaveTrainingStateOptions::Mode::Max;
     return make_save_training_state(std::move(options));
 }
 

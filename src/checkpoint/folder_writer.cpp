@@ -19,7 +19,6 @@ namespace {
 namespace fs = std::filesystem;
 constexpr const char* kUnchanged = "nothing was changed";
 constexpr std::string_view kPart = ".part", kOld = ".old";
-constexpr const char* kLatest = "latest";
 
 [[noreturn]] void fail(const fs::path& where, const char* action, const char* outcome = kUnchanged) {
     throw CheckpointError(fmt::format("{}: cannot {}: {}; {}", where.string(), action, std::strerror(errno), outcome));
@@ -56,14 +55,14 @@ void clean_up_training_states(const fs::path& folder) {
         if (!fs::exists(target, status)) disk().rename(hidden(target, kOld).c_str(), target.c_str());
         for (const std::string_view ending : {kPart, kOld}) remove_folder(hidden(target, ending));
     }
-    disk().unlink(hidden(folder / kLatest, kPart).c_str());
+    for (const char* link : {"latest", "best"}) disk().unlink(hidden(folder / link, kPart).c_str());
 }
 
-void point_latest_to(const fs::path& checkpoint) {
-    const fs::path folder = checkpoint.has_parent_path() ? checkpoint.parent_path() : fs::path("."), link = folder / kLatest, made = hidden(link, kPart);
+void point_link_to(const fs::path& checkpoint, const std::string& name) {
+    const fs::path folder = checkpoint.has_parent_path() ? checkpoint.parent_path() : fs::path("."), link = folder / name, made = hidden(link, kPart);
     std::error_code status;
     if (const auto there = fs::symlink_status(link, status); fs::exists(there) && !fs::is_symlink(there))
-        throw CheckpointError(fmt::format("{}: it is not a link, which the newest checkpoint's name is to be; move it away, or save into another folder", link.string()));
+        throw CheckpointError(fmt::format("{}: it is not a link, as the name of the {} checkpoint is to be; move it away, or save into another folder", link.string(), name));
     disk().unlink(made.c_str());
     if (disk().symlink(checkpoint.filename().c_str(), made.c_str()) != 0) fail(made, "make the link");
     if (disk().rename(made.c_str(), link.c_str()) != 0) fail(link, "rename to it");

@@ -1,5 +1,6 @@
 #include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <fstream>
 #include <iterator>
 #include <thread>
@@ -15,6 +16,7 @@
 #include "support/callback_of.hpp"
 #include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
+#include "support/scripted_metric.hpp"
 #include "support/temporary_folder.hpp"
 #include "support/toy.hpp"
 
@@ -25,10 +27,11 @@ namespace {
 
 using Names = std::vector<std::string>;
 
-/// Without the link to the newest.
+/// Without the links.
 Names states_in(const std::filesystem::path& folder) {
     Names names = names_in(folder);
     std::erase(names, "latest");
+    std::erase(names, "best");
     return names;
 }
 
@@ -101,7 +104,7 @@ TEST_CASE("what others have put into the folder is never deleted", "[callbacks][
     for (const char* name : {".download.part", ".notes.old", ".step_x.part"}) CHECK(std::filesystem::exists(folder / name / "of another program"));
     std::filesystem::remove(folder / "latest");
     std::filesystem::create_directories(folder / "latest/of another program");
-    CHECK_THROWS_WITH(setup.train(1), containing("latest: it is not a link, which the newest checkpoint's name is to be; move it away, or save into another folder"));
+    CHECK_THROWS_WITH(setup.train(1), containing("latest: it is not a link, as the name of the latest checkpoint is to be; move it away, or save into another folder"));
     CHECK(std::filesystem::exists(folder / "latest/of another program"));
 }
 
@@ -128,7 +131,7 @@ TEST_CASE("the saved state knows of itself, so that a resumed run deletes what c
     Setup first({.folder = folder.path(), .keep = 2});
     first.train(3);  // step_8 and step_12 are there
     const auto state = first.saver->state();
-    CHECK(state.values.dump() == R"({"asked":[],"written":["step_8","step_12"]})");
+    CHECK(state.values.dump() == R"({"written":[{"asked":false,"step":8},{"asked":false,"step":12}]})");
     Setup resumed({.folder = folder.path(), .keep = 2});
     resumed.saver->load_state(state);
     resumed.train(1);
@@ -233,6 +236,36 @@ TEST_CASE("those that others asked for are kept for ever where that is wanted, a
     not_kept.at_step = ask_at(4);
     not_kept.train(2);
     CHECK(states_in(folder / "not") == Names{"step_8"});
+}
+
+TEST_CASE("the best by a number are kept beside the newest, and best points to the first of them", "[callbacks][save_training_state]") {
+    const TemporaryFolder folder("save-training-state");
+    // Two steps an epoch; the scores are those of the epochs.
+    const auto train = [](SaveTrainingStateOptions options, std::vector<double> scores, const SavedState* from = nullptr) {
+        const auto epochs = static_cast<std::int64_t>(scores.size());
+        options.monitor = "eval.score";
+        std::shared_ptr<Callback> saver = make_save_training_state(std::move(options));
+        if (from) saver->load_state(*from);
+        auto model = toy_model();
+        Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_adamw(model->parameters(), {}), .callbacks = {scripted_metric(std::move(scores)), ComposedCallback(saver)}, .handle_signals = false});
+        trainer.train(toy_data(4), toy_data(2), {.epochs = epochs, .batch_size = 2});
+        return saver->state();
+    };
+    const auto link = [&](const char* name) { return std::filesystem::read_symlink(folder / name).string(); };
+    const SavedState state = train({.folder = folder / "a", .keep = 1, .keep_best = 2}, {3, 1, 2, 1, 4});
+    CHECK(states_in(folder / "a") == Names{"step_10", "step_4", "step_8"});
+    CHECK(link("a/best") == "step_4");  // the earlier of equal ones
+    CHECK(link("a/latest") == "step_10");
+    train({.folder = folder / "a", .keep = 1, .keep_best = 2}, {9}, &state);  // a run that goes on knows them
+    CHECK(states_in(folder / "a") == Names{"step_2", "step_4", "step_8"});
+    CHECK(link("a/best") == "step_4");
+    CHECK(link("a/latest") == "step_2");
+    train({.folder = folder / "max", .keep = 1, .mode = SaveTrainingStateOptions::Mode::Max}, {3, 1, 2});
+    CHECK(states_in(folder / "max") == Names{"step_2", "step_6"});
+    const CapturedStderr captured;
+    train({.folder = folder / "nan", .keep = 1}, {5, std::nan(""), 6});
+    CHECK(states_in(folder / "nan") == Names{"step_2", "step_6"});
+    CHECK_THAT(captured.text(), containing("save_training_state: eval.score is nan at step 4; this state is not among the best"));
 }
 
 TEST_CASE("a save that is not known to be durable is warned of, and nothing older is deleted for it", "[callbacks][save_training_state]") {

@@ -2,6 +2,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <string>
 
 #include <torchbus/callback.hpp>
 
@@ -14,11 +15,13 @@ namespace torchbus {
 /// every TrainStepEnd; with every_epochs or at_end EpochCheckpoint (stage Persist). Reads: parameters.
 /// Asks for: with every SaveNow, taken before the next step; FailRun where a save in the background could not be written.
 /// Emits: CheckpointSaved, once the folder is durable. One that is written and not known to be durable is warned of, and
-/// nothing older is deleted for it. `<folder>/latest` is a link to the last durable one.
+/// nothing older is deleted for it. `<folder>/latest` is a link to the last durable one, with a monitor `<folder>/best` to the
+/// best one.
 /// Intervals in steps stand still on a skipped update; those in attempts, samples and tokens go on.
 /// A folder of the same step left by another run is replaced; of others only those that this run wrote are deleted.
 /// Rank: rank 0 writes; an interval in time is measured there.
 struct SaveTrainingStateOptions {
+    enum class Mode : std::uint8_t { Min, Max };
     std::filesystem::path folder = "checkpoints";  ///< made when something is saved
     Interval every = {};                           ///< between saves within an epoch; 0: only where asked for
     std::int64_t every_epochs = 1;                 ///< ≥ 0; 0: not after epochs
@@ -26,6 +29,9 @@ struct SaveTrainingStateOptions {
     std::int64_t keep = 2;                         ///< newest ones that are kept; ≥ 0, 0: all
     std::int64_t keep_every = 0;                   ///< those whose step is a multiple of it are kept for ever; ≥ 0, 0: none
     bool keep_asked = false;                       ///< those that others asked for (a signal, a schedule at its decay) are kept for ever
+    std::string monitor = "";                      ///< a published number by which the best saved after epochs are kept, too
+    Mode mode = Mode::Min;                         ///< which way it gets better
+    std::int64_t keep_best = 1;                    ///< how many of the best; ≥ 1; of equal ones the earlier
     bool background = true;                        ///< costs the memory of a copy
     bool skip_when_busy = false;                   ///< a save that comes while one is written is left out; false: it waits
 };

@@ -44,9 +44,9 @@ struct TrainingStateSummary {
 };
 TrainingStateSummary summary_of_training_state(const std::filesystem::path& path);
 
-/// Makes `latest` in the folder of a checkpoint a link to it, in one step; for a checkpoint that is durable.
-/// Throws: CheckpointError; the link is then as it was.
-void point_latest_to(const std::filesystem::path& checkpoint);
+/// Makes `name` (latest, best) in the folder of a checkpoint a link to it, in one step; for a checkpoint that is durable.
+/// Throws: CheckpointError; the link is then as it was. What is there and is no link stays, and is an error.
+void point_link_to(const std::filesystem::path& checkpoint, const std::string& name);
 
 /// Brings back what an interrupted save of a step_<n> had moved aside, and removes what it has left half done; for who saves
 /// there next. What has another name stays.
