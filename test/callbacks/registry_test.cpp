@@ -95,7 +95,7 @@ TEST_CASE("every callback survives two runs, and another one takes over its stat
         for (int run = 0; run < 2; ++run) CHECK(trainer.train(toy_data(8), toy_data(4), {.epochs = 2, .batch_size = 4}).outcome == Outcome::Finished);
         const SavedState state = callback->state();
         const auto successor = from_defaults(entry);
-        successor->load_state({json::parse(state.values.dump()), state.tensors});
+        successor->load_state({json::parse(state.values.dump()), state.tensors, state.version});
         const SavedState again = successor->state();
         CHECK(again.values == state.values);
         CHECK(again.tensors.size() == state.tensors.size());
