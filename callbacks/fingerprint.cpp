@@ -10,10 +10,11 @@
 #include <nlohmann/json.hpp>
 #include <torch/types.h>
 
+#include <torchbus/changed_option.hpp>
+#include <torchbus/checkpoint/writable.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
-#include "parts/changed_option.hpp"
 #include "parts/monitor.hpp"
 
 namespace torchbus {
@@ -62,6 +63,9 @@ public:
     std::string kind() const override { return "fingerprint"; }
     Declaration declare() const override {
         return {.listens = {"run_configured", "training_run_start", "train_step_end", "run_closed"}, .reads = {"batch", "loss", "gradients", "parameters"}};
+    }
+    std::vector<Finding> check(const Outlook&) const override {
+        return !options_.write ? check_file(kind(), "path", options_.path) : std::vector<Finding>();
     }
     void attach(Attachment& run) override {
         run_ = &run;

@@ -7,10 +7,10 @@
 #include <nlohmann/json.hpp>
 #include <torch/types.h>
 
+#include <torchbus/changed_option.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
-#include "parts/changed_option.hpp"
 
 namespace torchbus {
 namespace {
@@ -97,13 +97,9 @@ void require_valid(const GradientClippingOptions& options) {
 }
 
 nlohmann::json GradientClipping::change_option(std::string_view option, const nlohmann::json& value) {
-    GradientClippingOptions changed = options_;
-    double* const place = option == "max_norm" ? &changed.max_norm : option == "max_value" ? &changed.max_value : option == "ratio" ? &changed.ratio : nullptr;
-    if (!place) return Callback::change_option(option, value);
-    const double before = std::exchange(*place, changed_number(value, "gradient_clipping", option));
-    require_valid(changed);
-    options_ = changed;
-    return before;
+    using Options = GradientClippingOptions;
+    const auto before = change_number(options_, {{"max_norm", &Options::max_norm}, {"max_value", &Options::max_value}, {"ratio", &Options::ratio}}, kind(), option, value, require_valid);
+    return before ? *before : Callback::change_option(option, value);
 }
 
 }  // namespace

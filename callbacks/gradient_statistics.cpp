@@ -8,10 +8,10 @@
 #include <fmt/format.h>
 #include <torch/types.h>
 
+#include <torchbus/changed_option.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
-#include "parts/changed_option.hpp"
 
 namespace torchbus {
 namespace {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <torch/types.h>
 
+#include <torchbus/changed_option.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/label_range.hpp>
 
@@ -11,15 +12,26 @@
 namespace torchbus {
 namespace {
 
+constexpr const char* kBothSupply = "both supply the loss, and it has an option label_smoothing of its own";
+
+void require_valid(const LabelSmoothingOptions& options) {
+    if (!(options.smoothing >= 0 && options.smoothing < 1))
+        throw ConfigError(fmt::format("label_smoothing: smoothing: {} is out of range; give a number in [0, 1), e.g. 0.1", options.smoothing));
+}
+
 class LabelSmoothing final : public Callback {
 public:
     explicit LabelSmoothing(LabelSmoothingOptions options) : options_(options) {}
     std::string kind() const override { return "label_smoothing"; }
-    Declaration declare() const override { return {.listens = {"output_ready"}, .reads = {"output"}, .writes = {"loss"}}; }
+    Declaration declare() const override { return {.listens = {"output_ready"}, .reads = {"output"}, .writes = {"loss"}, .excludes = {{"mixup", kBothSupply}, {"cutmix", kBothSupply}}}; }
     void attach(Attachment& run) override {
         connections_ += run.bus.intercept<OutputReady>([this](OutputReady& event) { supply(event); }, in(Mode::Train));
     }
     void detach() override { connections_.clear(); }
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
+        const auto before = change_number(options_, {{"smoothing", &LabelSmoothingOptions::smoothing}}, kind(), option, value, require_valid);
+        return before ? *before : Callback::change_option(option, value);
+    }
 
 private:
     void supply(OutputReady& event) const {
@@ -39,8 +51,7 @@ private:
 }  // namespace
 
 std::unique_ptr<Callback> make_label_smoothing(LabelSmoothingOptions options) {
-    if (!(options.smoothing >= 0 && options.smoothing < 1))
-        throw ConfigError(fmt::format("label_smoothing: smoothing: {} is out of range; give a number in [0, 1), e.g. 0.1", options.smoothing));
+    require_valid(options);
     return std::make_unique<LabelSmoothing>(options);
 }
 

@@ -9,6 +9,7 @@
 #include <torch/optim/optimizer.h>
 
 #include <torchbus/checkpoint/atomic_file.hpp>
+#include <torchbus/checkpoint/writable.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
@@ -77,6 +78,8 @@ private:
     double x_low_ = 0, x_high_ = 1, y_low_ = 0, y_high_ = 1;
 };
 
+constexpr const char* kNoneOfTheRun = "what one does, the other would take for the run's own";
+
 class LearningRateFinder final : public Callback {
 public:
     explicit LearningRateFinder(LearningRateFinderOptions options) : options_(std::move(options)) {
@@ -87,7 +90,7 @@ public:
         return {.listens = {"run_configured", "training_run_start", "train_step_start", "train_step_end", "training_run_end", "run_failed", "run_closed"},
                 .reads = {"loss"}, .writes = {"learning_rate", "parameters"},
                 .publishes = {{"learning_rate_finder.steepest", "training_run_end", Stage::Report}, {"learning_rate_finder.minimum_tenth", "training_run_end", Stage::Report}},
-                .after = {"learning_rate_schedule", "model_ema"}, .excludes = {"save_training_state", "save_best"}, .asks = {Decision::StopRun}};
+                .after = {"learning_rate_schedule", "model_ema"}, .excludes = {{"save_training_state", kNoneOfTheRun}, {"save_best", kNoneOfTheRun}}, .asks = {Decision::StopRun}};
     }
     void attach(Attachment& run) override {
         run_ = &run;
@@ -109,7 +112,7 @@ public:
         if (run.length.steps && *run.length.steps < options_.steps)
             return {{Finding::Weight::Warning, fmt::format("'learning_rate_finder' needs {} steps, and the run has {}; give more epochs, or fewer `steps`",
                                                            options_.steps, *run.length.steps)}};
-        return {};
+        return options_.plot.empty() ? std::vector<Finding>() : check_file(kind(), "plot", options_.plot);
     }
     /// Within a test that was not finished: the callbacks may be going too, so only the run's own parts are put back.
     void detach() override {

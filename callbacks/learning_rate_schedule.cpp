@@ -8,12 +8,12 @@
 #include <nlohmann/json.hpp>
 #include <torch/optim/optimizer.h>
 
+#include <torchbus/changed_option.hpp>
 #include <torchbus/optim/registry.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/optim/group_options.hpp>
 
 #include "entries.hpp"
-#include "parts/changed_option.hpp"
 #include "parts/chosen_update.hpp"
 
 namespace torchbus {

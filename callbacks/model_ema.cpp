@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <torch/types.h>
 
+#include <torchbus/changed_option.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
@@ -19,12 +20,26 @@ namespace {
 using Warmup = ModelEmaOptions::Warmup;
 using Buffers = ModelEmaOptions::Buffers;
 
+void require(bool holds, const char* name, double value, const char* what) {
+    if (!holds) throw ConfigError(fmt::format("model_ema: {}: {} is out of range; give {}", name, value, what));
+}
+
+void require_valid(const ModelEmaOptions& options) {
+    require(options.decay >= 0 && options.decay < 1, "decay", options.decay, "a number in [0, 1), e.g. 0.9999");
+    require(options.min_decay >= 0 && options.min_decay <= options.decay, "min_decay", options.min_decay, "a number between 0 and decay");
+    require(options.warmup_gamma > 0, "warmup_gamma", options.warmup_gamma, "a positive number, e.g. 1");
+    require(options.warmup_power > 0, "warmup_power", options.warmup_power, "a positive number, e.g. 0.75");
+    require(options.start_step >= 0, "start_step", static_cast<double>(options.start_step), "0 or the number of an update");
+    require(options.every >= 1, "every", static_cast<double>(options.every), "at least 1 update");
+    if (options.view.empty()) throw ConfigError("model_ema: view: it has no name; give one, e.g. ema");
+}
+
 class ModelEma final : public Callback {
 public:
     explicit ModelEma(ModelEmaOptions options) : options_(std::move(options)) {}
     std::string kind() const override { return "model_ema"; }
     Declaration declare() const override {
-        return {.listens = {"run_configured", "train_epoch_start", "optimizer_step_end", "parameters_changed", "weights_view_changed"},
+        return {.listens = {"run_configured", "train_epoch_start", "optimizer_step_end", "train_epoch_end", "parameters_changed", "weights_view_changed"},
                 .writes = {"plan.views"}, .views = {options_.view}};
     }
     std::vector<Finding> check(const Outlook& run) const override {
@@ -40,6 +55,8 @@ public:
         connections_ += run.bus.observe<OptimizerStepEnd>(Stage::Observe, [this](const OptimizerStepEnd& event) {
             if (is_chosen(options_.update, event.update)) count_step();
         });
+        // The run that a state was for is under way, also where it goes on within its last epoch.
+        connections_ += run.bus.observe<TrainEpochEnd>(Stage::Observe, [this](const TrainEpochEnd&) { loaded_ = false; });
         connections_ += run.bus.observe<ParametersChanged>(Stage::Observe, [this](const ParametersChanged&) {
             if (model_ && weights_.following()) follow();
         });
@@ -52,6 +69,10 @@ public:
         connections_.clear();
         hide();
         model_ = nullptr;
+    }
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
+        const auto before = change_number(options_, {{"decay", &ModelEmaOptions::decay}}, kind(), option, value, require_valid);
+        return before ? *before : Callback::change_option(option, value);
     }
     SavedState state() const override {
         SavedState state{{{"steps", steps_}, {"averages", count_}}};
@@ -131,20 +152,10 @@ private:
     Connections connections_;
 };
 
-void require(bool holds, const char* name, double value, const char* what) {
-    if (!holds) throw ConfigError(fmt::format("model_ema: {}: {} is out of range; give {}", name, value, what));
-}
-
 }  // namespace
 
 std::unique_ptr<Callback> make_model_ema(ModelEmaOptions options) {
-    require(options.decay >= 0 && options.decay < 1, "decay", options.decay, "a number in [0, 1), e.g. 0.9999");
-    require(options.min_decay >= 0 && options.min_decay <= options.decay, "min_decay", options.min_decay, "a number between 0 and decay");
-    require(options.warmup_gamma > 0, "warmup_gamma", options.warmup_gamma, "a positive number, e.g. 1");
-    require(options.warmup_power > 0, "warmup_power", options.warmup_power, "a positive number, e.g. 0.75");
-    require(options.start_step >= 0, "start_step", static_cast<double>(options.start_step), "0 or the number of an update");
-    require(options.every >= 1, "every", static_cast<double>(options.every), "at least 1 update");
-    if (options.view.empty()) throw ConfigError("model_ema: view: it has no name; give one, e.g. ema");
+    require_valid(options);
     return std::make_unique<ModelEma>(std::move(options));
 }
 

@@ -11,48 +11,18 @@
 #include <nlohmann/json.hpp>
 #include <torch/types.h>
 
+#include <torchbus/changed_option.hpp>
+#include <torchbus/checkpoint/writable.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
 #include "parts/monitor.hpp"
+#include "parts/usual_value.hpp"
 
 namespace torchbus {
 namespace {
 
 using Action = NanPolicyOptions::Action;
-using Usual = NanPolicyOptions::Usual;
-
-/// What is usual of one number.
-class History {
-public:
-    void add(double value, const NanPolicyOptions& options) {
-        const double share = 2.0 / (static_cast<double>(options.window) + 1.0);
-        average_ = count_ == 0 ? value : average_ + share * (value - average_);
-        ++count_;
-        last_.push_back(value);
-        if (last_.size() > static_cast<std::size_t>(options.window)) last_.erase(last_.begin());
-    }
-    bool is_ready(const NanPolicyOptions& options) const { return count_ >= options.warmup; }
-    double usual(Usual by) const {
-        if (by == Usual::MovingAverage || last_.empty()) return average_;
-        std::vector<double> sorted = last_;
-        const std::size_t half = sorted.size() / 2;
-        std::ranges::nth_element(sorted, sorted.begin() + static_cast<std::ptrdiff_t>(half));
-        if (sorted.size() % 2 == 1) return sorted[half];
-        return (sorted[half] + *std::max_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(half))) / 2;
-    }
-    nlohmann::json saved() const { return {{"count", count_}, {"average", average_}, {"last", last_}}; }
-    void load(const nlohmann::json& saved) {
-        count_ = saved.at("count");
-        average_ = saved.at("average");
-        saved.at("last").get_to(last_);
-    }
-
-private:
-    std::int64_t count_ = 0;
-    double average_ = 0;
-    std::vector<double> last_;
-};
 
 /// What is wrong with an update; nothing where `what` is empty.
 struct Fault {
@@ -60,20 +30,36 @@ struct Fault {
     std::string what;
 };
 
+void require_valid(const NanPolicyOptions& options) {
+    const auto refuse = [](const char* name, double value, const char* what) {
+        throw ConfigError(fmt::format("nan_policy: {}: {} is out of range; give {}", name, value, what));
+    };
+    if (options.spike_factor != 0 && !(options.spike_factor > 1)) refuse("spike_factor", options.spike_factor, "a factor above 1, e.g. 10, or 0 to look for no spikes");
+    if (options.window < 1) refuse("window", static_cast<double>(options.window), "at least 1 update, e.g. 64");
+    if (options.warmup < 1) refuse("warmup", static_cast<double>(options.warmup), "at least 1 update, e.g. 16");
+    if (options.leave_out < 1) refuse("leave_out", static_cast<double>(options.leave_out), "at least 1 window");
+    if (options.max_roll_backs < 1) refuse("max_roll_backs", static_cast<double>(options.max_roll_backs), "at least 1, or another action");
+    if (options.max_in_a_row < 1) refuse("max_in_a_row", static_cast<double>(options.max_in_a_row), "at least 1 update, e.g. 10");
+}
+
 class NanPolicy final : public Callback {
 public:
     explicit NanPolicy(NanPolicyOptions options) : options_(std::move(options)) {}
     std::string kind() const override { return "nan_policy"; }
     Declaration declare() const override {
-        return {.listens = {"run_configured", "training_run_start", "forward_end", "gradients_ready", "optimizer_step_end", "run_closed"},
+        return {.listens = {"run_configured", "training_run_start", "rolled_back", "forward_end", "gradients_ready", "optimizer_step_end", "run_closed"},
                 .reads = {"batch", "loss", "gradients"}, .writes = {"gradients.inspect", "gradients.decide"},
                 .publishes = {{"nan_policy.faults", "training_run_start"}},
-                .after = {"mixed_precision", "terminate_on_nan"}, .asks = {Decision::FailRun, Decision::StopRun}, .collectives = true};
+                .after = {"mixed_precision", "terminate_on_nan"}, .asks = asks(), .collectives = true};
+    }
+    std::vector<Finding> check(const Outlook&) const override {
+        return !options_.record.empty() ? check_file(kind(), "record", options_.record) : std::vector<Finding>();
     }
     void attach(Attachment& run) override {
         run_ = &run;
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { model_ = event.model; });
         connections_ += run.bus.observe<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart&) { begin(); });
+        connections_ += run.bus.observe<RolledBack>(Stage::Observe, [this](const RolledBack& event) { roll_backs_ = event.count; });
         connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd& event) {
             if (event.micro_batch.repeated || !event.loss.defined()) return;
             if (event.micro_batch.index == 0) losses_.clear();
@@ -90,18 +76,23 @@ public:
         connections_.clear();
         forget_run();
         histories_.clear();
-        in_a_row_ = faults_ = 0;
+        in_a_row_ = faults_ = roll_backs_ = 0;
         beginning_ = {};
         run_ = nullptr;
     }
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
+        const auto before = change_number(options_, {{"spike_factor", &NanPolicyOptions::spike_factor}}, kind(), option, value, require_valid);
+        return before ? *before : Callback::change_option(option, value);
+    }
     SavedState state() const override {
-        SavedState state{{{"in_a_row", in_a_row_}, {"faults", faults_}, {"updates", nlohmann::json::object()}}, {}};
+        SavedState state{{{"in_a_row", in_a_row_}, {"faults", faults_}, {"roll_backs", roll_backs_}, {"updates", nlohmann::json::object()}}, {}};
         for (const auto& [name, history] : histories_) state.values["updates"][name] = {{"loss", history.first.saved()}, {"norm", history.second.saved()}};
         return state;
     }
     void load_state(const SavedState& state) override {
         in_a_row_ = state.values.at("in_a_row");
         faults_ = state.values.at("faults");
+        roll_backs_ = state.values.value("roll_backs", std::int64_t{0});  // states of before roll-backs have none
         histories_.clear();
         for (const auto& [name, saved] : state.values.at("updates").items()) {
             histories_[name].first.load(saved.at("loss"));
@@ -111,10 +102,16 @@ public:
     }
 
 private:
+    bool rolls_back() const { return options_.non_finite == Action::RollBack || options_.spike == Action::RollBack; }
+    std::vector<Decision> asks() const {
+        std::vector<Decision> asked = {Decision::FailRun, Decision::StopRun};
+        if (rolls_back()) asked.push_back(Decision::RollBack);
+        return asked;
+    }
     void begin() {
         if (beginning_.is_anew()) {
             histories_.clear();
-            in_a_row_ = faults_ = 0;
+            in_a_row_ = faults_ = roll_backs_ = 0;
         }
         run_->blackboard.publish("nan_policy.faults", static_cast<double>(faults_));
     }
@@ -171,8 +168,9 @@ private:
         if (!std::isfinite(loss)) return {false, fmt::format("the training loss is {}", loss)};
         if (!std::isfinite(norm)) return {false, fmt::format("the gradient norm is {}", norm)};
         const auto known = histories_.find(update);
-        if (options_.spike_factor == 0 || known == histories_.end() || !known->second.first.is_ready(options_)) return {};
-        const double usual_loss = known->second.first.usual(options_.usual), usual_norm = known->second.second.usual(options_.usual);
+        if (options_.spike_factor == 0 || known == histories_.end() || known->second.first.count() < options_.warmup) return {};
+        const auto usual_of = [this](const UsualValue& value) { return options_.usual == NanPolicyOptions::Usual::Median ? value.median() : value.average(); };
+        const double usual_loss = usual_of(known->second.first), usual_norm = usual_of(known->second.second);
         const auto spike = [&](const char* what, double value, double usual) {
             return Fault{true, fmt::format("the {} is {:.6g}, {:.3g} times the usual {:.6g}", what, value, value / usual, usual)};
         };
@@ -228,14 +226,22 @@ private:
         if (action == Action::Stop) run_->asker.ask(Decision::StopRun, reason);
         if (action == Action::Skip && ++in_a_row_ >= options_.max_in_a_row)
             run_->asker.ask(Decision::FailRun, fmt::format("{} updates were skipped in a row; the last: {}", in_a_row_, reason));
+        if (action == Action::RollBack) roll_back(event.window.range, reason);
+    }
+
+    void roll_back(const BatchRange& window, const std::string& reason) {
+        if (roll_backs_ >= options_.max_roll_backs)
+            return run_->asker.ask(Decision::FailRun, fmt::format("the run was rolled back {} times, as often as max_roll_backs allows, and again {}", roll_backs_, reason));
+        const std::int64_t before = std::min(window.first, (options_.leave_out - 1) * window.count);
+        run_->asker.ask_to_roll_back(reason, {window.epoch, window.first - before, window.count + before});
     }
 
     /// Of updates that are made. A warned-of NaN is no measure of what is usual.
     void learn(const std::string& update) {
         if (!std::isfinite(measured_[0]) || !std::isfinite(measured_[1])) return;
         auto& [loss, norm] = histories_[update];
-        loss.add(measured_[0], options_);
-        norm.add(measured_[1], options_);
+        loss.add(measured_[0], options_.window);
+        norm.add(measured_[1], options_.window);
     }
 
     void record(const Position& at, const std::string& reason, const std::string& tensor, const std::vector<std::int64_t>& indices) const {
@@ -254,8 +260,8 @@ private:
     std::vector<at::Tensor> losses_;  ///< of the window, one a micro-batch
     std::size_t loss_place_ = 0, norm_place_ = 0;  ///< in the event's HostRead
     std::array<double, 2> measured_{};  ///< loss and norm of the last update judged
-    std::map<std::string, std::pair<History, History>, std::less<>> histories_;  ///< of loss and norm, by update
-    std::int64_t in_a_row_ = 0, faults_ = 0;
+    std::map<std::string, std::pair<UsualValue, UsualValue>, std::less<>> histories_;  ///< of loss and norm, by update
+    std::int64_t in_a_row_ = 0, faults_ = 0, roll_backs_ = 0;
     RunBeginning beginning_;
     Connections connections_;
 };
@@ -263,19 +269,13 @@ private:
 }  // namespace
 
 std::unique_ptr<Callback> make_nan_policy(NanPolicyOptions options) {
-    const auto refuse = [](const char* name, double value, const char* what) {
-        throw ConfigError(fmt::format("nan_policy: {}: {} is out of range; give {}", name, value, what));
-    };
-    if (options.spike_factor != 0 && !(options.spike_factor > 1)) refuse("spike_factor", options.spike_factor, "a factor above 1, e.g. 10, or 0 to look for no spikes");
-    if (options.window < 1) refuse("window", static_cast<double>(options.window), "at least 1 update, e.g. 64");
-    if (options.warmup < 1) refuse("warmup", static_cast<double>(options.warmup), "at least 1 update, e.g. 16");
-    if (options.max_in_a_row < 1) refuse("max_in_a_row", static_cast<double>(options.max_in_a_row), "at least 1 update, e.g. 10");
+    require_valid(options);
     return std::make_unique<NanPolicy>(std::move(options));
 }
 
 std::unique_ptr<Callback> nan_policy_from_json(OptionReader& reader) {
     NanPolicyOptions options;
-    constexpr std::array kActions = {"fail", "stop", "skip", "warn"};
+    constexpr std::array kActions = {"fail", "stop", "skip", "warn", "roll_back"};
     const std::vector<std::string> actions(kActions.begin(), kActions.end());
     std::string non_finite = "skip", spike = "warn", usual = "median";
     reader.choice("non_finite", non_finite, actions, "what is done about a loss or gradient norm that is not finite")
@@ -285,11 +285,13 @@ std::unique_ptr<Callback> nan_policy_from_json(OptionReader& reader) {
         .integer("window", options.window, "updates of which the usual is taken; ≥ 1", Range::at_least(1))
         .integer("warmup", options.warmup, "updates that are made before spikes are looked for; ≥ 1", Range::at_least(1))
         .integer("max_in_a_row", options.max_in_a_row, "updates skipped in a row, after which the run fails; ≥ 1", Range::at_least(1))
+        .integer("leave_out", options.leave_out, "windows that a roll-back leaves out: the one with the fault and those before it; ≥ 1", Range::at_least(1))
+        .integer("max_roll_backs", options.max_roll_backs, "in a run, after which the next fault fails it; ≥ 1", Range::at_least(1))
         .text("record", options.record, "a file that gets every fault as a line of JSON, all sample indices included; empty: none");
     const auto action = [&](const std::string& name) { return static_cast<Action>(std::ranges::find(actions, name) - actions.begin()); };
     options.non_finite = action(non_finite);
     options.spike = action(spike);
-    options.usual = usual == "median" ? Usual::Median : Usual::MovingAverage;
+    options.usual = usual == "median" ? NanPolicyOptions::Usual::Median : NanPolicyOptions::Usual::MovingAverage;
     return make_nan_policy(std::move(options));
 }
 

@@ -15,6 +15,7 @@
 #include <nlohmann/json.hpp>
 
 #include <torchbus/checkpoint/atomic_file.hpp>
+#include <torchbus/checkpoint/writable.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
@@ -105,6 +106,12 @@ public:
                             "eval_step_start", "eval_step_end", "step_checkpoint", "epoch_checkpoint", "run_closed"},
                 .subscriber = {.fault = Fault::Optional}};
     }
+    std::vector<Finding> check(const Outlook&) const override {
+        const std::filesystem::path folder = std::filesystem::path(options_.path).parent_path();
+        auto findings = check_folder(kind(), "path", folder.empty() ? "." : folder);
+        for (Finding& finding : findings) finding.weight = Finding::Weight::Warning;  // the run is worth more than its trace
+        return findings;
+    }
     void attach(Attachment& run) override {
         run_ = &run;
         wait_from(run.moment.position);  // it may be attached while a run is under way
@@ -122,7 +129,7 @@ public:
         connections_ += run.bus.observe<TrainEpochStart>(Stage::Persist, [this](const auto&) { idle_since_ = now(); });
         connections_ += run.bus.observe<TrainStepStart>(Stage::Observe, [this](const TrainStepStart& event) { start_step(event); });
         connections_ += run.bus.observe<TrainStepEnd>(Stage::Persist, [this](const TrainStepEnd& event) { end_step(event); });
-        connections_ += run.bus.observe<StepCheckpoint>(Stage::Observe, [this](const StepCheckpoint& event) { start_save("step_checkpoint", {{"reason", event.reason}}); });
+        connections_ += run.bus.observe<StepCheckpoint>(Stage::Observe, [this](const StepCheckpoint& event) { start_save("step_checkpoint", {{"requester", event.requester}, {"reason", event.reason}}); });
         connections_ += run.bus.observe<EpochCheckpoint>(Stage::Observe, [this](const EpochCheckpoint&) { start_save("epoch_checkpoint", json::object()); });
         connections_ += run.bus.observe<RunClosed>(Stage::Persist, [this](const RunClosed& event) { close(event); });
     }

@@ -50,7 +50,7 @@ public:
     }
     std::string kind() const override { return "progress_bar"; }
     Declaration declare() const override {
-        return {.listens = {"training_run_start", "train_epoch_start", "train_step_end", "eval_epoch_start", "eval_step_end",
+        return {.listens = {"training_run_start", "train_epoch_start", "train_step_end", "rolled_back", "eval_epoch_start", "eval_step_end",
                             "training_run_epoch_end", "evaluation_run_start", "evaluation_run_end", "training_run_end", "run_failed"},
                 .reads = {"blackboard"}};
     }
@@ -64,14 +64,19 @@ public:
         connections_ += bus.observe<EvaluationRunStart>(Stage::Report, [this](const EvaluationRunStart& event) { note_plan(event.plan); });
         connections_ += bus.observe<TrainEpochStart>(Stage::Report, [this](const TrainEpochStart& event) { begin_epoch(event.position); });
         connections_ += bus.observe<TrainStepEnd>(Stage::Report, [this](const TrainStepEnd& event) {
-            show(event.position.in_epoch.micro_batch, event.position.in_epoch.samples);
+            show(train_, event.position.in_epoch.micro_batch, event.position.in_epoch.samples);
+        });
+        connections_ += bus.observe<RolledBack>(Stage::Report, [this](const RolledBack& event) {
+            line(roll_back_text(event));
+            begin_epoch(event.position);
         });
         connections_ += bus.observe<EvalEpochStart>(Stage::Report, [this](const EvalEpochStart& event) {
-            begin(std::string(event.scope.split), "eval", batches_of(event.scope.split));
+            eval_ = {std::string(event.scope.split), "eval", batches_of(event.scope.split)};
+            drawn_ = {};
         });
-        connections_ += bus.observe<EvalStepEnd>(Stage::Report, [this](const EvalStepEnd& event) { show(event.step + 1, 0); });
+        connections_ += bus.observe<EvalStepEnd>(Stage::Report, [this](const EvalStepEnd& event) { show(eval_, event.step + 1, 0); });
         connections_ += bus.observe<TrainingRunEpochEnd>(Stage::Report, [this](const TrainingRunEpochEnd& event) {
-            line(epoch_text(run_->blackboard, event.position.epoch, epochs_) + fmt::format(" ({})", duration_text(seconds_since(epoch_began_))));
+            line(epoch_text(run_->blackboard, event.position.epoch, epochs_) + fmt::format(" ({})", duration_text(seconds_since(train_.began))));
         });
         connections_ += bus.observe<EvaluationRunEnd>(Stage::Report, [this](const EvaluationRunEnd&) {
             line("evaluation: " + metrics_text(run_->blackboard, "eval"));
@@ -89,53 +94,53 @@ public:
     }
 
 private:
+    /// What a bar is drawn for.
+    struct Pass {
+        std::string title, role;
+        std::int64_t batches = 0;         ///< 0: not known
+        Counts first = {};                ///< done when it began here: not 0 where a run goes on within it
+        Clock::time_point began = Clock::now();
+    };
+
     static double seconds_since(Clock::time_point then) { return std::chrono::duration<double>(Clock::now() - then).count(); }
 
     void note_plan(const RunPlan& plan) {
         epochs_ = plan.epochs.value_or(0);
         splits_ = plan.splits;
-        train_batches_ = batches_of("train");
     }
     std::int64_t batches_of(std::string_view split) const {
         const auto found = std::ranges::find(splits_, split, &SplitPlan::name);
         return found == splits_.end() ? 0 : found->length().value_or(0);
     }
     void begin_epoch(const Position& position) {
-        begin(epochs_ > 0 ? fmt::format("epoch {}/{}", position.epoch + 1, epochs_) : fmt::format("epoch {}", position.epoch + 1), "train", train_batches_);
-    }
-    void begin(std::string title, std::string role, std::int64_t batches) {
-        title_ = std::move(title);
-        role_ = std::move(role);
-        batches_ = batches;
-        began_ = Clock::now();
-        if (role_ == "train") epoch_began_ = began_;
+        train_ = {epochs_ > 0 ? fmt::format("epoch {}/{}", position.epoch + 1, epochs_) : fmt::format("epoch {}", position.epoch + 1), "train", batches_of("train"), position.in_epoch};
         drawn_ = {};
     }
     /// Called on every step: most calls end after one look at the clock.
-    void show(std::int64_t batches_done, std::int64_t samples_done) {
+    void show(const Pass& pass, std::int64_t batches_done, std::int64_t samples_done) {
         if (!terminal_) return;
         const auto now = Clock::now();
         if (std::chrono::duration<double>(now - drawn_).count() < options_.redraw_seconds) return;
         drawn_ = now;
-        draw(batches_done, samples_done);
+        draw(pass, batches_done, samples_done);
     }
-    void draw(std::int64_t batches_done, std::int64_t samples_done) {
-        const double elapsed = std::max(seconds_since(began_), 1e-9);
-        const double share = batches_ > 0 ? static_cast<double>(batches_done) / static_cast<double>(batches_) : 0;
-        std::string tail = batches_ > 0 ? fmt::format(" {}/{}", batches_done, batches_) : fmt::format(" {}", batches_done);
-        const std::string metrics = metrics_text(run_->blackboard, role_);
+    void draw(const Pass& pass, std::int64_t batches_done, std::int64_t samples_done) {
+        const double elapsed = std::max(seconds_since(pass.began), 1e-9);
+        const std::int64_t batches_here = batches_done - pass.first.micro_batch, samples_here = samples_done - pass.first.samples;
+        std::string tail = pass.batches > 0 ? fmt::format(" {}/{}", batches_done, pass.batches) : fmt::format(" {}", batches_done);
+        const std::string metrics = metrics_text(run_->blackboard, pass.role);
         if (!metrics.empty()) tail += fmt::format("  {}", metrics);
-        if (samples_done > 0) tail += fmt::format("  {} samples/s", quantity_text(static_cast<double>(samples_done) / elapsed));
-        if (share > 0) tail += fmt::format("  ETA {}", duration_text(elapsed / share - elapsed));
+        if (samples_here > 0) tail += fmt::format("  {} samples/s", quantity_text(static_cast<double>(samples_here) / elapsed));
+        if (pass.batches > 0 && batches_here > 0) tail += fmt::format("  ETA {}", duration_text(elapsed / static_cast<double>(batches_here) * static_cast<double>(pass.batches - batches_done)));
         const int columns = options_.columns.value_or(options_.terminal ? 80 : terminal_columns());
-        const int room = columns - 1 - static_cast<int>(title_.size() + tail.size()) - 3;
-        std::string text = title_;
-        if (batches_ > 0 && room >= 4) {
-            const std::string bar = bar_of(share, std::min(room, 40));
+        const int room = columns - 1 - static_cast<int>(pass.title.size() + tail.size()) - 3;
+        std::string text = pass.title;
+        if (pass.batches > 0 && room >= 4) {
+            const std::string bar = bar_of(static_cast<double>(batches_done) / static_cast<double>(pass.batches), std::min(room, 40));
             text += color_ ? fmt::format(" \x1b[36m{}\x1b[0m│", bar) : fmt::format(" {}│", bar);
             text += tail;
         } else {
-            text = (title_ + tail).substr(0, static_cast<std::size_t>(std::max(columns - 1, 0)));  // plain ASCII: cut anywhere
+            text = (pass.title + tail).substr(0, static_cast<std::size_t>(std::max(columns - 1, 0)));  // plain ASCII: cut anywhere
         }
         options_.write("\r\x1b[K" + text);
         shown_ = true;
@@ -151,10 +156,10 @@ private:
     ProgressBarOptions options_;
     bool terminal_ = false, color_ = false, shown_ = false;
     Attachment* run_ = nullptr;
-    std::int64_t epochs_ = 0, train_batches_ = 0, batches_ = 0;  // 0: not known
+    std::int64_t epochs_ = 0;  // 0: not known
     std::vector<SplitPlan> splits_;
-    std::string title_, role_;
-    Clock::time_point began_, epoch_began_, drawn_;
+    Pass train_, eval_;
+    Clock::time_point drawn_;
     Connections connections_;
 };
 

@@ -5,8 +5,9 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <torchbus/changed_option.hpp>
+
 #include "entries.hpp"
-#include "parts/changed_option.hpp"
 #include "parts/progress_text.hpp"
 
 namespace torchbus {
@@ -19,7 +20,7 @@ public:
     }
     std::string kind() const override { return "progress_lines"; }
     Declaration declare() const override {
-        Declaration declared{.listens = {"training_run_start", "training_run_epoch_end", "evaluation_run_end", "training_run_end"}, .reads = {"blackboard"}};
+        Declaration declared{.listens = {"training_run_start", "rolled_back", "training_run_epoch_end", "evaluation_run_end", "training_run_end"}, .reads = {"blackboard"}};
         if (options_.every.amount > 0) declared.listens.emplace_back("train_step_end");
         return declared;
     }
@@ -31,6 +32,7 @@ public:
         connections_ += bus.observe<TrainingRunEpochEnd>(Stage::Report, [this](const TrainingRunEpochEnd& event) {
             line(epoch_text(run_->blackboard, event.position.epoch, epochs_));
         });
+        connections_ += bus.observe<RolledBack>(Stage::Report, [this](const RolledBack& event) { line(roll_back_text(event)); });
         connections_ += bus.observe<EvaluationRunEnd>(Stage::Report, [this](const EvaluationRunEnd&) {
             line("evaluation: " + metrics_text(run_->blackboard, "eval"));
         });

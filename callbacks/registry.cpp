@@ -56,7 +56,7 @@ constexpr auto kCallbacks = std::to_array<CallbackEntry>({
      mixup_from_json},
     {"model_ema", "Keeps an exponential moving average of the weights, and evaluates it under a view of its own.",
      model_ema_from_json},
-    {"nan_policy", "Stops at, skips or warns of updates whose loss or gradient is not finite or a spike, and names the samples.",
+    {"nan_policy", "Stops at, skips, rolls back or warns of updates whose loss or gradient is not finite or a spike, and names the samples.",
      nan_policy_from_json},
     {"option_schedule", "Sets momentum, betas or weight decay before each update by a function of the position.",
      option_schedule_from_json},

@@ -10,6 +10,7 @@
 #include <torch/types.h>
 
 #include <torchbus/checkpoint/safetensors.hpp>
+#include <torchbus/checkpoint/writable.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
@@ -48,6 +49,7 @@ public:
         }
         return declared;
     }
+    std::vector<Finding> check(const Outlook&) const override { return check_folder(kind(), "folder", options_.folder); }
     void attach(Attachment& run) override {
         run_ = &run;
         weights_.attach(run);

@@ -1,5 +1,6 @@
 #include <torchbus/callbacks/save_training_state.hpp>
 
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <future>
@@ -7,12 +8,14 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include <torchbus/changed_option.hpp>
 #include <torchbus/checkpoint/training_state.hpp>
+#include <torchbus/checkpoint/writable.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
-#include "parts/changed_option.hpp"
 #include "parts/kept_states.hpp"
+#include "parts/window_start.hpp"
 
 namespace torchbus {
 namespace {
@@ -27,7 +30,8 @@ public:
     ~SaveTrainingState() override { wait(); }
     std::string kind() const override { return "save_training_state"; }
     Declaration declare() const override {
-        Declaration declared{.listens = {"training_run_start", "step_checkpoint", "training_run_end", "run_failed", "run_closed"}, .reads = {"parameters"}};
+        Declaration declared{.listens = {"training_run_start", "step_checkpoint", "rolling_back", "training_run_end", "run_failed", "run_closed"}, .reads = {"parameters"}, .writes = {"states"}, .collectives = true};
+        if (options_.on_failure) declared.listens.insert(declared.listens.end(), {"run_configured", "train_step_start"});
         if (options_.background) declared.asks = {Decision::FailRun};
         if (saves_epochs()) declared.listens.emplace_back("epoch_checkpoint");
         if (!options_.monitor.empty()) declared.needs = {{options_.monitor, "epoch_checkpoint", Stage::Persist}};
@@ -37,6 +41,7 @@ public:
         }
         return declared;
     }
+    std::vector<Finding> check(const Outlook&) const override { return check_folder(kind(), "folder", options_.folder); }
     void attach(Attachment& run) override {
         run_ = &run;
         connections_ += run.bus.observe<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart&) {
@@ -45,8 +50,13 @@ public:
             if (run_->consensus.rank() == 0) clean_up_training_states(options_.folder);
         });
         connections_ += run.bus.observe<StepCheckpoint>(Stage::Persist, [this](const StepCheckpoint& event) {
-            const bool is_own = event.reason.starts_with(run_->bus.id() + ": ");
-            save(event.position, event.reason, {event.position.step, !is_own});
+            save(event.position, fmt::format("{}: {}", event.requester, event.reason), {event.position.step, event.requester != run_->bus.id()});
+        });
+        connections_ += run.bus.intercept<RollingBack>([this](RollingBack& event) {
+            wait();
+            std::array everyone{0.0};
+            run_->consensus.sum(everyone);  // rank 0 has written
+            for (const WrittenState& state : kept_.newest_first()) event.states.push_back((options_.folder / state.name()).string());
         });
         if (saves_epochs()) connections_ += run.bus.observe<EpochCheckpoint>(Stage::Persist, [this](const EpochCheckpoint& event) {
             if (is_due(event.position)) save(event.position, "the end of an epoch", {event.position.step, false, score_at(event.position)});
@@ -57,9 +67,17 @@ public:
             wait();
             if (const auto failure = std::exchange(failure_, nullptr)) std::rethrow_exception(failure);  // too late to be decided on
         });
-        connections_ += run.bus.observe<RunFailed>(Stage::Persist, [this](const RunFailed&) { wait(); });
+        connections_ += run.bus.observe<RunFailed>(Stage::Persist, [this](const RunFailed& event) {
+            wait();
+            if (options_.on_failure) save_what_failed(event);
+        });
+        if (options_.on_failure) {
+            connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { window_start_.begin_run(event.model); });
+            connections_ += run.bus.observe<TrainStepStart>(Stage::Persist, [this](const TrainStepStart& event) { window_start_.note(run_->run_state, event.position.attempts); });
+        }
         connections_ += run.bus.observe<RunClosed>(Stage::Observe, [this](const RunClosed&) {
             beginning_.closed();
+            window_start_.end_run();
             if (const auto skipped = std::exchange(skipped_, 0); skipped > 0) warn(fmt::format("{}: {} save{} left out while another was written", run_->bus.id(), skipped, skipped == 1 ? " was" : "s were"));
         });
     }
@@ -70,6 +88,7 @@ public:
         run_ = nullptr;
         beginning_ = {};
         kept_.clear();
+        window_start_.end_run();
         failure_ = nullptr;
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
@@ -99,6 +118,8 @@ private:
         }, every(options_.every));
     }
 
+    static nlohmann::json about(const Position& at, std::string_view reason) { return {{"reason", reason}, {"epoch", at.epoch}, {"step", at.step}}; }
+
     /// One save at a time: the last one is over when this returns.
     void wait() {
         if (writing_.valid()) writing_.get();
@@ -126,7 +147,7 @@ private:
         if (run_->consensus.rank() != 0) return (void)kept_.take_superfluous();
         try {
             TrainingState state = capture(run_->run_state, options_.background);
-            state.about = {{"reason", reason}, {"epoch", at.epoch}, {"step", at.step}};
+            state.about = about(at, reason);
             Job job{at, options_.folder / written.name(), std::move(state), kept_.take_superfluous(), kept_.best()};
             if (options_.background) return void(writing_ = std::async(std::launch::async, [this, job = std::move(job)] { write_in_background(job); }));
             write(job);
@@ -137,6 +158,38 @@ private:
             kept_ = before;
             throw;
         }
+    }
+
+    /// What was made since the last save is not to be lost; unless it is what has failed.
+    void save_what_failed(const RunFailed& event) {
+        const auto leave = [this](std::string_view why) { warn(fmt::format("{}: nothing of the run that failed is saved: {}", run_->bus.id(), why)); };
+        if (run_->consensus.world_size() > 1) return leave("with several ranks the last state counts");
+        if (event.position.attempts == 0 || kept_.is_newest(event.position.step)) return;
+        if (!run_->run_state.is_resumable()) return leave("it failed where a run cannot go on from, such as within an update; the last state counts");
+        const auto before = kept_;
+        try {
+            TrainingState state = capture(run_->run_state, false);
+            window_start_.put_into(state);
+            if (const std::string name = not_finite(state.parts.at("model")); !name.empty()) return leave(fmt::format("{} is not finite; the last state counts", name));
+            state.about = about(event.position, fmt::format("the run failed: {}", event.error));
+            const WrittenState written{event.position.step};
+            kept_.add(written);
+            state.parts["callback." + run_->bus.id()] = kept_.saved();
+            const Job job{event.position, options_.folder / written.name(), std::move(state), {}, kept_.best()};  // nothing older is deleted for it
+            write(job);
+            run_->bus.emit(CheckpointSaved{event.position, job.path.string()});
+        } catch (const NotDurableError& error) {
+            warn(error.what());
+        } catch (const std::exception& error) {
+            kept_ = before;
+            leave(error.what());
+        }
+    }
+    /// The first weight that is not, or nothing.
+    static std::string not_finite(const SavedState& model) {
+        for (const auto& [name, tensor] : model.tensors)
+            if (tensor.is_floating_point() && !tensor.isfinite().all().item<bool>()) return name;
+        return "";
     }
 
     struct Job {
@@ -178,6 +231,7 @@ private:
     Attachment* run_ = nullptr;
     RunBeginning beginning_;
     KeptStates kept_;
+    WindowStart window_start_;
     std::vector<WrittenState> not_deleted_;  ///< by a save that was not durable; belongs to the thread while it writes
     std::future<void> writing_;
     std::exception_ptr failure_;            ///< of a save in the background
@@ -213,6 +267,7 @@ std::unique_ptr<Callback> save_training_state_from_json(OptionReader& reader) {
         .text("monitor", options.monitor, "a published number, e.g. eval.loss, by which the best of those saved after epochs are kept, too; empty: none")
         .choice("mode", mode, {"min", "max"}, "which way the number gets better")
         .integer("keep_best", options.keep_best, "how many of the best are kept; >= 1", Range::at_least(1))
+        .boolean("on_failure", options.on_failure, "whether what a run that fails has made since the last save is saved, too; not with several ranks")
         .boolean("background", options.background, "whether a thread writes it, from a copy, while training goes on")
         .boolean("skip_when_busy", options.skip_when_busy, "whether a save is left out while another is written; false: it waits");
     options.folder = folder;

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <torch/types.h>
 
+#include <torchbus/changed_option.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
@@ -12,6 +13,10 @@
 
 namespace torchbus {
 namespace {
+
+void require_valid(const SharpnessAwareOptions& options) {
+    if (!(options.rho > 0)) throw ConfigError(fmt::format("sharpness_aware: rho: {} is not positive; give the length of the climb, e.g. 0.05", options.rho));
+}
 
 class SharpnessAware final : public Callback {
 public:
@@ -46,6 +51,11 @@ public:
         come_back();
         climb_.clear();
         model_ = nullptr;
+    }
+
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
+        const auto before = change_number(options_, {{"rho", &SharpnessAwareOptions::rho}}, kind(), option, value, require_valid);
+        return before ? *before : Callback::change_option(option, value);
     }
 
 private:
@@ -99,7 +109,7 @@ private:
 }  // namespace
 
 std::unique_ptr<Callback> make_sharpness_aware(SharpnessAwareOptions options) {
-    if (!(options.rho > 0)) throw ConfigError(fmt::format("sharpness_aware: rho: {} is not positive; give the length of the climb, e.g. 0.05", options.rho));
+    require_valid(options);
     return std::make_unique<SharpnessAware>(std::move(options));
 }
 

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <torch/types.h>
 
+#include <torchbus/changed_option.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
@@ -37,6 +38,14 @@ public:
                 findings.push_back({Finding::Weight::Error, fmt::format("stochastic_weight_averaging: '{}' needs a run of known length; give epochs or max_steps, "
                                                                         "or an interval in steps or epochs", to_string(interval))});
         }
+        Moment end;
+        end.length = run.length;
+        end.position.step = end.position.attempts = run.length.steps.value_or(0);
+        end.position.epoch = run.length.epochs.value_or(0);
+        const bool is_known = options_.start.unit == Interval::Unit::Epoch ? run.length.epochs.has_value() : options_.start.unit == Interval::Unit::Step && run.length.steps;
+        if (is_known && measure(options_.start.unit, end) < options_.start.amount)
+            findings.push_back({Finding::Weight::Warning, fmt::format("'stochastic_weight_averaging' starts at {}, after the run's end; no average will be taken: let it start earlier, "
+                                                                      "or leave it out", to_string(options_.start))});
         return findings;
     }
     void attach(Attachment& run) override {
@@ -61,6 +70,12 @@ public:
         hide();
         model_ = nullptr;
         run_ = nullptr;
+    }
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
+        if (option != "every") return Callback::change_option(option, value);
+        const Interval before = std::exchange(options_.every, changed_interval(value, kind(), option));
+        ticks_ = ticks_now();
+        return to_string(before);
     }
     SavedState state() const override {
         SavedState state{{{"averages", count_}, {"ticks", ticks_}, {"batches", kept_.size()}}};
@@ -115,6 +130,7 @@ private:
         const double at = measure(options_.start.unit, run_->moment);
         return at * (1 + kTolerance) >= options_.start.amount;
     }
+    std::int64_t ticks_now() const { return static_cast<std::int64_t>(std::floor(measure(options_.every.unit, run_->moment) / options_.every.amount + kTolerance)); }
     void keep(const Batch& batch) {
         if (!needs_batches_ || !started()) return;
         kept_.push_back(clone_of(batch));
@@ -132,7 +148,7 @@ private:
     /// At the end of an epoch, and after each update: the point where floor(position / every) has grown.
     void average_if_due() {
         if (!model_ || !started()) return;
-        const auto now = static_cast<std::int64_t>(std::floor(measure(options_.every.unit, run_->moment) / options_.every.amount + kTolerance));
+        const std::int64_t now = ticks_now();
         if (count_ > 0 && now <= ticks_) return;
         ticks_ = now;
         // What follows has its first average where it is first followed: a copy.

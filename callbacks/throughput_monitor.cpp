@@ -41,7 +41,7 @@ public:
     std::string kind() const override { return "throughput_monitor"; }
     Declaration declare() const override {
         Declaration declared{.listens = {"training_run_start", "train_epoch_start", "train_step_start", "train_step_end", "train_epoch_end",
-                                         "eval_epoch_start", "step_checkpoint"}};
+                                         "eval_epoch_start", "step_checkpoint", "rolled_back"}};
         for (const char* name : kNames) declared.publishes.emplace_back(name, "train_step_end");
         return declared;
     }
@@ -56,6 +56,7 @@ public:
         connections_ += bus.observe<TrainEpochEnd>(Stage::Observe, [this](const auto&) { idle_since_.reset(); });
         connections_ += bus.observe<EvalEpochStart>(Stage::Observe, [this](const auto&) { idle_since_.reset(); });
         connections_ += bus.observe<StepCheckpoint>(Stage::Observe, [this](const auto&) { idle_since_.reset(); });
+        connections_ += bus.observe<RolledBack>(Stage::Observe, [this](const auto&) { begin_run(); });
     }
     void detach() override {
         connections_.clear();

@@ -2,12 +2,18 @@
 
 #include <fmt/format.h>
 
+#include <torchbus/changed_option.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
 
 namespace torchbus {
 namespace {
+
+void require_duration(const Interval& limit) {
+    if (limit.unit != Interval::Unit::Second || !(limit.amount > 0))
+        throw ConfigError(fmt::format("time_limit: limit: {} is not a duration; give one in s, min or h, e.g. \"2h\"", to_string(limit)));
+}
 
 class TimeLimit final : public Callback {
 public:
@@ -29,6 +35,12 @@ public:
         connections_ += run.bus.observe<EvalStepEnd>(Stage::Report, look);
     }
     void detach() override { connections_.clear(); }
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
+        if (option != "limit") return Callback::change_option(option, value);
+        const Interval limit = changed_interval(value, kind(), option);
+        require_duration(limit);
+        return to_string(std::exchange(options_.limit, limit));
+    }
 
 private:
     /// 1:30:05 for what takes minutes, 0.25 s for what does not.
@@ -45,8 +57,7 @@ private:
 }  // namespace
 
 std::unique_ptr<Callback> make_time_limit(TimeLimitOptions options) {
-    if (options.limit.unit != Interval::Unit::Second || !(options.limit.amount > 0))
-        throw ConfigError(fmt::format("time_limit: limit: {} is not a duration; give one in s, min or h, e.g. \"2h\"", to_string(options.limit)));
+    require_duration(options.limit);
     return std::make_unique<TimeLimit>(options);
 }
 

@@ -6,7 +6,7 @@ namespace torchbus {
 
 std::string_view name_of(Decision decision) {
     constexpr std::array<std::string_view, kDecisionCount> kNames = {
-        "fail_run", "stop_run", "stop_epoch", "skip_batch", "skip_update", "evaluate_now", "save_now"};
+        "fail_run", "stop_run", "stop_epoch", "skip_batch", "skip_update", "evaluate_now", "save_now", "roll_back"};
     return kNames[static_cast<std::size_t>(decision)];
 }
 

@@ -75,6 +75,11 @@ void to_json(json& out, const RunResult& result) {
            {"exit_code", result.exit_code}};
 }
 
+void to_json(json& out, const LeftOut& left_out) {
+    const BatchRange& batches = left_out.batches;
+    out = {{"epoch", batches.epoch}, {"first", batches.first}, {"count", batches.count}, {"requester", left_out.requester}, {"reason", left_out.reason}};
+}
+
 void to_json(json& out, const RunConfigured& event) { out = {{"position", event.position}, {"plan", event.plan}}; }
 void to_json(json& out, const TrainingRunStart& event) { out = {{"position", event.position}, {"plan", event.plan}}; }
 void to_json(json& out, const TrainEpochStart& event) { out = {{"position", event.position}}; }
@@ -129,9 +134,22 @@ void to_json(json& out, const OptimizerStepSkipped& event) {
            {"reason", event.reason}};
 }
 
-void to_json(json& out, const StepCheckpoint& event) { out = {{"position", event.position}, {"reason", event.reason}}; }
+void to_json(json& out, const StepCheckpoint& event) { out = {{"position", event.position}, {"requester", event.requester}, {"reason", event.reason}}; }
 void to_json(json& out, const EpochCheckpoint& event) { out = {{"position", event.position}}; }
 void to_json(json& out, const CheckpointSaved& event) { out = {{"position", event.position}, {"path", event.path}}; }
+
+void to_json(json& out, const RollingBack& event) {
+    out = {{"position", event.position}, {"requester", event.request.requester}, {"reason", event.request.reason}, {"states", event.states}};
+}
+void to_json(json& out, const RolledBack& event) {
+    out = {{"position", event.position}, {"from", event.from}, {"path", event.path}, {"left_out", event.left_out}, {"count", event.count}};
+}
+void to_json(json& out, const WindowLeftOut& event) {
+    json samples = json::array();
+    for (const Batch& batch : event.window.batches)
+        for (const std::int64_t index : batch.indices) samples.push_back(index);
+    out = {{"position", event.position}, {"left_out", event.left_out}, {"samples", std::move(samples)}};
+}
 
 void to_json(json& out, const EvalEpochStart& event) { out = {{"position", event.position}, {"scope", event.scope}}; }
 void to_json(json& out, const EvalStepStart& event) {

@@ -38,6 +38,8 @@ public:
     std::vector<WrittenState> take_superfluous();
     void put_back(const std::vector<WrittenState>& states) { states_.insert(states_.begin(), states.begin(), states.end()); }
     std::optional<WrittenState> best() const;
+    std::vector<WrittenState> newest_first() const { return {states_.rbegin(), states_.rend()}; }
+    bool is_newest(std::int64_t step) const { return !states_.empty() && states_.back().step == step; }
     void clear() { states_.clear(); }
 
     SavedState saved() const;

@@ -6,12 +6,23 @@
 #include <fmt/format.h>
 #include <torch/types.h>
 
+#include <torchbus/changed_option.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/events.hpp>
 #include <torchbus/label_range.hpp>
 
+
 namespace torchbus {
 namespace {
+
+void require_valid(const std::string& kind, const MixingOptions& options) {
+    const auto refuse = [&](const char* name, double value, const char* what) {
+        throw ConfigError(fmt::format("{}: {}: {} is out of range; give {}", kind, name, value, what));
+    };
+    if (!(options.alpha > 0)) refuse("alpha", options.alpha, "a positive number, e.g. 0.8");
+    if (!(options.probability >= 0 && options.probability <= 1)) refuse("probability", options.probability, "a number between 0 and 1");
+    if (!(options.label_smoothing >= 0 && options.label_smoothing < 1)) refuse("label_smoothing", options.label_smoothing, "a number in [0, 1), e.g. 0.1");
+}
 
 class Mixing final : public Callback {
 public:
@@ -27,6 +38,12 @@ public:
         connections_ += run.bus.intercept<OutputReady>([this](OutputReady& event) { supply(event); }, in(Mode::Train));
     }
     void detach() override { connections_.clear(); }
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
+        using Options = MixingOptions;
+        const auto before = change_number(options_, {{"alpha", &Options::alpha}, {"probability", &Options::probability}, {"label_smoothing", &Options::label_smoothing}}, kind_, option, value,
+                                          [this](const Options& options) { require_valid(kind_, options); });
+        return before ? *before : Callback::change_option(option, value);
+    }
 
 private:
     static bool is_mixed(const Batch& batch, std::string_view by) {
@@ -102,12 +119,7 @@ MixingOptions read_mixing_options(OptionReader& reader, MixingOptions options) {
 }
 
 std::unique_ptr<Callback> make_mixing(const std::string& kind, MixingOptions options, MixInputs mix) {
-    const auto refuse = [&](const char* name, double value, const char* what) {
-        throw ConfigError(fmt::format("{}: {}: {} is out of range; give {}", kind, name, value, what));
-    };
-    if (!(options.alpha > 0)) refuse("alpha", options.alpha, "a positive number, e.g. 0.8");
-    if (!(options.probability >= 0 && options.probability <= 1)) refuse("probability", options.probability, "a number between 0 and 1");
-    if (!(options.label_smoothing >= 0 && options.label_smoothing < 1)) refuse("label_smoothing", options.label_smoothing, "a number in [0, 1), e.g. 0.1");
+    require_valid(kind, options);
     return std::make_unique<Mixing>(kind, options, mix);
 }
 

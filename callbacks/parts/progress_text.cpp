@@ -44,6 +44,12 @@ std::string stop_text(const TrainingRunEnd& event) {
     return fmt::format("stopped after {} steps by {}: {}", event.position.step, event.result.requester, event.result.reason);
 }
 
+std::string roll_back_text(const RolledBack& event) {
+    const auto& [batches, requester, reason] = event.left_out;
+    return fmt::format("rolled back from step {} to step {} by {}, leaving out {} of epoch {}: {}", event.from.step, event.position.step, requester,
+                       batches.count == 1 ? fmt::format("batch {}", batches.first + 1) : fmt::format("batches {} to {}", batches.first + 1, batches.first + batches.count), batches.epoch + 1, reason);
+}
+
 void write_to_stderr(std::string_view text) {
     std::fwrite(text.data(), 1, text.size(), stderr);
     std::fflush(stderr);

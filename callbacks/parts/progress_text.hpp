@@ -19,6 +19,9 @@ std::string epoch_text(const Blackboard& blackboard, std::int64_t epoch, std::in
 /// "stopped after 12 steps by SIGINT: SIGINT was received"
 std::string stop_text(const TrainingRunEnd& event);
 
+/// "rolled back from step 24 to step 20 by nan_policy, leaving out batch 25 of epoch 1: the training loss is nan …"
+std::string roll_back_text(const RolledBack& event);
+
 /// Where both write by default: programs print results to standard output.
 void write_to_stderr(std::string_view text);
 

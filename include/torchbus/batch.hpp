@@ -10,6 +10,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <torchbus/batch_range.hpp>
+
 namespace torchbus {
 
 /// Tensors by name, in the order they were added.
@@ -71,6 +73,7 @@ struct Window {
     std::vector<Batch> batches;
     /// Sum of the batches' weights; over ranks, once data parallel has summed it at TrainStepStart.
     double total_weight = 0;
+    BatchRange range = {};  ///< where its batches stand in the epoch, in training
 
     std::int64_t count() const { return static_cast<std::int64_t>(batches.size()); }
     /// Factor of batch `index`'s mean loss in the mean over the window. Exactly 1 for a lone batch, and 0 where

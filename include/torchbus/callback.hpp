@@ -23,6 +23,12 @@ public:
     void ask(Decision decision, std::string reason) const {
         requests_->ask(decision, {requester_, std::move(reason)});
     }
+    /// `leave_out`: batches that are not trained on any more when they come by again.
+    void ask_to_roll_back(std::string reason, const BatchRange& leave_out) const {
+        Request request{requester_, std::move(reason)};
+        request.leave_out = leave_out;
+        requests_->ask(Decision::RollBack, std::move(request));
+    }
 
 private:
     Requests* requests_;
@@ -44,12 +50,19 @@ struct Attachment {
     SetOption set_option = {};  ///< for schedules of other callbacks' options; empty outside of a composition
 };
 
+/// The first batch of the training data, and what the model makes of it in evaluation mode.
+struct TriedBatch {
+    Batch batch;
+    Output output;
+};
+
 /// A run that is about to begin, as Callback::check sees it.
 struct Outlook {
     const RunPlan& plan;
     const RunLength& length;
     const Model& model;
     const std::vector<Update>& updates;
+    const TriedBatch* tried = nullptr;  ///< where it was tried: by Trainer::check, unless somebody changes batches or outputs on the way
 };
 
 class Callback {

@@ -10,6 +10,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <torchbus/checkpoint/writable.hpp>
 #include <torchbus/run_config.hpp>
 
 namespace torchbus {
@@ -52,11 +53,6 @@ Composition compose(const RunFileContent& file);
 
 /// A loss by name, e.g. "mse", or by kind and options. Throws: ConfigError for one that is in no table.
 Loss loss_from_json(const nlohmann::json& json, const std::string& where);
-
-enum class Probe : std::uint8_t {
-    Create,        ///< the folder is there afterwards
-    LeaveNoTrace,  ///< what was made to find out is removed again
-};
 
 /// Makes sure that a file can be written in a folder, which need not be there yet. Throws: ConfigError.
 void require_writable_folder(const std::filesystem::path& folder, const std::string& where, Probe probe = Probe::Create);

@@ -8,6 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include <torchbus/batch_range.hpp>
+
 namespace torchbus {
 
 enum class Decision : std::uint8_t {
@@ -18,8 +20,9 @@ enum class Decision : std::uint8_t {
     SkipUpdate,   ///< the next update is not made
     EvaluateNow,  ///< evaluate before the next step
     SaveNow,      ///< StepCheckpoint before the next step
+    RollBack,     ///< put back the newest training state, and leave out some batches when they come by again
 };
-inline constexpr std::size_t kDecisionCount = 7;
+inline constexpr std::size_t kDecisionCount = 8;
 std::string_view name_of(Decision decision);
 
 struct Request {
@@ -28,6 +31,13 @@ struct Request {
     int rank = 0;
     int exit_code = 0;  ///< for StopRun by a signal: 128 + n
     bool by_signal = false;
+    BatchRange leave_out = {};  ///< for RollBack: what is not trained on any more
+};
+
+/// Batches that a run does not train on any more since it was rolled back, and why.
+struct LeftOut {
+    BatchRange batches;
+    std::string requester, reason;
 };
 
 /// At most one request of each kind; the first one asked wins, and a signal wins over all others.

@@ -21,6 +21,12 @@ struct Value {
     Value(std::string its_name, std::string at, Stage in = Stage::Observe) : name(std::move(its_name)), event(std::move(at)), stage(in) {}
 };
 
+/// A kind of callback that cannot be in the same run.
+struct Exclusion {
+    std::string kind;
+    std::string why;  ///< "both supply the loss"
+};
+
 /// What a callback listens to, reads, writes and publishes.
 ///
 /// Resources, for reads and writes (see resources() in arrangement.hpp): plan.window, plan.limits, plan.views,
@@ -36,7 +42,7 @@ struct Declaration {
     std::vector<std::string> views = {};      ///< weights views that it holds the lease of
     std::vector<std::string> before = {};     ///< kinds of callbacks that must run later within a stage
     std::vector<std::string> after = {};      ///< kinds of callbacks that must run earlier within a stage
-    std::vector<std::string> excludes = {};   ///< kinds of callbacks that make no sense in the same run
+    std::vector<Exclusion> excludes = {};
     std::vector<Decision> asks = {};          ///< decisions that it may ask for
     SubscriberOptions subscriber = {};        ///< fault policy, budget and queue
     bool collectives = false;                 ///< performs collectives: inline, critical, on all ranks or on none

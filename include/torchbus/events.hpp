@@ -5,7 +5,7 @@
 ///     TrainingRunStart
 ///     for every epoch:
 ///         TrainEpochStart
-///         for every window of batches:
+///         for every window of batches:     (one that a roll-back leaves out: WindowLeftOut, and nothing else)
 ///             for every update (most runs have one):
 ///                 TrainStepStart           the window is known, nothing has gone forward
 ///                 for every micro-batch:
@@ -21,6 +21,7 @@
 ///                 OptimizerStepStart, OptimizerStepEnd   or   OptimizerStepSkipped
 ///                 TrainStepEnd             gradients are still there
 ///             <evaluation>, StepCheckpoint    where decided
+///             RollingBack, RolledBack         where decided: the run goes on from a saved state
 ///         TrainEpochEnd
 ///         <evaluation>
 ///         TrainingRunEpochEnd
@@ -159,9 +160,25 @@ struct OptimizerStepSkipped {
 };
 
 // ── savers ───────────────────────────────────────────────────────────────────────────────────────────────────────
-struct StepCheckpoint { Position position; std::string_view reason; };
+struct StepCheckpoint { Position position; std::string_view requester; std::string_view reason; };
 struct EpochCheckpoint { Position position; };
 struct CheckpointSaved { Position position; std::string path; };
+
+// ── going back ───────────────────────────────────────────────────────────────────────────────────────────────────
+struct RollingBack {
+    Position position;                ///< which is given up
+    const Request& request;
+    std::vector<std::string> states;  ///< folders of training states of this run, newest first: savers add theirs
+};
+struct RolledBack {
+    Position position;  ///< where the run goes on
+    Position from;      ///< where it was
+    std::string path;   ///< of the state that was put back
+    LeftOut left_out;
+    std::int64_t count; ///< how often this run was rolled back, this time included
+};
+/// A window whose batches a roll-back has left out came by: no forward, no update, and it is not in the position.
+struct WindowLeftOut { Position position; const Window& window; const LeftOut& left_out; };
 
 // ── evaluation and prediction ────────────────────────────────────────────────────────────────────────────────────
 struct EvalEpochStart { Position position; Scope scope; };
@@ -192,7 +209,7 @@ struct RunClosed { Position position; const RunResult& result; };
 using TrainerEvents = std::tuple<
     RunConfigured, TrainingRunStart, TrainEpochStart, TrainStepStart, BatchReady, ForwardStart, OutputReady,
     ForwardEnd, BackwardStart, BackwardEnd, MicroBatchFailed, GradientsReady, OptimizerStepStart, OptimizerStepEnd,
-    OptimizerStepSkipped, TrainStepEnd, StepCheckpoint, TrainEpochEnd, EvalEpochStart, EvalStepStart, EvalStepEnd,
+    OptimizerStepSkipped, TrainStepEnd, StepCheckpoint, RollingBack, RolledBack, WindowLeftOut, TrainEpochEnd, EvalEpochStart, EvalStepStart, EvalStepEnd,
     EvalEpochEnd, TrainingRunEpochEnd, EpochCheckpoint, TrainingRunEnd, EvaluationRunStart, EvaluationRunEnd,
     PredictionRunStart, PredictStepStart, PredictStepEnd, PredictionRunEnd, ParametersChanged, OptionChanged, WeightsViewChanged,
     DecisionTaken, SubscriberAttached, SubscriberDetached, SubscriberFailed, CheckpointSaved, RunFailed, RunClosed>;

@@ -22,11 +22,15 @@ struct SavedState {
 /// The parts of a run: "model", "update" or "update.<name>" (its optimizer), "generators", "connections" (what filters have
 /// seen), "options" (what was changed of callbacks), "history", "blackboard", "callback.<id>" for each callback; where it
 /// is: "position", "data", "decisions"; and what it is: "configuration". Savers go through this and reach nothing else.
-/// Thread: the training thread, at StepCheckpoint or EpochCheckpoint: there an update is finished and none is begun.
+/// Thread: the training thread, at StepCheckpoint or EpochCheckpoint: there an update is finished and none is begun; at
+/// RunFailed, where is_resumable() says so.
 class RunState {
 public:
     virtual ~RunState() = default;
     virtual std::vector<std::string> parts() const = 0;
+    /// Whether a run can go on from what is saved now. When a run fails within a window, where it is is where that window
+    /// began, and the weights are those of then; generators and buffers are further. It cannot where an update was under way.
+    virtual bool is_resumable() const = 0;
     /// Tensors are handles: clone them to keep them as they are now. Throws: StateError for an unknown part.
     virtual SavedState save(std::string_view part) const = 0;
     /// Throws: CheckpointError where it does not fit this run; StateError for where and what it is, which a run under way

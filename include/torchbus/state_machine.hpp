@@ -11,13 +11,14 @@ namespace torchbus {
 
 enum class State : std::uint8_t {
     Ready,             ///< RunConfigured, and the Start event of the run
-    StartingEpoch,     ///< TrainEpochStart, or where a resumed run was
+    StartingEpoch,     ///< TrainEpochStart, or where a resumed or rolled back run was
     Deciding,          ///< the decision point before a step
     FetchingWindow,    ///< waiting for the batches of the next step
     RunningWindow,     ///< one micro-batch forward and backward
     Updating,          ///< GradientsReady and the update
     EvaluatingInEpoch, ///< an evaluation that was decided in mid-epoch; one batch a transition
     SavingStep,        ///< StepCheckpoint
+    RollingBack,       ///< RollingBack, a training state put back, RolledBack
     EndingEpoch,       ///< TrainEpochEnd
     Evaluating,        ///< the evaluation after an epoch, or of an evaluation run; one batch a transition
     SavingEpoch,       ///< TrainingRunEpochEnd, EpochCheckpoint
@@ -32,7 +33,7 @@ enum class State : std::uint8_t {
 enum class Trigger : std::uint8_t {
     StartTraining, StartEvaluation, StartPrediction,
     EpochStarted, Decided, WindowReady, DataPending, DataExhausted, MicroBatchDone, WindowDone, Again, NextUpdate,
-    UpdateDone, EvaluationDue, EvaluationStepDone, EvaluationDone, SaveDue, SaveDone, EpochStopped, EpochEnded,
+    UpdateDone, EvaluationDue, EvaluationStepDone, EvaluationDone, SaveDue, SaveDone, RollBackDue, RolledBack, WindowLeftOut, EpochStopped, EpochEnded,
     PredictionStepDone, PredictionDone, RunStopped, RunDone, RunEnded, Failed, FailureTold, RunClosed,
 };
 
@@ -51,10 +52,12 @@ inline constexpr auto kTransitions = std::to_array<Transition>({
     {State::Deciding,          Trigger::Decided,            State::FetchingWindow},
     {State::Deciding,          Trigger::EvaluationDue,      State::EvaluatingInEpoch},
     {State::Deciding,          Trigger::SaveDue,            State::SavingStep},
+    {State::Deciding,          Trigger::RollBackDue,        State::RollingBack},
     {State::Deciding,          Trigger::EpochStopped,       State::EndingEpoch},
     {State::Deciding,          Trigger::RunStopped,         State::EndingEpoch},
     {State::FetchingWindow,    Trigger::WindowReady,        State::RunningWindow},
     {State::FetchingWindow,    Trigger::DataPending,        State::FetchingWindow},
+    {State::FetchingWindow,    Trigger::WindowLeftOut,      State::Deciding},
     {State::FetchingWindow,    Trigger::DataExhausted,      State::EndingEpoch},
     {State::RunningWindow,     Trigger::MicroBatchDone,     State::RunningWindow},
     {State::RunningWindow,     Trigger::Again,              State::RunningWindow},
@@ -67,13 +70,16 @@ inline constexpr auto kTransitions = std::to_array<Transition>({
     {State::EvaluatingInEpoch, Trigger::EvaluationDone,     State::Deciding},
     {State::EvaluatingInEpoch, Trigger::RunStopped,         State::EndingEpoch},
     {State::SavingStep,        Trigger::SaveDone,           State::Deciding},
+    {State::RollingBack,       Trigger::RolledBack,         State::StartingEpoch},
     {State::EndingEpoch,       Trigger::EpochEnded,         State::Evaluating},
+    {State::EndingEpoch,       Trigger::RollBackDue,        State::RollingBack},
     {State::EndingEpoch,       Trigger::RunStopped,         State::SavingLast},
     {State::Evaluating,        Trigger::EvaluationStepDone, State::Evaluating},
     {State::Evaluating,        Trigger::DataPending,        State::Evaluating},
     {State::Evaluating,        Trigger::EvaluationDone,     State::SavingEpoch},
     {State::Evaluating,        Trigger::RunStopped,         State::SavingLast},
     {State::SavingEpoch,       Trigger::SaveDone,           State::StartingEpoch},
+    {State::SavingEpoch,       Trigger::RollBackDue,        State::RollingBack},
     {State::SavingEpoch,       Trigger::RunStopped,         State::SavingLast},
     {State::SavingLast,        Trigger::SaveDone,           State::Ending},
     // an evaluation run, a prediction run
@@ -97,6 +103,7 @@ inline constexpr auto kTransitions = std::to_array<Transition>({
     {State::Updating,          Trigger::Failed,             State::Failing},
     {State::EvaluatingInEpoch, Trigger::Failed,             State::Failing},
     {State::SavingStep,        Trigger::Failed,             State::Failing},
+    {State::RollingBack,       Trigger::Failed,             State::Failing},
     {State::EndingEpoch,       Trigger::Failed,             State::Failing},
     {State::Evaluating,        Trigger::Failed,             State::Failing},
     {State::SavingEpoch,       Trigger::Failed,             State::Failing},

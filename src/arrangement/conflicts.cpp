@@ -28,6 +28,7 @@ constexpr auto kResources = std::to_array<Resource>({
     {"gradients.inspect", "GradientsReady, phase inspect", false},
     {"gradients.change", "GradientsReady, phase change: clips", true},
     {"gradients.decide", "GradientsReady, phase decide: skips or repeats; the first to skip is named", false},
+    {"states", "training states that a run may be rolled back to", false},
     {"parameters", "the weights, outside of the optimizer's step", true},
     {"trainable", "which parameters and layers train", true},
     {"learning_rate", "the rate of an update's groups", true},
@@ -92,7 +93,7 @@ public:
             for (std::size_t b = a + 1; b < members_.size(); ++b)
                 for (const std::string& resource : members_[a].declared.writes) {
                     const Resource* known = find_resource(resource);
-                    if (!known || !known->ordered || !writes(members_[b], resource) || is_ordered(a, b)) continue;
+                    if (!known || !known->ordered || !writes(members_[b], resource) || is_ordered(a, b) || excluded_.contains({a, b})) continue;
                     at_odds_.insert({a, b});
                     error(fmt::format("'{0}' and '{1}' both write {2} ({3}), and neither says who goes first; leave one out, or give '{1}' \"after\": [\"{0}\"] in the composition",
                                       members_[a].id, members_[b].id, resource, known->about));
@@ -140,11 +141,13 @@ public:
     }
 
     void find_excluded() {
-        for (const Member& member : members_)
-            for (const Member& other : members_)
-                if (std::ranges::count(member.declared.excludes, other.kind) > 0)
-                    error(fmt::format("'{0}' and '{1}' make no sense in one run: what one does, the other would take for the run's own; leave '{1}' out of the run with '{0}'",
-                                      member.id, other.id));
+        for (std::size_t a = 0; a < members_.size(); ++a)
+            for (std::size_t b = 0; b < members_.size(); ++b)
+                for (const Exclusion& exclusion : members_[a].declared.excludes) {
+                    if (exclusion.kind != members_[b].kind) continue;
+                    excluded_.insert(std::minmax(a, b));
+                    error(fmt::format("'{0}' and '{1}' cannot be in one run: {2}; leave '{1}' out of the run with '{0}'", members_[a].id, members_[b].id, exclusion.why));
+                }
     }
 
     void find_same_ids() {
@@ -157,7 +160,7 @@ public:
     void find_shared_names(const IsOrdered& is_ordered) {
         for (std::size_t a = 0; a < members_.size(); ++a)
             for (std::size_t b = a + 1; b < members_.size(); ++b) {
-                if (at_odds_.contains({a, b}) || is_ordered(a, b)) continue;
+                if (at_odds_.contains({a, b}) || excluded_.contains({a, b}) || is_ordered(a, b)) continue;
                 for (const Value& value : members_[a].declared.publishes)
                     if (std::ranges::any_of(members_[b].declared.publishes, [&](const Value& other) { return other.name == value.name; }))
                         error(fmt::format("'{}' and '{}' both publish {}; give one of them another name, or leave one out", members_[a].id, members_[b].id, value.name));
@@ -168,7 +171,7 @@ private:
     void error(std::string text) { findings_.push_back({Finding::Weight::Error, std::move(text)}); }
     const std::vector<Member>& members_;
     std::vector<Finding>& findings_;
-    std::set<std::pair<std::size_t, std::size_t>> at_odds_;  ///< pairs that are told of already
+    std::set<std::pair<std::size_t, std::size_t>> excluded_, at_odds_;  ///< pairs that are told of already
 };
 
 }  // namespace

@@ -60,6 +60,9 @@ private:
     void error(std::string text) { findings_.push_back({Finding::Weight::Error, std::move(text)}); }
 
     void check_asks(const Member& member) {
+        const bool keeps_states = std::ranges::any_of(members_, [](const Member& one) { return std::ranges::count(one.declared.listens, "rolling_back") > 0; });
+        if (!keeps_states && std::ranges::count(member.declared.asks, Decision::RollBack) > 0)
+            error(fmt::format("'{0}' rolls the run back, and nobody saves states that it could go back to; add save_training_state, or give '{0}' another action", member.id));
         if (!evaluates_ && (std::ranges::count(member.declared.asks, Decision::EvaluateNow) > 0))
             error(fmt::format("'{}' asks for evaluations, and the run has no evaluation data; give some, or leave '{}' out", member.id, member.id));
     }

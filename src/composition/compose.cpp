@@ -1,7 +1,3 @@
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
@@ -163,21 +159,9 @@ Composition compose(const json& run, const std::string& name) {
     return made;
 }
 
-void require_writable_folder(const std::filesystem::path& folder, const std::string& where, Probe probe_how) {
-    std::error_code error;
-    std::vector<std::filesystem::path> made;  // folders that are not there yet, innermost first
-    for (auto path = folder; probe_how == Probe::LeaveNoTrace && !path.empty() && !std::filesystem::exists(path, error); path = path.parent_path()) made.push_back(path);
-    error.clear();
-    std::filesystem::create_directories(folder, error);
-    const auto probe = folder / ".torchbus-probe";
-    errno = 0;
-    const bool writable = !error && std::ofstream(probe).put('x').flush().good();
-    const std::string why = error ? error.message() : std::strerror(errno);
-    std::error_code ignored;
-    std::filesystem::remove(probe, ignored);
-    for (const auto& path : made) std::filesystem::remove(path, ignored);
-    if (!writable) throw ConfigError(fmt::format("{}: cannot write to the folder '{}': {}; give another folder, or leave the key out to write nothing",
-                                                 where, folder.string(), why));
+void require_writable_folder(const std::filesystem::path& folder, const std::string& where, Probe probe) {
+    if (const std::string why = against_writing_in(folder, probe); !why.empty())
+        throw ConfigError(fmt::format("{}: cannot write to the folder '{}': {}; give another folder, or leave the key out to write nothing", where, folder.string(), why));
 }
 
 }  // namespace torchbus

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <torch/types.h>
 
+#include <torchbus/changed_option.hpp>
 #include <torchbus/error.hpp>
 
 namespace torchbus {
@@ -64,6 +65,7 @@ public:
             if (std::ranges::find(known, split) == known.end())
                 findings.push_back({Finding::Weight::Error, fmt::format("'{}' measures the split '{}', which this run does not have{}; name one of its splits",
                                                                         kind_, split, did_you_mean(split, known))});
+        if (run.tried) try_measure(*run.tried, findings);
         return findings;
     }
 
@@ -72,22 +74,27 @@ public:
         if (run.consensus.world_size() > 1 && !against.empty())
             throw ConfigError(fmt::format("{}: {}, and this run has {} ranks", kind_, against, run.consensus.world_size()));
         run_ = &run;
-        Filter training = in(Mode::Train);
-        if (schedule_.every.amount > 0) training.every(schedule_.every);
         connections_ += run.bus.observe<TrainEpochStart>(Stage::Observe, [this](const TrainEpochStart& event) {
             if (event.position.in_epoch == Counts{}) start("train", wants("train"));  // resumed within an epoch, its first part counts
         });
         connections_ += run.bus.observe<EvalEpochStart>(Stage::Observe, [this](const EvalEpochStart& event) {
             start(prefix_of(event.scope, ""), wants(event.scope.split));
         });
-        connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd& event) { add(event, "train"); }, training);
+        connect_training();
         connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd& event) { add(event, event.scope.split); }, in(Mode::Eval));
         connections_ += run.bus.observe<TrainEpochEnd>(Stage::Observe, [this](const TrainEpochEnd& event) { conclude("train", event.position); });
         connections_ += run.bus.observe<EvalEpochEnd>(Stage::Observe, [this](const EvalEpochEnd& event) {
             conclude(prefix_of(event.scope, ""), event.position);
         });
     }
+    nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
+        if (option != "every" || schedule_.every.amount == 0) return Callback::change_option(option, value);  // who counts every batch publishes from the first one on
+        const Interval before = std::exchange(schedule_.every, changed_interval(value, kind_, option));
+        connect_training();
+        return to_string(before);
+    }
     void detach() override {
+        training_.disconnect();
         connections_.clear();
         if (run_)
             for (const auto& [prefix, place] : places_) withdraw(prefix);
@@ -122,6 +129,21 @@ public:
     }
 
 private:
+    void connect_training() {
+        Filter training = in(Mode::Train);
+        if (schedule_.every.amount > 0) training.every(schedule_.every);
+        training_ = run_->bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd& event) { add(event, "train"); }, training);
+    }
+    void try_measure(const TriedBatch& tried, std::vector<Finding>& findings) const {
+        const at::NoGradGuard no_grad;
+        try {
+            Statistics statistics;
+            measure_->gather(tried.batch, tried.output.tensor, statistics);
+        } catch (const std::exception& error) {
+            findings.push_back({Finding::Weight::Error, fmt::format("'{}' cannot measure what the model makes of the data's first batch: {}", kind_, error.what())});
+        }
+    }
+
     template <class Each>
     void for_each_name(Each each) const {
         const auto names = measure_->names();
@@ -247,6 +269,7 @@ private:
     MeasureSchedule schedule_;
     Attachment* run_ = nullptr;
     std::map<std::string, Place> places_;  ///< by prefix
+    Connection training_;
     Connections connections_;
 };
 

@@ -92,6 +92,7 @@ Schedule make_step_schedule(StepScheduleOptions options) {
     // A whole epoch may be reckoned as 0.9999… of one.
     Curve curve{[options](const Place& place) { return std::pow(options.factor, std::floor(times(place, options.every) + 1e-9)); }};
     curve.marks = {options.every};
+    curve.first_step = options.every;
     return Schedule(std::move(curve));
 }
 

@@ -34,6 +34,7 @@ struct Curve {
     std::optional<Interval> length = {};   ///< what it goes over, if it has an end
     std::vector<Stretch> stretches = {};   ///< must fit into `length`, one after the other
     std::vector<Interval> marks = {};      ///< further lengths it goes by
+    std::optional<Interval> first_step = {};  ///< until which it stays as it begins; one of the marks
     std::vector<std::shared_ptr<const Curve>> parts = {};  ///< of a sequence; their lengths are marks
     std::optional<Interval::Unit> unit = {};               ///< none: shares of the run only, or no length at all
 

@@ -108,6 +108,8 @@ public:
         if (curve.length && place.run && *length > *place.run)
             warn(fmt::format("the schedule goes over {}, and there are {}; its end is not reached", amount(*length, place), amount(*place.run, place)));
         for (const Interval& mark : curve.marks) static_cast<void>(place.in_unit(mark));
+        if (curve.first_step && place.run && place.in_unit(*curve.first_step) >= *place.run)
+            warn(fmt::format("the schedule's first step comes after {}, and there are {}; it is not reached", amount(place.in_unit(*curve.first_step), place), amount(*place.run, place)));
         check_stretches(curve, place, length);
         for (std::size_t i = 0; i < curve.parts.size(); ++i) {
             const auto of_part = i < curve.marks.size() ? std::optional(place.in_unit(curve.marks[i])) : rest(curve, place);

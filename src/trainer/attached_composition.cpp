@@ -275,6 +275,15 @@ std::vector<Finding> AttachedComposition::findings(const Outlook& run) const {
     return all;
 }
 
+bool AttachedComposition::changes_data() const {
+    return std::ranges::any_of(surroundings_.bus.slots(), [&](const ConnectedSlot& slot) {
+        if (!slot.changes || (slot.event != "batch_ready" && slot.event != "output_ready")) return false;
+        const auto entry = std::ranges::find_if(attached_, [&](const auto& one) { return one->composed.id == slot.subscriber; });
+        const bool only_moves = entry != attached_.end() && std::ranges::count((*entry)->declared.writes, "batch.device") > 0;
+        return !only_moves;
+    });
+}
+
 std::vector<std::pair<std::string, double>> AttachedComposition::budgets() const {
     std::vector<std::pair<std::string, double>> all;
     for (const auto& entry : attached_)

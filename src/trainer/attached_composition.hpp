@@ -49,6 +49,8 @@ public:
 
     /// What stands against a run, or deserves a warning.
     std::vector<Finding> findings(const Outlook& run) const;
+    /// Whether somebody changes batches, other than to move them, or outputs, or supplies the loss.
+    bool changes_data() const;
     const std::vector<Precedence>& precedences() const { return precedences_; }
     /// The ids in the order that precedences count in.
     const std::vector<std::string>& composed_ids() const { return composed_ids_; }

@@ -69,6 +69,20 @@ std::shared_ptr<const Resume> Resume::find(const ResumeOptions& options) {
                                       options.from.string()));
 }
 
+std::shared_ptr<const Resume> Resume::first_whole(const std::vector<std::string>& folders) {
+    std::vector<std::string> problems;
+    for (const std::string& folder : folders) {
+        try {
+            auto resume = std::shared_ptr<const Resume>(new Resume(read_training_state(folder), {}));
+            for (const std::string& passed : problems) warn(fmt::format("passed over {}", passed));
+            return resume;
+        } catch (const CheckpointError& error) {
+            problems.emplace_back(error.what());
+        }
+    }
+    throw CheckpointError(fmt::format("none of the run's training states can be read: {}", fmt::join(problems, "; ")));
+}
+
 void Resume::fail(const std::string& what) const { throw CheckpointError(fmt::format("{}: {}", state_.path.string(), what)); }
 
 ResumePoint Resume::point(std::int64_t batch_size) const {
@@ -126,7 +140,7 @@ void Resume::require_same_run(const RunState& run) const {
     tell_environment(configuration);
 }
 
-void Resume::put_back(RunState& run, const std::string& part) const {
+void Resume::put_back_part(RunState& run, const std::string& part) const {
     const auto found = state_.parts.find(part);
     if (found == state_.parts.end()) return;
     try {
@@ -136,20 +150,28 @@ void Resume::put_back(RunState& run, const std::string& part) const {
     }
 }
 
+void Resume::put_back_all_but_after_start(RunState& run) const {
+    for (const std::string& part : run.parts())
+        if (is_callback(part)) put_back_part(run, part);
+    for (const char* part : {"options", "blackboard", "history"}) put_back_part(run, part);
+    for (const std::string& part : run.parts())
+        if (is_essential_part(part)) put_back_part(run, part);
+}
+
 void Resume::before_start(RunState& run) const {
     require_same_run(run);
-    for (const std::string& part : run.parts())
-        if (is_callback(part)) put_back(run, part);
-    put_back(run, "options");
-    put_back(run, "blackboard");
-    put_back(run, "history");
-    for (const std::string& part : run.parts())
-        if (is_essential_part(part)) put_back(run, part);
+    put_back_all_but_after_start(run);
 }
 
 void Resume::after_start(RunState& run) const {
-    put_back(run, "connections");
-    put_back(run, "generators");  // last, so that nobody draws from them afterwards
+    put_back_part(run, "connections");
+    put_back_part(run, "generators");  // last, so that nobody draws from them afterwards
+}
+
+void Resume::put_back(RunState& run) const {
+    require_essential_parts(state_, run);
+    put_back_all_but_after_start(run);
+    after_start(run);
 }
 
 }  // namespace torchbus

@@ -18,6 +18,8 @@ public:
     /// Reads the state that the options name, and tells which it is and which were passed over.
     /// Returns nothing where there is none and that is allowed. Throws: CheckpointError.
     static std::shared_ptr<const Resume> find(const ResumeOptions& options);
+    /// The first of these folders that can be read as a whole. Tells which were passed over. Throws: CheckpointError.
+    static std::shared_ptr<const Resume> first_whole(const std::vector<std::string>& folders);
 
     /// Where the run goes on. `batch_size` is that of the run to come.
     ResumePoint point(std::int64_t batch_size) const;
@@ -26,6 +28,9 @@ public:
     void before_start(RunState& run) const;
     /// Puts back what anybody may have used at the start event: generators, and what filters have seen.
     void after_start(RunState& run) const;
+    /// Puts back all of it, in the run that saved it. Callbacks that have come since go on as they are. Throws: CheckpointError.
+    void put_back(RunState& run) const;
+    const std::filesystem::path& path() const { return state_.path; }
 
 private:
     Resume(TrainingState state, std::vector<std::string> allowed) : state_(std::move(state)), allowed_(std::move(allowed)) {}
@@ -33,7 +38,8 @@ private:
     void require_known_versions(const RunState& run) const;
     void tell_environment(const nlohmann::json& own) const;
     bool is_allowed(const std::string& name) const;
-    void put_back(RunState& run, const std::string& part) const;
+    void put_back_all_but_after_start(RunState& run) const;
+    void put_back_part(RunState& run, const std::string& part) const;
     [[noreturn]] void fail(const std::string& what) const;
 
     TrainingState state_;

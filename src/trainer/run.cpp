@@ -35,13 +35,8 @@ Run::Run(RunParts parts, Trigger kind) : parts_(std::move(parts)), kind_(kind), 
     if (is_training_run()) moment_ = Moment{};  // an evaluation of what was trained is told with the position it was trained to
     moment_.mode = kind == Trigger::StartTraining ? Mode::Train : kind == Trigger::StartEvaluation ? Mode::Eval : Mode::Predict;
     if (parts_.resume) {
-        const RunProgress& progress = parts_.resume->progress;
-        moment_.position = parts_.resume->position;
-        evaluation_due_ = progress.evaluation_due;
-        stop_epoch_ = progress.stop_epoch;
-        windows_ = progress.windows;
-        skip_update_ = progress.skip_update;
-        skip_batch_ = progress.skip_batch;
+        be_at(*parts_.resume);
+        left_out_ = parts_.resume->progress.left_out;
     }
     default_step_ = [this](const Batch& batch) { return StepOutput{parts_.model->forward(batch), {}}; };
     if (parts_.handle_signals) signals_.emplace();
@@ -74,6 +69,7 @@ bool Run::advance() {
         result_ = {Outcome::Failed, {}, "an exception that is no std::exception", 1};
     }
     const auto [next, valid] = next_state(state_, trigger);
+    if (trigger == Trigger::Failed) failed_in_ = state_;
     if (!valid)
         throw StateError(fmt::format("the state machine has no row for {} in {}", name_of(trigger), name_of(state_)));
     state_ = next;
@@ -90,6 +86,7 @@ Trigger Run::act() {
         case State::Updating: return update();
         case State::EvaluatingInEpoch: return evaluate();
         case State::SavingStep: return save_step();
+        case State::RollingBack: return roll_back();
         case State::EndingEpoch: return end_epoch();
         case State::Evaluating: return evaluate();
         case State::SavingEpoch: return save_epoch();
@@ -131,7 +128,8 @@ void Run::decide() {
             case Decision::SkipBatch: skip_batch_ = request; break;
             case Decision::SkipUpdate: skip_update_ = request; break;
             case Decision::EvaluateNow: evaluation_due_ = true; break;
-            case Decision::SaveNow: save_reason_ = fmt::format("{}: {}", request.requester, request.reason); break;
+            case Decision::SaveNow: save_ = request; break;
+            case Decision::RollBack: roll_back_ = request; break;
         }
     }
 }
@@ -145,7 +143,8 @@ bool Run::has_effect(Decision decision) const {
             return is_training_run() && parts_.plan.has(Mode::Eval);
         case Decision::SkipBatch:
         case Decision::SkipUpdate:
-        case Decision::SaveNow: return is_training_run();
+        case Decision::SaveNow:
+        case Decision::RollBack: return is_training_run();
     }
     return false;
 }
@@ -169,6 +168,7 @@ const RunPlan& Run::prepare() {
     if (std::exchange(prepared_, true)) return plan;
     for (std::size_t i = 0; i < plan.splits.size(); ++i) plan.splits[i].batches = parts_.loaders[i]->batches();
     learn_lengths();
+    if (is_training_run()) parts_.model->set_training(true);  // before who sets single layers apart
     parts_.bus.emit(RunConfigured{position(), plan, parts_.model, parts_.updates});
     check_plan();
     learn_lengths();
@@ -187,19 +187,6 @@ Trigger Run::configure() {
     parts_.restore_after_start();
     parts_.restore_before_start = parts_.restore_after_start = nullptr;  // with them goes what was read
     return kind_;
-}
-
-LoaderPosition Run::data_position() const {
-    if (progress().next != RunProgress::Next::Step) return {moment_.position.epoch, 0};
-    return parts_.loaders.front()->position();
-}
-
-RunProgress Run::progress() const {
-    const bool after_epoch = state_ == State::Evaluating || state_ == State::SavingLast || state_ == State::EndingEpoch;
-    const bool between_epochs = state_ == State::SavingEpoch || state_ == State::Ready || state_ == State::StartingEpoch;
-    const auto next = after_epoch ? RunProgress::Next::Evaluation : between_epochs ? RunProgress::Next::Epoch : RunProgress::Next::Step;
-    const bool in_evaluation = state_ == State::EvaluatingInEpoch;  // it will begin anew
-    return {next, evaluation_due_ || in_evaluation, stop_epoch_ && next == RunProgress::Next::Step, windows_, skip_update_, skip_batch_};
 }
 
 void Run::emit_start(const std::optional<std::string>& only) {
@@ -253,14 +240,6 @@ nlohmann::json Run::configuration() const {
             {"environment", {{"torchbus", kVersion}, {"libtorch", TORCH_VERSION}, {"threads", at::get_num_threads()}, {"cpu_capability", at::get_cpu_capability()}}}};
 }
 
-/// Where a resumed run was: what begins an epoch was told before it was saved.
-Trigger Run::go_on(const ResumePoint& at) {
-    if (at.progress.next == RunProgress::Next::Evaluation) return Trigger::EvaluationDue;
-    parts_.model->set_training(true);
-    parts_.loaders.front()->begin(at.data);
-    return Trigger::EpochStarted;
-}
-
 Trigger Run::start_epoch() {
     if (const auto at = std::exchange(parts_.resume, std::nullopt); at && at->progress.next != RunProgress::Next::Epoch) return go_on(*at);
     const RunPlan& plan = parts_.plan;
@@ -276,7 +255,8 @@ Trigger Run::start_epoch() {
 
 Trigger Run::decide_before_step() {
     decide();
-    if (save_reason_) return Trigger::SaveDue;  // also of a run that is to stop: what was saved goes on as if it had not
+    if (roll_back_) return Trigger::RollBackDue;  // first: what is given up is neither saved nor evaluated
+    if (save_) return Trigger::SaveDue;  // also of a run that is to stop: what was saved goes on as if it had not
     if (stopping()) return Trigger::RunStopped;
     if (std::exchange(evaluation_due_, false)) return Trigger::EvaluationDue;
     const RunPlan& plan = parts_.plan;
@@ -288,12 +268,12 @@ Trigger Run::decide_before_step() {
 }
 
 Trigger Run::save_step() {
-    const std::string reason = *std::exchange(save_reason_, std::nullopt);
+    const Request asked = *std::exchange(save_, std::nullopt);
     if (position().attempts == 0) {
-        warn(fmt::format("{}; no step has been made yet, so there is nothing to save", reason));
+        warn(fmt::format("{}: {}; no step has been made yet, so there is nothing to save", asked.requester, asked.reason));
         return Trigger::SaveDone;
     }
-    parts_.bus.emit([&] { return StepCheckpoint{position(), reason}; });
+    parts_.bus.emit([&] { return StepCheckpoint{position(), asked.requester, asked.reason}; });
     return Trigger::SaveDone;
 }
 
@@ -307,19 +287,21 @@ Trigger Run::end_epoch() {
     parts_.bus.emit([&] { return TrainEpochEnd{position(), epoch, !stopped && !stop_epoch_}; });
     if (stopped) return Trigger::RunStopped;
     decide();
+    if (roll_back_) return Trigger::RollBackDue;
     return stopping() ? Trigger::RunStopped : Trigger::EpochEnded;
 }
 
 Trigger Run::save_epoch() {
     parts_.bus.emit([&] { return TrainingRunEpochEnd{position()}; });
     decide();
+    if (roll_back_) return Trigger::RollBackDue;
     parts_.bus.emit([&] { return EpochCheckpoint{position()}; });
-    if (save_reason_) save_step();
+    if (save_) save_step();
     return stopping() ? Trigger::RunStopped : Trigger::SaveDone;
 }
 
 /// A run that was stopped saves once more if that was asked for and something can save.
-Trigger Run::save_last() { return save_reason_ ? save_step() : Trigger::SaveDone; }
+Trigger Run::save_last() { return save_ ? save_step() : Trigger::SaveDone; }
 
 Trigger Run::end() {
     parts_.bus.drain();  // what fails on a thread fails the run as long as it can
@@ -331,7 +313,17 @@ Trigger Run::end() {
     return Trigger::RunEnded;
 }
 
+/// Of a run that ended within an evaluation of others.
+void Run::show_trained_weights() {
+    try {
+        show_view("training");
+    } catch (const std::exception& error) {
+        warn(fmt::format("while the run was closing: {}", error.what()));
+    }
+}
+
 Trigger Run::fail() {
+    show_trained_weights();
     parts_.bus.emit_to_everyone(RunFailed{position(), result_.reason, failed_subscriber_, failed_event_});
     return Trigger::FailureTold;
 }
@@ -350,8 +342,8 @@ void Run::tell_late_requests() {
 }
 
 Trigger Run::close() {
+    show_trained_weights();
     try {
-        show_view("training");
         parts_.bus.drain();
     } catch (const std::exception& error) {
         warn(fmt::format("while the run was closing: {}", error.what()));

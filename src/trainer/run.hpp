@@ -7,6 +7,7 @@
 #include <thread>
 
 #include <torchbus/bus.hpp>
+#include <torchbus/callback.hpp>
 #include <torchbus/data/loader.hpp>
 #include <torchbus/run_config.hpp>
 #include <torchbus/state_machine.hpp>
@@ -18,6 +19,13 @@ namespace torchbus {
 
 /// Longest wait for data before signals and requests are looked at again.
 inline constexpr std::chrono::milliseconds kPollInterval{100};
+
+/// A training state that a run may be put back to.
+struct SavedRun {
+    ResumePoint point;
+    std::string path;
+    std::function<void()> put_back;  ///< all parts of the run but where it is
+};
 
 /// What a run works with; owned by the trainer, or made for this run.
 struct RunParts {
@@ -35,6 +43,7 @@ struct RunParts {
     std::optional<ResumePoint> resume = {};
     std::function<void()> restore_before_start = [] {};  ///< what is saved of model and optimizers, once they are configured
     std::function<void()> restore_after_start = [] {};   ///< and of what anybody may have drawn from
+    std::function<SavedRun(const std::vector<std::string>& folders)> read_state = {};  ///< the first of them that can be read
 };
 
 class Run {
@@ -44,16 +53,19 @@ public:
     bool advance();
     /// Configures without starting: emits RunConfigured once. Throws: ConfigError for a plan that cannot be run.
     const RunPlan& prepare();
+    /// Takes the first batch of the training data through model and loss, in evaluation mode, without events and leaving
+    /// the generators as they are. Throws: what they throw.
+    TriedBatch try_first_batch();
     /// Tells a subscriber that came while the run was under way what the others heard at its start.
     /// Throws: what it or `check` throws; the plan is then as before.
     void introduce(const std::string& subscriber, const std::function<void(const RunPlan&)>& check);
     /// Evaluations do not go through these views any more: their holder has left.
     void forget_views(const std::vector<std::string>& views);
     State state() const { return state_; }
-    /// Where the next batch is.
-    LoaderPosition data_position() const;
-    /// What it is about to do, at an update boundary.
-    RunProgress progress() const;
+    /// Where it is: at an update boundary; within a window, where that began.
+    ResumePoint resume_point() const;
+    /// Whether what it has now is all of it: not before the first step, and not when an update is under way.
+    bool is_resumable() const;
     /// Of the plan what a run that goes on from this one must share, and the environment.
     nlohmann::json configuration() const;
     const RunResult& result() const { return result_; }
@@ -70,6 +82,7 @@ private:
     Trigger update();
     Trigger evaluate();
     Trigger save_step();
+    Trigger roll_back();
     Trigger end_epoch();
     Trigger save_epoch();
     Trigger save_last();
@@ -81,6 +94,7 @@ private:
 
     void poll();
     void learn_lengths();
+    void be_at(const ResumePoint& point);
     void emit_start(const std::optional<std::string>& only);
     /// Reduces the requests over ranks and takes what was agreed.
     void decide();
@@ -91,6 +105,8 @@ private:
     bool starts_over_after(const std::exception& error);
     void end_step(bool skipped);
     bool next_update();
+    void finish_window();
+    const LeftOut* left_out(const BatchRange& range) const;
     void forward(Batch& batch, const StepFunction& step, Scope scope, MicroBatch micro_batch);
     void check_loss() const;
     Trigger evaluation_step(Loader& loader, const SplitPlan& split);
@@ -102,6 +118,7 @@ private:
     Trigger finish_evaluation(Trigger trigger);
     void save_within_evaluation();
     void show_view(std::string_view view);
+    void show_trained_weights();
     void clear_gradients();
     void renew_gradients_view();
     Update& current_update() { return parts_.updates[update_index_]; }
@@ -116,6 +133,7 @@ private:
     RunParts parts_;
     Trigger kind_;
     State state_ = State::Ready;
+    State failed_in_ = State::Ready;
     Moment& moment_;
     std::thread::id thread_ = std::this_thread::get_id();
     std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();
@@ -126,8 +144,12 @@ private:
     bool in_transition_ = false;
     bool prepared_ = false;
 
-    // the step under way
+    // the window under way
     Window window_;
+    Position window_began_;         ///< where the run was then
+    LoaderPosition window_data_;
+    bool in_window_ = false;
+    bool has_updated_ = false;      ///< an update of this window was made or skipped
     std::size_t update_index_ = 0;
     std::int64_t windows_ = 0;      ///< finished windows, for the updates' `every`
     std::int64_t micro_ = 0;        ///< next micro-batch of the window
@@ -141,10 +163,11 @@ private:
 
     // what was decided and is not done yet
     bool evaluation_due_ = false;
-    std::optional<std::string> save_reason_;
+    std::optional<Request> save_, roll_back_;
     std::optional<Request> skip_update_;
     std::optional<Request> skip_batch_;
     bool stop_epoch_ = false;
+    std::vector<LeftOut> left_out_;
 
     // the evaluation under way
     bool evaluating_ = false;

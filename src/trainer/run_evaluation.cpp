@@ -81,7 +81,7 @@ Trigger Run::evaluate() {
 
 /// A save within an evaluation is made at once, of the training view.
 void Run::save_within_evaluation() {
-    if (!save_reason_ || !is_training_run()) return;
+    if (!save_ || !is_training_run()) return;
     show_view("training");
     save_step();
     show_view(parts_.plan.views[view_index_]);

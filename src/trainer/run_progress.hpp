@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -24,6 +25,7 @@ struct RunProgress {
     bool stop_epoch = false;
     std::int64_t windows = 0;  ///< finished, for the updates' `every`
     std::optional<Request> skip_update = {}, skip_batch = {};
+    std::vector<LeftOut> left_out = {};  ///< one for each time that it was rolled back
 };
 nlohmann::json to_values(const RunProgress& progress);
 RunProgress run_progress_from(const nlohmann::json& values);

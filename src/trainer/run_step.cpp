@@ -19,6 +19,10 @@ std::string message_of(const std::exception& error) {
     return of_library ? of_library->what_without_backtrace() : error.what();
 }
 
+void require_scalar(const at::Tensor& loss) {
+    if (loss.numel() != 1) throw ConfigError(fmt::format("the loss has shape [{}], expected a scalar; reduce it, e.g. with mean()", fmt::join(loss.sizes(), ", ")));
+}
+
 /// LibTorch's CPU allocator throws no type of its own.
 bool is_out_of_memory(const std::exception& error) {
     const bool told = dynamic_cast<const c10::OutOfMemoryError*>(&error) || dynamic_cast<const std::bad_alloc*>(&error);
@@ -31,17 +35,26 @@ Trigger Run::fetch_window() {
     const RunPlan& plan = parts_.plan;
     Loader& loader = *parts_.loaders.front();
     std::int64_t count = plan.micro_batches_per_step;
-    if (const auto limit = plan.splits.front().max_batches) count = std::min(count, *limit - loader.position().batches);
+    window_data_ = loader.position();
+    if (const auto limit = plan.splits.front().max_batches) count = std::min(count, *limit - window_data_.batches);
     switch (loader.next(count, kPollInterval, window_)) {
         case Fetch::Pending: return Trigger::DataPending;
         case Fetch::Exhausted: return Trigger::DataExhausted;
         case Fetch::Ready: break;
+    }
+    window_.range = {window_data_.epoch, window_data_.batches, window_.count()};
+    if (const LeftOut* why = left_out(window_.range)) {
+        parts_.bus.emit([&] { return WindowLeftOut{position(), window_, *why}; });
+        return Trigger::WindowLeftOut;
     }
     // Agreed on by all ranks, it concerns the one that asked.
     if (skip_batch_ && skip_batch_->rank == parts_.consensus.rank())
         for (Batch& batch : window_.batches) batch.weight = 0;
     update_index_ = 0;
     while (windows_ % current_update().every != 0) ++update_index_;  // one of them is due on every window
+    window_began_ = position();
+    in_window_ = true;
+    has_updated_ = false;
     start_step();
     return Trigger::WindowReady;
 }
@@ -72,11 +85,30 @@ void Run::forward(Batch& batch, const StepFunction& step, Scope scope, MicroBatc
         bus.emit([&] { return OutputReady{position(), scope, micro_batch, batch, output_, loss_}; });
         const bool computes_loss = !loss_.defined() && scope.mode != Mode::Predict && parts_.loss;
         if (computes_loss) loss_ = with_labels_explained([&] { return parts_.loss(output_, batch); }, output_.tensor, batch);
-        if (loss_.defined() && loss_.numel() != 1)
-            throw ConfigError(fmt::format("the loss has shape [{}], expected a scalar; reduce it, e.g. with mean()", fmt::join(loss_.sizes(), ", ")));
+        if (loss_.defined()) require_scalar(loss_);
         guard.close();
     }
     bus.emit([&] { return ForwardEnd{position(), scope, micro_batch, batch, output_, loss_}; });
+}
+
+TriedBatch Run::try_first_batch() {
+    const at::NoGradGuard no_grad;
+    at::Generator generator = at::detail::getDefaultCPUGenerator();
+    const at::Tensor drawn = generator.get_state();
+    Loader& loader = *parts_.loaders.front();
+    loader.begin({});
+    Window window;
+    while (loader.next(1, kPollInterval, window) == Fetch::Pending) {}
+    if (window.batches.empty()) throw ConfigError("the training data has no batch");
+    TriedBatch tried{std::move(window.batches.front()), {}};
+    if (const auto parameters = parts_.model->named_parameters(); !parameters.empty())
+        tried.batch.for_each_tensor([&](at::Tensor& tensor) { tensor = tensor.to(parameters.front().second.device()); });
+    parts_.model->set_training(false);
+    tried.output = parts_.model->forward(tried.batch);
+    parts_.model->set_training(true);
+    if (parts_.loss) require_scalar(with_labels_explained([&] { return parts_.loss(tried.output, tried.batch); }, tried.output.tensor, tried.batch));
+    generator.set_state(drawn);
+    return tried;
 }
 
 void Run::check_loss() const {
@@ -173,6 +205,7 @@ Trigger Run::update() {
         throw StateError(fmt::format("GradientsReady was answered `again` {} times at step {}; raise max_passes in the plan, "
                                      "or let the subscriber give up", pass_ + 1, position().step));
     count([](Counts& counts) { ++counts.attempts; });
+    has_updated_ = true;
     if (skipped) {
         skip_update_.reset();
         bus.emit([&] { return OptimizerStepSkipped{position(), update, ready.skip_requester, ready.skip_reason}; });
@@ -186,27 +219,34 @@ Trigger Run::update() {
         bus.emit([&] { return OptimizerStepEnd{position(), update}; });
     }
     end_step(skipped);
-    return next_update() ? Trigger::NextUpdate : Trigger::UpdateDone;
+    if (!in_window_) return Trigger::UpdateDone;
+    start_step();
+    return Trigger::NextUpdate;
 }
 
+/// After the last update of a window an update boundary is reached, whatever a slot of TrainStepEnd throws.
 void Run::end_step(bool skipped) {
-    parts_.bus.emit([&] { return TrainStepEnd{position(), current_update(), window_, window_loss_, skipped}; });
+    const Update& ended = current_update();
+    if (!next_update()) finish_window();
+    parts_.bus.emit([&] { return TrainStepEnd{position(), ended, window_, window_loss_, skipped}; });
     clear_gradients();
 }
 
-/// Starts the step of the next update that is due on this window. Returns whether there is one.
+/// Moves on to the next update that is due on this window. Returns whether there is one.
 bool Run::next_update() {
     const auto max_steps = parts_.plan.max_steps;
     while (++update_index_ < parts_.updates.size()) {
         const bool enough = max_steps && position().step >= *max_steps;
-        if (enough || windows_ % current_update().every != 0) continue;
-        start_step();
-        return true;
+        if (!enough && windows_ % current_update().every == 0) return true;
     }
+    return false;
+}
+
+void Run::finish_window() {
+    in_window_ = false;
     update_index_ = 0;
     ++windows_;
     skip_batch_.reset();
-    return false;
 }
 
 /// A subscriber may have added parameters to the optimizer since.

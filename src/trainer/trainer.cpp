@@ -60,8 +60,8 @@ struct Trainer::Parts {
           handle_signals(options.handle_signals),
           consensus(options.consensus ? options.consensus : std::make_shared<Consensus>()),
           run_state({model, updates, bus, [this] { return composition.callbacks(); },
-                     [this]() -> const nlohmann::json& { return composition.changed_options(); }, [this](const nlohmann::json& changed) { composition.restore_options(changed); }, blackboard, history, [this] { return own_run().data_position(); },
-                     [this] { return own_run().progress(); }, [this] { return configuration_of_run(); }}),
+                     [this]() -> const nlohmann::json& { return composition.changed_options(); }, [this](const nlohmann::json& changed) { composition.restore_options(changed); }, blackboard, history, 
+                     [this] { return own_run().resume_point(); }, [this] { return run && run->is_resumable(); }, [this] { return configuration_of_run(); }}),
           composition({bus, blackboard, *consensus, requests, run_state, updates,
                        [this](const std::string& id) { if (run_under_way()) run->introduce(id, [this](const RunPlan& plan) { require_nothing_against(plan); }); },
                        [this](const std::vector<std::string>& views) { if (run) run->forget_views(views); }}) {
@@ -116,6 +116,26 @@ struct Trainer::Parts {
         return findings;
     }
 
+    /// Where nobody changes it on its way, the first batch is tried.
+    std::vector<Finding> findings_with_a_batch(const RunPlan& plan) {
+        Outlook run = outlook(plan);
+        const bool computed_by_steps = std::ranges::any_of(updates, [](const Update& update) { return static_cast<bool>(update.step); });
+        if (computed_by_steps || composition.changes_data()) return composition.findings(run);
+        std::optional<TriedBatch> tried;
+        std::string refusal;
+        try {
+            tried = this->run->try_first_batch();
+            run.tried = &*tried;
+        } catch (const c10::Error& error) {
+            refusal = error.what_without_backtrace();
+        } catch (const std::exception& error) {
+            refusal = error.what();
+        }
+        std::vector<Finding> findings = composition.findings(run);
+        if (!tried) findings.push_back({Finding::Weight::Error, fmt::format("model and loss do not take the data's first batch: {}", refusal)});
+        return findings;
+    }
+
     void require_trainable() const {
         require(!updates.empty(), "the trainer has no optimizer; give TrainerOptions::optimizer to train");
         for (const Update& update : updates) {
@@ -147,9 +167,19 @@ struct Trainer::Parts {
             parts.restore_before_start = [this, resume] { resume->before_start(run_state); };
             parts.restore_after_start = [this, resume] { resume->after_start(run_state); };
         }
+        parts.read_state = [this](const std::vector<std::string>& folders) { return read_state(folders); };
         if (kind == Trigger::StartTraining) parts.check = [this](const RunPlan& of_run) { check_before_run(of_run); };
         run = std::make_unique<Run>(std::move(parts), kind);
         composition.begin_run();
+    }
+
+    /// What the run under way may be rolled back to.
+    SavedRun read_state(const std::vector<std::string>& folders) {
+        const auto saved = Resume::first_whole(folders);
+        return {saved->point(data_configuration.at("batch_size")), saved->path().string(), [this, saved] {
+                    blackboard.clear();  // of what is given up
+                    saved->put_back(run_state);
+                }};
     }
 
     bool advance() {
@@ -233,7 +263,7 @@ void Trainer::start_training(const AnyDataset& train, const AnyDataset& eval, Tr
 CompositionReport Trainer::check(const AnyDataset& train, const AnyDataset& eval, TrainOptions options) {
     parts_->start_training(train, eval, std::move(options));
     const RunPlan& plan = parts_->run->prepare();
-    CompositionReport report{parts_->bus.slots(), {}, parts_->composition.findings(parts_->outlook(plan)), plan};
+    CompositionReport report{parts_->bus.slots(), {}, parts_->findings_with_a_batch(plan), plan};
     const auto& ids = parts_->composition.composed_ids();
     for (const Precedence& precedence : parts_->composition.precedences())
         report.precedences.push_back({ids[precedence.first], ids[precedence.second], precedence.why});

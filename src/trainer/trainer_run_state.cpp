@@ -101,18 +101,18 @@ Callback* TrainerRunState::callback_of(std::string_view part) const {
 }
 
 SavedState TrainerRunState::save(std::string_view part) const {
+    if (part == "generators") return save_generators();
     if (part == "model") return save_weights(sources_.model);
     if (const Update* update = update_of(part)) return save_optimizer(*update->optimizer, sources_.model->named_parameters());
     if (const Callback* callback = callback_of(part)) return callback->state();
-    if (part == "generators") return save_generators();
     if (part == "options") return {sources_.changed_options(), {}};
     if (part == "connections") return {values_of(sources_.bus.connection_progress()), {}};
     if (part == "data") {
-        const LoaderPosition at = sources_.data();
+        const LoaderPosition at = sources_.resume_point().data;
         return {{{"epoch", at.epoch}, {"batches", at.batches}}, {}};
     }
-    if (part == "position") return {nlohmann::json(sources_.bus.moment().position), {}};
-    if (part == "decisions") return {to_values(sources_.progress()), {}};
+    if (part == "position") return {nlohmann::json(sources_.resume_point().position), {}};
+    if (part == "decisions") return {to_values(sources_.resume_point().progress), {}};
     if (part == "configuration") return {sources_.configuration(), {}};
     if (part == "history") return {values_of(sources_.history), {}};
     if (part == "blackboard") return {values_of(sources_.blackboard), {}};

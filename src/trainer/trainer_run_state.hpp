@@ -26,12 +26,13 @@ public:
         Blackboard& blackboard;
         RunHistory& history;
         // of the run under way
-        std::function<LoaderPosition()> data;
-        std::function<RunProgress()> progress;
+        std::function<ResumePoint()> resume_point;
+        std::function<bool()> is_resumable;
         std::function<nlohmann::json()> configuration;
     };
     explicit TrainerRunState(Sources sources) : sources_(std::move(sources)) {}
     std::vector<std::string> parts() const override;
+    bool is_resumable() const override { return sources_.is_resumable(); }
     SavedState save(std::string_view part) const override;
     void load(std::string_view part, const SavedState& state) override;
 

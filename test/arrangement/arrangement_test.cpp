@@ -141,8 +141,8 @@ TEST_CASE("two of one id, and two publishers of one number, are refused", "[arra
 }
 
 TEST_CASE("who makes no sense in the same run is refused, both named", "[arrangement]") {
-    CHECK(errors(arrange({member("finder", {.excludes = {"saver"}}), member("saver")}).findings) ==
-          Texts{"'finder' and 'saver' make no sense in one run: what one does, the other would take for the run's own; leave 'saver' out of the run with 'finder'"});
+    CHECK(errors(arrange({member("finder", {.excludes = {{"saver", "what one does, the other would save"}}}), member("saver")}).findings) ==
+          Texts{"'finder' and 'saver' cannot be in one run: what one does, the other would save; leave 'saver' out of the run with 'finder'"});
 }
 
 TEST_CASE("an unknown resource is refused, with a suggestion", "[arrangement]") {

@@ -1,5 +1,6 @@
 // What saving costs a run, and how fast states are written and read.
-// Run: build/release/test/bench/checkpoint_bench cost [rounds]       a run that saves every 100 steps beside one that does not
+// Run: build/release/test/bench/checkpoint_bench cost [rounds]       what a save takes of the steps around it, and a run that saves
+//                                                                      every 100 steps beside one that does not
 //      build/release/test/bench/checkpoint_bench bandwidth MIB DIR   one write and one read, as JSON; test/bench/checkpoints.py calls it
 #include <fcntl.h>
 #include <unistd.h>
@@ -9,6 +10,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
+#include <optional>
 #include <string>
 
 #include <fmt/format.h>
@@ -74,6 +77,39 @@ void print_cost(const Workload& work, int rounds, const fs::path& folder) {
     std::fflush(stdout);
 }
 
+/// Steps while a save is written beside the others of the same run: on a machine that is slow for minutes and fast for minutes,
+/// two runs of a minute each cannot be compared to a hundredth.
+void print_cost_of_a_save(const Workload& work, std::int64_t every, const fs::path& folder) {
+    torch::manual_seed(1);
+    Model model = work.make();
+    std::vector<at::Tensor> parameters;
+    for (const auto& [name, parameter] : model->named_parameters()) parameters.push_back(parameter);
+    std::vector<double> usual, slowed;
+    std::optional<Clock::time_point> copy_began;
+    Clock::time_point step_began;
+    double copying = 0;
+    int saves = 0;
+    bool is_written = true;
+    auto watch = FunctionCallback("watch");
+    watch.on<StepCheckpoint>(Stage::Observe, [&](const StepCheckpoint&) { copy_began = Clock::now(), is_written = false, ++saves; });
+    watch.on<CheckpointSaved>(Stage::Observe, [&](const CheckpointSaved&) { is_written = true; });
+    watch.on<TrainStepStart>(Stage::Observe, [&](const TrainStepStart&) {
+        if (copy_began) copying += seconds_since(*std::exchange(copy_began, std::nullopt));
+        step_began = Clock::now();
+    });
+    watch.on<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) {
+        if (event.position.step > 5) (is_written ? usual : slowed).push_back(seconds_since(step_began));
+    });
+    Trainer trainer({.model = std::move(model), .loss = cross_entropy, .optimizer = make_adamw(std::move(parameters), {}),
+                     .callbacks = {make_metrics(), make_save_training_state({.folder = folder, .every = {static_cast<double>(every), Interval::Unit::Step}, .every_epochs = 0, .at_end = false}), watch}});
+    trainer.train(std::make_shared<TensorDataset>(work.inputs, torch::randint(10, {work.inputs.size(0)})), {.epochs = 1, .batch_size = work.batch_size});
+    const auto mean = [](const std::vector<double>& values) { return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(std::max<std::size_t>(1, values.size())); };
+    const double of_a_save = static_cast<double>(slowed.size()) / saves * (mean(slowed) - mean(usual)), copy = copying / saves;
+    std::printf("%-10s a step %.4f s; %d saves: copy %.3f s, then %.1f steps of %.4f s while it is written; of 100 steps %.2f %%\n", work.name, mean(usual), saves, copy,
+                static_cast<double>(slowed.size()) / saves, mean(slowed), (copy + of_a_save) / mean(usual));
+    std::fflush(stdout);
+}
+
 /// The same bytes as fast as the system takes them, synced.
 double raw_write(const fs::path& file, const std::string& block, std::int64_t blocks) {
     const auto begin = Clock::now();
@@ -116,7 +152,8 @@ int main(int argc, char** argv) {
     const fs::path folder = fs::temp_directory_path() / fmt::format("torchbus-checkpoint-bench-{}", ::getpid());
     const auto resnet = [] { return make_resnet18({.classes = 10}); };
     const auto mlp = [] { return make_mlp(); };
-    print_cost({"ResNet-18", resnet, torch::rand({200 * 32, 3, 32, 32}), 32, false}, rounds, folder);
+    const Workload of_resnet{"ResNet-18", resnet, torch::rand({200 * 32, 3, 32, 32}), 32, false};
+    for (int round = 0; round < rounds; ++round) print_cost_of_a_save(of_resnet, 20, folder);
     print_cost({"MLP", mlp, torch::rand({1875 * 32, 784}), 32, true}, rounds, folder);
     fs::remove_all(folder);
 }

@@ -121,7 +121,7 @@ TEST_CASE("a function gets the records instead of a file", "[callbacks][fingerpr
 TEST_CASE("a full disk and files of another kind are told", "[callbacks][fingerprint]") {
     const TemporaryFolder folder("fingerprint");
     CHECK_THROWS_WITH(Setup({.every = "1step", .path = "/dev/full"}).train(), containing("/dev/full: cannot write; make room, or give fingerprint another path"));
-    CHECK_THROWS_WITH(Setup({.path = "/proc/self/nowhere/f"}).train(), containing("/proc/self/nowhere/f: cannot write the file: No such file or directory; give fingerprint another path"));
+    CHECK_THROWS_WITH(Setup({.path = "/proc/self/nowhere/f"}).train(), "'fingerprint' cannot write to '/proc/self/nowhere/f': No such file or directory; give another `path`");
     std::ofstream(folder / "text") << "no JSON\n";
     CHECK_THROWS_WITH(difference_of_fingerprints(folder / "text", folder / "text"), Catch::Matchers::EndsWith("text: line 1 is no fingerprint; is it a file that `fingerprint` wrote?"));
     CHECK_THROWS_WITH(difference_of_fingerprints(folder / "none", folder / "none"), Catch::Matchers::EndsWith("none: cannot open the file: No such file or directory"));

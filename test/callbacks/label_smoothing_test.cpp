@@ -2,7 +2,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include <torchbus/callbacks/cutmix.hpp>
 #include <torchbus/callbacks/label_smoothing.hpp>
+#include <torchbus/callbacks/mixup.hpp>
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/error.hpp>
 
@@ -52,5 +54,10 @@ TEST_CASE("a loss that is supplied already is not replaced in silence", "[callba
     }};
     Trainer trainer({.model = model, .updates = {update}, .callbacks = {make_label_smoothing()}, .handle_signals = false});
     CHECK_THROWS_WITH(trainer.train(toy_data(4)), containing("label_smoothing: the loss is supplied already, by a step function or by a callback before it"));
+    for (const auto make : {+[]() -> std::unique_ptr<Callback> { return make_mixup({}); }, +[]() -> std::unique_ptr<Callback> { return make_cutmix({}); }}) {
+        const std::string other = make()->kind();
+        CHECK_THROWS_WITH(Trainer({.model = model, .loss = cross_entropy, .callbacks = {make_label_smoothing(), make()}, .handle_signals = false}),
+                          "'label_smoothing' and '" + other + "' cannot be in one run: both supply the loss, and it has an option label_smoothing of its own; leave '" + other + "' out of the run with 'label_smoothing'");
+    }
     CHECK_THROWS_WITH(make_label_smoothing({.smoothing = 1}), "label_smoothing: smoothing: 1 is out of range; give a number in [0, 1), e.g. 0.1");
 }

@@ -187,7 +187,7 @@ TEST_CASE("the finder and a saver in one run are refused: what is saved would be
     const auto model = toy_model();
     CHECK_THROWS_WITH(Trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}),
                                .callbacks = {finder({}), make_save_training_state()}, .handle_signals = false}),
-                      "'learning_rate_finder' and 'save_training_state' make no sense in one run: what one does, the other would take for the run's own; leave "
+                      "'learning_rate_finder' and 'save_training_state' cannot be in one run: what one does, the other would take for the run's own; leave "
                       "'save_training_state' out of the run with 'learning_rate_finder'");
 }
 

@@ -119,7 +119,7 @@ TEST_CASE("the trace of a whole run holds its phases, each within the one it bel
     REQUIRE(saves.size() == 3);
     CHECK(saves[0].to - saves[0].from >= 2'900'000);
     CHECK(saves[1].to - saves[1].from >= 4'900'000);
-    CHECK(saves[0].args.at("reason").get<std::string>().starts_with("saver: a \"reason\" with\nall sorts of bytes "));
+    CHECK(saves[0].args.at("reason").get<std::string>().starts_with("a \"reason\" with\nall sorts of bytes "));
     for (std::size_t i = 0; i < 6; ++i) {
         CHECK(epochs[i / 3].holds(steps[i]));
         CHECK(steps[i].holds(named(spans, "backward")[i]));

@@ -3,6 +3,7 @@
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/progress_bar.hpp>
 #include <torchbus/callbacks/progress_lines.hpp>
+#include <torchbus/callbacks/step_evaluation.hpp>
 #include <torchbus/optim/optimizers.hpp>
 
 #include "support/catch.hpp"
@@ -63,6 +64,20 @@ TEST_CASE("the bar tells batches, metrics, speed and time left", "[callbacks][pr
     CHECK_THAT(written, containing("epoch 1/2 ") && containing(" 4/8  loss ") && containing("accuracy ") && containing("samples/s  ETA 0:00"));
     CHECK_THAT(written, !containing("\x1b[36m"));
     CHECK_THAT(written, containing("epoch 2/2: train loss "));
+}
+
+TEST_CASE("after an evaluation within an epoch the bar is the epoch's again", "[callbacks][progress]") {
+    std::string written;
+    auto model = toy_model();
+    Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {.learning_rate = 0.1}),
+                     .callbacks = {make_metrics(), make_step_evaluation({.every = "3step"}),
+                                   make_progress_bar({.redraw_seconds = 0, .write = [&](std::string_view text) { written += text; }, .terminal = true, .columns = 120, .color = false})},
+                     .handle_signals = false});
+    trainer.train(toy_data(32), toy_data(8, 3), {.batch_size = 4});
+    CHECK_THAT(written, containing(" 2/2  loss "));  // of the evaluation
+    const auto fourth = written.find(" 4/8  loss ");
+    REQUIRE(fourth != std::string::npos);
+    CHECK(written.substr(written.rfind("\r\x1b[K", fourth) + 4, 9) == "epoch 1/1");
 }
 
 TEST_CASE("where the output is no terminal there are only lines", "[callbacks][progress]") {

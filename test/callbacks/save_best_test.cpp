@@ -168,8 +168,9 @@ TEST_CASE("the list of kept files goes with the state, so that a resumed run del
 
 TEST_CASE("a folder that cannot be made or written fails the run with its path, and the former file stays", "[callbacks][save_best]") {
     const TemporaryFolder folder("save-best");
-    std::ofstream(folder / "occupied") << "a file";
-    Setup setup({1}, {.folder = folder / "occupied"});
+    Setup setup({1}, {.folder = folder / "occupied"}, {callback_of("occupier", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainingRunStart>(Stage::Observe, [&](const TrainingRunStart&) { std::ofstream(folder / "occupied") << "a file"; });
+    })});
     CHECK_THROWS_WITH(setup.train(1), containing("occupied: cannot make the folder: Not a directory; nothing was saved"));
     Setup fills({2, 1}, {.folder = folder / "full"});
     fills.train(1);

@@ -153,14 +153,25 @@ TEST_CASE("a state of another model is refused", "[callbacks][save_training_stat
 }
 
 TEST_CASE("the disk's refusal fails the run with the path", "[callbacks][save_training_state]") {
-    Setup setup({.folder = "/proc/self/nowhere"});
-    CHECK_THROWS_WITH(setup.train(1), containing("/proc/self/nowhere: cannot make the folder"));
+    const TemporaryFolder folder("refusal");
+    Setup before({.folder = "/proc/self/nowhere"});
+    CHECK_THROWS_WITH(before.train(1), containing("'save_training_state' cannot write to '/proc/self/nowhere'"));
+    // What was a folder when the run began is a file when it is written to.
+    const auto becomes_a_file = [&](Setup& setup) { setup.at_start = [&](Attachment&) { std::ofstream(folder / "states") << "a file"; }; };
+    const auto refused = containing((folder / "states").string() + ": cannot make the folder");
+    Setup setup({.folder = folder / "states"});
+    becomes_a_file(setup);
+    CHECK_THROWS_WITH(setup.train(1), refused);
     CHECK(setup.saved.empty());
-    Setup early({.folder = "/proc/self/nowhere", .every = "1step"});
-    CHECK_THROWS_WITH(early.train(1000), containing("/proc/self/nowhere: cannot make the folder"));  // long before the end
+    std::filesystem::remove(folder / "states");
+    Setup early({.folder = folder / "states", .every = "1step"});
+    becomes_a_file(early);
+    CHECK_THROWS_WITH(early.train(1000), refused);  // long before the end
     CHECK(early.trainer.position().epoch < 1000);
-    Setup at_once({.folder = "/proc/self/nowhere", .background = false});
-    CHECK_THROWS_WITH(at_once.train(1), containing("subscriber 'save_training_state' failed at epoch_checkpoint") && containing("/proc/self/nowhere: cannot make the folder"));
+    std::filesystem::remove(folder / "states");
+    Setup at_once({.folder = folder / "states", .background = false});
+    becomes_a_file(at_once);
+    CHECK_THROWS_WITH(at_once.train(1), containing("subscriber 'save_training_state' failed at epoch_checkpoint") && refused);
 }
 
 TEST_CASE("save_training_state refuses options out of range", "[callbacks][save_training_state]") {

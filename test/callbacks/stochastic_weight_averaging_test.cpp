@@ -8,6 +8,7 @@
 
 #include "support/alone_on_bus.hpp"
 #include "support/callback_of.hpp"
+#include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
 #include "support/source_root.hpp"
 #include "support/toy.hpp"
@@ -151,4 +152,20 @@ TEST_CASE("an average that goes on from its state shows the same numbers", "[cal
 TEST_CASE("stochastic weight averaging refuses what cannot be", "[callbacks][stochastic-weight-averaging]") {
     CHECK_THROWS_WITH(averaging({.every = "0step"}), "stochastic_weight_averaging: every: '0step' is not positive; give e.g. 1epoch");
     CHECK_THROWS_WITH(averaging({.batches = -1}), "stochastic_weight_averaging: batches: -1 is negative; give at least 0");
+}
+
+TEST_CASE("an average that would begin after the run's end is warned of", "[callbacks][stochastic-weight-averaging]") {
+    for (const char* start : {"5step", "2epoch"}) {
+        CapturedStderr captured;
+        Setup setup({make_metrics(), averaging({.start = start})}, model_with_batch_norm());
+        setup.trainer.train(toy_data(16), {.batch_size = 4});
+        CHECK_THAT(captured.text(), containing(std::string("'stochastic_weight_averaging' starts at ") + start + ", after the run's end; no average will be taken"));
+    }
+    CapturedStderr captured;
+    Setup setup({make_metrics(), averaging({.start = "1epoch", .every = "3step"})}, model_with_batch_norm());
+    setup.trainer.start_training(toy_data(32), {.epochs = 2, .batch_size = 4});
+    auto changed = setup.trainer.change_option("stochastic_weight_averaging", "every", "2step", "operator");
+    while (setup.trainer.advance()) {}
+    changed.get();
+    CHECK(captured.text().find("no average") == std::string::npos);
 }

@@ -21,7 +21,7 @@ struct Setup {
     Setup(TimeLimitOptions options, Mode slow)
         : trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}), .callbacks = {make_time_limit(options), callback_of("slow", [this, slow](Attachment& run, Connections& connections) {
                        connections += run.bus.observe<ForwardEnd>(Stage::Observe, [](const ForwardEnd&) { std::this_thread::sleep_for(std::chrono::milliseconds(10)); }, in(slow));
-                       connections += run.bus.observe<StepCheckpoint>(Stage::Persist, [this](const StepCheckpoint& event) { saves.emplace_back(event.reason); });
+                       connections += run.bus.observe<StepCheckpoint>(Stage::Persist, [this](const StepCheckpoint& event) { saves.push_back(std::string(event.requester) + ": " + std::string(event.reason)); });
                    })}, .handle_signals = false}) {}
     RunResult train() { return trainer.train(toy_data(200), toy_data(2000), {.batch_size = 2}); }
 };
@@ -40,6 +40,17 @@ TEST_CASE("a run that takes too long is stopped with a reason, after a save", "[
     CHECK_THAT(setup.saves[0], Catch::Matchers::StartsWith("time_limit: the run has taken"));
     CHECK(setup.train().outcome == Outcome::Stopped);  // the next run has all of the time again
     CHECK(setup.trainer.position().step >= 4);
+}
+
+TEST_CASE("the limit changes while a run is under way", "[callbacks][time_limit]") {
+    Setup setup({.limit = "1h"}, Mode::Train);
+    setup.trainer.start_training(toy_data(200), {.batch_size = 2});
+    auto shortened = setup.trainer.change_option("time_limit", "limit", "0.05s", "operator");
+    auto refused = setup.trainer.change_option("time_limit", "limit", "3epoch", "operator");
+    while (setup.trainer.advance()) {}
+    shortened.get();
+    CHECK_THROWS_WITH(refused.get(), containing("time_limit: limit: 3epoch is not a duration"));
+    CHECK_THAT(setup.trainer.result().reason, Catch::Matchers::EndsWith("its limit is 0.05 s"));
 }
 
 TEST_CASE("a run is stopped within an evaluation too, and without a save where none is wanted", "[callbacks][time_limit]") {

@@ -30,6 +30,7 @@ public:
         for (const auto& [name, state] : own) names.push_back(name);
         return names;
     }
+    bool is_resumable() const override { return true; }
     SavedState save(std::string_view part) const override {
         if (part == broken_part) throw StateError("this part cannot be saved");
         for (const auto& [name, state] : own)

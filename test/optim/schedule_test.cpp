@@ -154,6 +154,9 @@ TEST_CASE("a schedule that does not fit its run is found before it", "[optim][sc
           std::vector<std::string>{"warning: 'lr': the schedule goes over 1000 steps, and there are 100 steps; its end is not reached"});
     CHECK(findings(make_multi_step_schedule({.milestones = {"5epoch", "20epoch"}}), hundred) ==
           std::vector<std::string>{"warning: 'lr': the schedule goes over 20 epochs, and there are 10 epochs; its end is not reached"});
+    CHECK(findings(make_step_schedule({.every = "300step"}), hundred) ==
+          std::vector<std::string>{"warning: 'lr': the schedule's first step comes after 300 steps, and there are 100 steps; it is not reached"});
+    CHECK(findings(make_step_schedule({.every = "5epoch"}), hundred).empty());
     CHECK(findings(make_sequence_schedule({{make_linear_schedule({.length = 50}), 30}, {make_cosine_schedule({})}}), hundred) ==
           std::vector<std::string>{"warning: 'lr': the schedule goes over 50 steps, and there are 30 steps; its end is not reached"});
     CHECK(findings(make_sequence_schedule({{make_linear_schedule({}), 30}, {make_linear_schedule({.length = 50})}}), {{}, {}, {}}).empty());

@@ -300,6 +300,8 @@ class Training(Case):
         # For each event, in the order of its running.
         self.assertIn("gradients_ready\n    transform inspect    terminate_on_nan\n    transform change     gradient_clipping\n    transform decide     terminate_on_nan\n", checked)
         self.assertTrue(checked.endswith("run.json: nothing stands against this run\n"))
+        reordered = self.torchbus("check", "run.json", "--set", 'callbacks=[{"kind": "mixup"}, {"kind": "device_placement"}]')
+        self.assertIn("batch_ready\n    transform            device_placement\n    transform            mixup   (device_placement moves batches before mixup changes them)\n", reordered)
         # 16 x 8 weights and 8 biases, 8 x 4 weights and 4 biases.
         self.assertTrue(self.torchbus("summary", "run.json").endswith("172 parameters, 172 trainable\n"))
         self.assertFalse((self.folder / "out/model.safetensors").exists())

@@ -13,7 +13,7 @@ from pathlib import Path
 # Floors, lowest first; each is a list of rooms: a room's name, and the nouns (headers or folders) that live in it.
 FLOORS = [
     {"error": "error version"},
-    {"events": "position interval name_pattern option_reader registry decision run_plan batch label_range model update gradients_view host_read blackboard consensus "
+    {"events": "position interval batch_range changed_option name_pattern option_reader registry decision run_plan batch label_range model update gradients_view host_read blackboard consensus "
                "events events_json events_reference"},
     {"bus": "filter event_type delivery subscriber bus"},
     {"state_machine": "state_machine"},

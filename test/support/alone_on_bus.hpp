@@ -12,6 +12,7 @@ namespace torchbus::test {
 class NoRunState final : public RunState {
 public:
     std::vector<std::string> parts() const override { return {}; }
+    bool is_resumable() const override { return false; }
     SavedState save(std::string_view) const override { return {}; }
     void load(std::string_view, const SavedState&) override {}
 };

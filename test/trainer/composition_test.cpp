@@ -3,16 +3,30 @@
 #include <random>
 #include <thread>
 
+#include <torchbus/arrangement.hpp>
+#include <torchbus/callbacks/classification_metrics.hpp>
+#include <torchbus/callbacks/cutmix.hpp>
+#include <torchbus/callbacks/fingerprint.hpp>
 #include <torchbus/callbacks/gradient_accumulation.hpp>
 #include <torchbus/callbacks/gradient_clipping.hpp>
+#include <torchbus/callbacks/label_smoothing.hpp>
+#include <torchbus/callbacks/learning_rate_finder.hpp>
 #include <torchbus/callbacks/learning_rate_schedule.hpp>
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/mixed_precision.hpp>
+#include <torchbus/callbacks/mixup.hpp>
+#include <torchbus/callbacks/model_ema.hpp>
+#include <torchbus/callbacks/nan_policy.hpp>
+#include <torchbus/callbacks/save_best.hpp>
+#include <torchbus/callbacks/save_training_state.hpp>
+#include <torchbus/callbacks/sharpness_aware.hpp>
 #include <torchbus/callbacks/step_evaluation.hpp>
 #include <torchbus/error.hpp>
+#include <torchbus/optim/optimizers.hpp>
 #include <torchbus/trainer.hpp>
 
 #include "support/catch.hpp"
+#include "support/temporary_folder.hpp"
 #include "support/toy.hpp"
 
 using namespace torchbus;
@@ -133,6 +147,75 @@ TEST_CASE("check() tells what would run, without running it", "[trainer][composi
     const bool clips = std::ranges::any_of(report.slots, [](const ConnectedSlot& slot) { return slot.event == "gradients_ready" && slot.subscriber == "clip" && slot.phase == Phase::Change; });
     CHECK(clips);
     CHECK(equal_bits(copies_of(toy.model->parameters()), before));
+}
+
+TEST_CASE("check() tries the first batch, and tells where model, loss or metrics do not take it", "[trainer][composition]") {
+    const auto errors = [](std::vector<ComposedCallback> callbacks, const AnyDataset& data, Loss loss = cross_entropy) {
+        auto model = toy_model();
+        model->push_back(torch::nn::Dropout(0.5));
+        Trainer trainer({.model = model, .loss = std::move(loss), .optimizer = make_sgd(model->parameters(), {}), .callbacks = std::move(callbacks), .handle_signals = false});
+        torch::manual_seed(7);
+        const std::string found = errors_of(trainer.check(data, {}, {.batch_size = 4}).findings);
+        const at::Tensor next = torch::rand({3});
+        torch::manual_seed(7);
+        CHECK(next.equal(torch::rand({3})));  // nothing was drawn
+        return found;
+    };
+    CHECK(errors({make_metrics({.accuracy = true}), make_classification_metrics()}, toy_data(8)) == "");
+    const auto wide = std::make_shared<TensorDataset>(torch::rand({8, 7}), torch::zeros({8}, torch::kLong));
+    CHECK_THAT(errors({make_metrics()}, wide), Catch::Matchers::StartsWith("model and loss do not take the data's first batch: ") && containing("4x7 and 6x8"));
+    const auto labels = std::make_shared<TensorDataset>(torch::rand({8, 6}), torch::full({8}, 3, torch::kLong));
+    CHECK_THAT(errors({}, labels), containing("model and loss do not take the data's first batch: ") && containing("label"));
+    CHECK_THAT(errors({}, toy_data(8), [](const at::Tensor& output, const at::Tensor&) { return output; }), containing("the loss has shape [4, 3], expected a scalar"));
+    CHECK_THAT(errors({make_classification_metrics({.metrics = {"top_k_accuracy"}, .top_k = 5})}, toy_data(8)), containing("'classification_metrics' cannot measure what the model makes of the data's first batch: "));
+    // Where somebody changes it on its way, it is not known what reaches the model.
+    CHECK(errors({declaring("cuts", {.writes = {"batch"}}, [](Attachment& run, Connections& connections) {
+              connections += run.bus.intercept<BatchReady>([](BatchReady& event) { event.batch.inputs = event.batch.inputs.narrow(1, 0, 6); });
+          })}, wide) == "");
+}
+
+TEST_CASE("check() finds what a callback could not write", "[trainer][composition]") {
+    const auto errors = [](ComposedCallback callback) {
+        Toy toy({make_metrics(), std::move(callback)});
+        return errors_of(toy.trainer->check(toy_data(16), toy_data(8), {.batch_size = 4}).findings);
+    };
+    const TemporaryFolder folder("unwritable");
+    CHECK_THAT(errors(make_save_training_state({.folder = "/proc/states"})), Catch::Matchers::StartsWith("'save_training_state' cannot write to '/proc/states': ") && Catch::Matchers::EndsWith("; give another `folder`"));
+    CHECK_THAT(errors(make_save_best({.monitor = "eval.loss", .folder = "/proc/best"})), Catch::Matchers::StartsWith("'save_best' cannot write to '/proc/best': "));
+    CHECK_THAT(errors(make_fingerprint({.path = folder / "missing" / "prints.jsonl"})), containing("'fingerprint' cannot write to '") && containing("No such file or directory; give another `path`"));
+    CHECK_THAT(errors(make_nan_policy({.record = "/proc/faults.jsonl"})), Catch::Matchers::StartsWith("'nan_policy' cannot write to '/proc/faults.jsonl': "));
+    CHECK_THAT(errors(make_learning_rate_finder({.steps = 4, .plot = "/proc/plot.svg"})), Catch::Matchers::StartsWith("'learning_rate_finder' cannot write to '/proc/plot.svg': "));
+    CHECK(errors(make_save_training_state({.folder = folder / "deep" / "states"})) == "");
+    CHECK_FALSE(std::filesystem::exists(folder / "deep"));  // nothing is left behind
+}
+
+TEST_CASE("numbers of callbacks change while a run is under way, within their range", "[trainer][composition]") {
+    struct Case {
+        ComposedCallback callback;
+        const char* option;
+        double good, bad;
+    };
+    std::vector<Case> cases = {{make_label_smoothing({.smoothing = 0.1}), "smoothing", 0.2, 1}, {make_mixup({}), "alpha", 0.5, 0}, {make_cutmix({}), "probability", 0.25, 2},
+                               {make_model_ema({.decay = 0.5}), "decay", 0.75, 1}, {make_sharpness_aware(), "rho", 0.25, 0}, {make_nan_policy(), "spike_factor", 4, 1},
+                               {make_gradient_clipping({}), "ratio", 0.5, -1}};
+    for (Case& one : cases) {
+        const std::string id = one.callback.id;
+        INFO(id);
+        std::vector<std::string> told;
+        Toy toy({one.callback, declaring("tap", {}, [&](Attachment& run, Connections& connections) {
+            connections += run.bus.observe<OptionChanged>(Stage::Observe, [&](const OptionChanged& event) { told.push_back(event.to); });
+        })});
+        toy.start();
+        toy.trainer->advance();
+        auto changed = toy.trainer->change_option(id, one.option, one.good, "operator");
+        auto refused = toy.trainer->change_option(id, one.option, one.bad, "operator");
+        auto unknown = toy.trainer->change_option(id, "colour", 1, "operator");
+        toy.finish();
+        changed.get();
+        CHECK_THROWS_WITH(refused.get(), containing(std::string(one.option) + ": "));
+        CHECK_THROWS_WITH(unknown.get(), containing("colour"));
+        CHECK(told.size() == 1);
+    }
 }
 
 TEST_CASE("one callback serves one trainer at a time", "[trainer][composition]") {
@@ -308,35 +391,47 @@ TEST_CASE("intervals change in a running trainer, and count from there", "[train
 
 TEST_CASE("ten thousand changes at random, asked for by several threads while a run goes on", "[trainer][composition][thread]") {
     std::int64_t heard = 0;
-    Toy toy({ComposedCallback("clip", make_gradient_clipping({.max_norm = 1.0})), declaring("tap", {}, [&](Attachment& run, Connections& connections) {
-        connections += run.bus.observe<OptionChanged>(Stage::Observe, [&](const OptionChanged&) { ++heard; });
-    })});
-    std::atomic<std::int64_t> asked{0}, made{0}, changed{0}, threads{3};
+    Toy toy({ComposedCallback("clip", make_gradient_clipping({.max_norm = 1.0})), ComposedCallback("evaluation", make_step_evaluation({.every = "50step"})),
+             declaring("tap", {}, [&](Attachment& run, Connections& connections) {
+                 connections += run.bus.observe<OptionChanged>(Stage::Observe, [&](const OptionChanged&) { ++heard; });
+             })});
+    std::atomic<std::int64_t> asked{0}, made{0}, changed{0}, threads{3}, taken{0};
+    // Looks inline, or on a thread of its own, and joins at a poll point; or writes, and waits for a decision point.
+    const auto guest = [&](const std::string& id, unsigned way) {
+        Declaration declared;
+        if (way == 1) declared.writes = {"plan.limits"};
+        declared.on_thread = way == 2;
+        return declaring(id, declared, [&taken, way](Attachment& run, Connections& connections) {
+            if (way == 0) connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [](const TrainStepEnd&) {});
+            if (way == 1) connections += run.bus.intercept<BackwardStart>([](BackwardStart& event) { event.root = event.root * 1; });
+            if (way == 2)
+                connections += run.bus.observe_on_thread<TrainStepEnd>(Stage::Observe, [](const TrainStepEnd& event) { return event.position.step; }, [&taken](std::int64_t step) { taken += step >= 0; });
+        });
+    };
     const auto ask = [&](unsigned seed) {
         std::mt19937 random(seed);
         const std::string id = "guest_" + std::to_string(seed);
         bool is_there = false;
         while (asked++ < 10'000) {
             std::future<void> done;
-            const auto kind = random() % 3;
+            const auto kind = random() % 5;
             if (kind == 2) {
                 done = toy.trainer->change_option("clip", "max_norm", 0.5 + static_cast<double>(random() % 100), id);
+            } else if (kind == 3) {
+                done = toy.trainer->change_option("optimizer", "learning_rate", 1e-3 * static_cast<double>(1 + random() % 100), id);
+            } else if (kind == 4) {
+                done = toy.trainer->change_option("evaluation", "every", std::to_string(20 + random() % 100) + "step", id);
             } else if (is_there) {
                 done = toy.trainer->detach(id, "test");
             } else {
-                // One in two writes, and waits for a decision point; the other looks, and joins at a poll point.
-                Declaration declared;
-                if (kind == 1) declared.writes = {"plan.limits"};
-                done = toy.trainer->attach(declaring(id, declared, [](Attachment& run, Connections& connections) {
-                    connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [](const TrainStepEnd&) {});
-                }), "test");
+                done = toy.trainer->attach(guest(id, random() % 3), "test");
             }
             try {
                 done.get();
             } catch (const std::exception&) {
                 continue;  // `made` tells
             }
-            if (kind == 2) ++changed; else is_there = !is_there;
+            if (kind >= 2) ++changed; else is_there = !is_there;
             ++made;
         }
         if (--threads == 0) toy.trainer->ask(Decision::StopRun, "test", "all is asked");
@@ -349,6 +444,7 @@ TEST_CASE("ten thousand changes at random, asked for by several threads while a 
     CHECK(toy.trainer->result().outcome == Outcome::Stopped);
     CHECK(made == 10'000);
     CHECK(heard == changed);
+    CHECK(taken > 0);
 }
 
 TEST_CASE("a change that is asked for too late for the run is made when it is over", "[trainer][composition]") {

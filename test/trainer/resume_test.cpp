@@ -1,4 +1,5 @@
 // Which state a run may go on from. That it goes on exactly, test/scripts/resume_test.py shows in processes of their own.
+#include <torchbus/callbacks/freeze.hpp>
 #include <torchbus/callbacks/gradient_accumulation.hpp>
 #include <torchbus/callbacks/gradient_clipping.hpp>
 #include <torchbus/callbacks/learning_rate_schedule.hpp>
@@ -170,6 +171,29 @@ TEST_CASE("a run that is stopped within an epoch saves before it ends the epoch"
     names.erase(names.begin(), std::ranges::find(names, "train_step_end"));
     CHECK(std::erase(names, "checkpoint_saved") == 1);  // whenever the thread has written it
     CHECK(names == std::vector<std::string>{"train_step_end", "decision_taken", "decision_taken", "step_checkpoint", "train_epoch_end", "training_run_end", "run_closed"});
+}
+
+TEST_CASE("a layer of batch norm that is frozen stays so where a run goes on within an epoch", "[trainer][resume][freeze]") {
+    const TemporaryFolder folder("resume");
+    const auto with_batch_norm = [](std::uint64_t seed) {
+        torch::manual_seed(seed);
+        return torch::nn::Sequential(torch::nn::Linear(6, 8), torch::nn::BatchNorm1d(8), torch::nn::ReLU(), torch::nn::Linear(8, 3));
+    };
+    const auto asks = [](std::vector<Decision> decisions) {
+        return callback_of("asker", [=](Attachment& run, Connections& connections) {
+            connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [=, &run](const TrainStepEnd& event) {
+                if (event.position.step == 1)
+                    for (const Decision decision : decisions) run.asker.ask(decision, "later");
+            });
+        });
+    };
+    Setup whole(folder / "whole", {asks({}), make_freeze({.names = {"1.*"}})}, with_batch_norm(1)), first(folder / "half", {asks({Decision::SaveNow, Decision::StopRun}), make_freeze({.names = {"1.*"}})}, with_batch_norm(1));
+    Setup second(folder / "half", {asks({}), make_freeze({.names = {"1.*"}})}, with_batch_norm(99));
+    whole.train(1);
+    first.train(1);
+    second.train(1, ResumeOptions{folder / "half"});
+    CHECK(equal_bits(copies_of(second.model->buffers()), copies_of(with_batch_norm(1)->buffers())));
+    CHECK(equal_bits(copies_of(second.model->parameters()), copies_of(whole.model->parameters())));
 }
 
 namespace {

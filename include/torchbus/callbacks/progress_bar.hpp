@@ -10,7 +10,7 @@ namespace torchbus {
 
 /// A bar for the epoch or evaluation under way, and a line with its metrics when it is over. Where the output is no
 /// terminal, only the lines. NO_COLOR and TERM=dumb are heeded.
-/// Listens: TrainingRunStart, TrainEpochStart, TrainStepEnd, EvalEpochStart, EvalStepEnd, TrainingRunEpochEnd,
+/// Listens: TrainingRunStart, TrainEpochStart, TrainStepEnd, RolledBack, EvalEpochStart, EvalStepEnd, TrainingRunEpochEnd,
 /// EvaluationRunEnd, TrainingRunEnd, RunFailed. Reads: the blackboard's train.* and eval.*. Stage: Report.
 /// Syncs: on a device, one read of each metric a redraw.
 struct ProgressBarOptions {

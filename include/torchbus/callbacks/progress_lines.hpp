@@ -8,7 +8,7 @@
 namespace torchbus {
 
 /// Prints a plain line at an interval, and one with all metrics after every epoch: for logs.
-/// Listens: TrainStepEnd, TrainingRunEpochEnd, EvaluationRunEnd, TrainingRunEnd. Reads: the blackboard's train.* and
+/// Listens: TrainStepEnd, RolledBack, TrainingRunEpochEnd, EvaluationRunEnd, TrainingRunEnd. Reads: the blackboard's train.* and
 /// eval.*. Stage: Report.
 struct ProgressLinesOptions {
     Interval every = {};                               ///< between lines within an epoch; 0: none

@@ -11,7 +11,8 @@ namespace torchbus {
 /// Measures, over windows of training steps, how fast the run goes, how much of it waits for data, and what memory it takes.
 /// The time counted is that of steps and of waiting for the next one; evaluations, saves and what lies between epochs are left out.
 /// The first window warms up (allocators, threads, caches) and is not told.
-/// Listens: TrainingRunStart, TrainEpochStart, TrainStepStart, TrainStepEnd, TrainEpochEnd, EvalEpochStart, StepCheckpoint (observers).
+/// Listens: TrainingRunStart, TrainEpochStart, TrainStepStart, TrainStepEnd, TrainEpochEnd, EvalEpochStart, StepCheckpoint,
+/// RolledBack (observers).
 /// Publishes, at the end of every window but the first: throughput.samples_per_second, throughput.tokens_per_second (0 where the
 /// data declares none), throughput.steps_per_second, throughput.data_wait (share of the time, in [0, 1]),
 /// memory.resident_bytes, memory.peak_bytes (of the process, from /proc/self/status).

@@ -1,4 +1,4 @@
-#include "changed_option.hpp"
+#include <torchbus/changed_option.hpp>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
