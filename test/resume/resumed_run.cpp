@@ -37,6 +37,7 @@ public:
             if (event.has_json()) event.write_json(data);
             lines.push_back(nlohmann::json{{"event", event.name()}, {"data", std::move(data)}}.dump());
             if (event.name() == "training_run_start") std::puts("begun"), std::fflush(stdout);
+            if (event.name() == "checkpoint_saved") std::puts(lines.back().c_str()), std::fflush(stdout);
             if (event.name() == raise_at_ && ++seen_ == raise_count_) std::raise(SIGTERM);
             if (event.name() != "train_step_end" || run.moment.position.attempts != stop_after_) return;
             run.asker.ask(Decision::SaveNow, "to be taken up again");
@@ -69,7 +70,7 @@ int verify(const std::vector<std::string>& folders) {
 int main(int argc, char** argv) {
     CLI::App app{"a small run that is stopped and taken up again"};
     std::string folder, raise_at;
-    std::int64_t stop_after = 0, raise_count = 0, epochs = 3, seed = 5;
+    std::int64_t stop_after = 0, raise_count = 0, epochs = 3, seed = 5, save_every = 0;
     bool resume = false;
     std::vector<std::string> folders;
     app.add_option("FOLDER", folder);
@@ -79,7 +80,8 @@ int main(int argc, char** argv) {
     app.add_option("--raise-count", raise_count, "which one of them");
     app.add_option("--epochs", epochs);
     app.add_option("--seed", seed, "of weights that a resumed run replaces");
-    app.add_flag("--resume", resume);
+    app.add_flag("--resume", resume, "from the newest state, where there is one");
+    app.add_option("--save-every", save_every, "updates between saves, beside those after epochs");
     CLI11_PARSE(app, argc, argv);
     if (!folders.empty()) return verify(folders);
     torch::set_num_threads(1);
@@ -100,10 +102,10 @@ int main(int argc, char** argv) {
                                    make_early_stopping({.monitor = "eval.loss", .patience = 20, .restore_best = true}), make_step_evaluation({"4step"}),
                                    make_nan_policy({.usual = NanPolicyOptions::Usual::Median}), make_gradient_statistics(), make_learning_rate_monitor(),
                                    make_save_best({.monitor = "eval.ema.loss", .folder = checkpoints, .at_steps = true}),
-                                   make_save_training_state({.folder = checkpoints, .keep = 1}), ComposedCallback(onlooker)},
+                                   make_save_training_state({.folder = checkpoints, .every = {static_cast<double>(save_every), Interval::Unit::Step}, .keep = 1}), ComposedCallback(onlooker)},
                      .seed = 5});
     TrainOptions options{.epochs = epochs, .batch_size = 2};
-    if (resume) options.resume = ResumeOptions{checkpoints};
+    if (resume) options.resume = ResumeOptions{checkpoints, true};
     const RunResult result = trainer.train(samples(22, 1), samples(20, 2), options);
     std::ofstream events(std::filesystem::path(folder) / "events.jsonl");
     for (const std::string& line : onlooker->lines) events << line << '\n';

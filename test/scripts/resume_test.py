@@ -122,6 +122,44 @@ class ExactResume(unittest.TestCase):
             self.assertEqual(len([line for line in events(folder) if json.loads(line)["event"] == "train_step_end"]), ATTEMPTS // 3)
 
 
+class Kills(unittest.TestCase):
+    def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(self):
+        draw = random.Random(12)
+        kills, chains = 0, 0
+        with tempfile.TemporaryDirectory(prefix="torchbus-kills-") as name:
+            whole = Path(name) / "whole"
+            whole.mkdir()
+            run(whole, "--save-every", 1)
+            while kills < (1000 if SLOW else 40):
+                folder = Path(name) / str(chains)
+                folder.mkdir()
+                chains += 1
+                announced = None
+                while True:
+                    seed = "99" if list(folder.glob("checkpoints/step_*")) else "5"  # without a state the run begins anew
+                    process = subprocess.Popen([PROGRAM, folder, "--resume", "--seed", seed, "--save-every", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                    self.assertEqual(process.stdout.readline(), "begun\n")
+                    time.sleep(draw.random() * 0.6)
+                    process.kill()
+                    told, said = process.communicate(timeout=120)
+                    for line in told.splitlines(keepends=True):
+                        path = Path(json.loads(line)["data"]["path"]) if line.endswith("\n") else Path()
+                        if path.name.startswith("step_"):
+                            announced = int(path.name.split("_")[1])
+                    if announced:
+                        found = subprocess.run([PROGRAM, "--verify", folder], capture_output=True, text=True)
+                        self.assertEqual(found.returncode, 0, found.stdout)
+                        newest = int(found.stdout.split("step_")[1])
+                        self.assertGreaterEqual(newest, announced, "an announced state is lost")
+                        self.assertTrue((folder / "checkpoints/latest/manifest.json").exists())
+                    if process.returncode == 0:
+                        break
+                    self.assertEqual(process.returncode, -signal.SIGKILL, said)
+                    kills += 1
+                self.assertEqual((folder / "final.safetensors").read_bytes(), (whole / "final.safetensors").read_bytes(), f"chain {chains}")
+        print(f"{kills} kills in {chains} runs, each of which ended as the one that was not killed", flush=True)
+
+
 class Signals(unittest.TestCase):
     def test_at_random_moments_each_leaves_a_whole_state_or_says_that_there_is_nothing_to_save(self):
         draw = random.Random(11)
