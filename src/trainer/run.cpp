@@ -1,18 +1,11 @@
-// The run as a whole: poll and decision points, epochs, saves and the ways to end. A step is in run_step.cpp,
-// an evaluation or prediction in run_evaluation.cpp.
+// The run as a whole: transitions, epochs, saves and the ways to end. A step is in run_step.cpp, an evaluation or prediction
+// in run_evaluation.cpp, decisions in run_decisions.cpp, the plan in run_plan.cpp, going on and going back in run_resume.cpp.
 #include "run.hpp"
 
-#include <algorithm>
-
-#include <ATen/Parallel.h>
-#include <ATen/Version.h>
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
 #include <torch/optim/optimizer.h>
-#include <torch/version.h>
 
 #include <torchbus/error.hpp>
-#include <torchbus/version.hpp>
 
 namespace torchbus {
 namespace {
@@ -107,74 +100,6 @@ void Run::poll() {
     parts_.bus.flush();
 }
 
-void Run::decide() {
-    parts_.make_changes(evaluating_);
-    const RequestSet agreed = parts_.consensus.exchange(parts_.requests.take());
-    for (std::size_t kind = 0; kind < kDecisionCount; ++kind) {
-        if (!agreed[kind]) continue;
-        const Request& request = *agreed[kind];
-        const auto decision = static_cast<Decision>(kind);
-        if (!has_effect(decision)) {
-            warn(fmt::format("{} asked for {} ({}), which has no effect in {}", request.requester, name_of(decision), request.reason, name_of(state_)));
-            continue;
-        }
-        parts_.bus.emit([&] { return DecisionTaken{position(), decision, request}; });
-        switch (decision) {
-            case Decision::FailRun: throw Error(fmt::format("{}: {}", request.requester, request.reason));
-            case Decision::StopRun:
-                result_ = {request.by_signal ? Outcome::Signalled : Outcome::Stopped, request.requester, request.reason, request.exit_code};
-                break;
-            case Decision::StopEpoch: stop_epoch_ = true; break;
-            case Decision::SkipBatch: skip_batch_ = request; break;
-            case Decision::SkipUpdate: skip_update_ = request; break;
-            case Decision::EvaluateNow: evaluation_due_ = true; break;
-            case Decision::SaveNow: save_ = request; break;
-            case Decision::RollBack: roll_back_ = request; break;
-        }
-    }
-}
-
-bool Run::has_effect(Decision decision) const {
-    switch (decision) {
-        case Decision::FailRun:
-        case Decision::StopRun: return true;
-        case Decision::StopEpoch: return state_ == State::Deciding;
-        case Decision::EvaluateNow:
-            return is_training_run() && parts_.plan.has(Mode::Eval);
-        case Decision::SkipBatch:
-        case Decision::SkipUpdate:
-        case Decision::SaveNow:
-        case Decision::RollBack: return is_training_run();
-    }
-    return false;
-}
-
-/// What RunConfigured's interceptors must leave as it is.
-void Run::check_plan() const {
-    const RunPlan& plan = parts_.plan;
-    const auto refuse = [](const char* what) { throw ConfigError(std::string("the plan, after RunConfigured: ") + what); };
-    if (plan.micro_batches_per_step < 1) refuse("micro_batches_per_step must be at least 1");
-    if (plan.max_passes < 1) refuse("max_passes must be at least 1");
-    if (plan.max_steps && *plan.max_steps < 1) refuse("max_steps must be at least 1; leave it out to train all epochs");
-    if (plan.views.empty()) refuse("an evaluation needs at least one weights view");
-    if (plan.splits.size() != parts_.loaders.size()) refuse("splits may be limited, but neither added nor removed");
-    if (!is_training_run()) return;
-    if (parts_.updates.empty() || std::ranges::none_of(parts_.updates, [](const Update& update) { return update.every == 1; }))
-        refuse("one update must be due on every window");
-}
-
-const RunPlan& Run::prepare() {
-    RunPlan& plan = parts_.plan;
-    if (std::exchange(prepared_, true)) return plan;
-    for (std::size_t i = 0; i < plan.splits.size(); ++i) plan.splits[i].batches = parts_.loaders[i]->batches();
-    learn_lengths();
-    if (is_training_run()) parts_.model->set_training(true);  // before who sets single layers apart
-    parts_.bus.emit(RunConfigured{position(), plan, parts_.model, parts_.updates});
-    check_plan();
-    learn_lengths();
-    return plan;
-}
-
 Trigger Run::configure() {
     const RunPlan& plan = prepare();
     if (parts_.check) parts_.check(plan);
@@ -187,57 +112,6 @@ Trigger Run::configure() {
     parts_.restore_after_start();
     parts_.restore_before_start = parts_.restore_after_start = nullptr;  // with them goes what was read
     return kind_;
-}
-
-void Run::emit_start(const std::optional<std::string>& only) {
-    const auto emit = [&](auto event) { only ? parts_.bus.emit_to(*only, event) : parts_.bus.emit(event); };
-    switch (kind_) {
-        case Trigger::StartTraining: return emit(TrainingRunStart{position(), parts_.plan});
-        case Trigger::StartEvaluation: return emit(EvaluationRunStart{position(), parts_.plan});
-        default: return emit(PredictionRunStart{position(), parts_.plan});
-    }
-}
-
-void Run::introduce(const std::string& subscriber, const std::function<void(const RunPlan&)>& check) {
-    if (state_ == State::Ready) return;  // it will hear what all hear
-    const RunPlan before = parts_.plan;
-    try {
-        parts_.bus.emit_to(subscriber, RunConfigured{position(), parts_.plan, parts_.model, parts_.updates});
-        check_plan();
-        learn_lengths();
-        if (is_training_run()) check(parts_.plan);
-        emit_start(subscriber);
-    } catch (...) {
-        parts_.plan = before;
-        learn_lengths();
-        throw;
-    }
-}
-
-void Run::forget_views(const std::vector<std::string>& views) {
-    std::erase_if(parts_.plan.views, [&](const std::string& view) { return std::ranges::count(views, view) > 0; });
-    if (parts_.plan.views.empty()) parts_.plan.views = {"training"};
-}
-
-/// What intervals in epochs or in shares of the run go by.
-void Run::learn_lengths() {
-    if (!is_training_run()) return;
-    const RunPlan& plan = parts_.plan;
-    RunLength& length = moment_.length;
-    length = {plan.epochs, plan.splits.front().length(), plan.max_steps};
-    if (!length.batches_per_epoch || !plan.epochs) return;
-    const auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
-    const std::int64_t windows = ceil_div(*length.batches_per_epoch, plan.micro_batches_per_step) * *plan.epochs;
-    std::int64_t steps = 0;
-    for (const Update& update : parts_.updates) steps += ceil_div(windows, std::max<std::int64_t>(update.every, 1));
-    length.steps = std::min(plan.max_steps.value_or(steps), steps);
-}
-
-nlohmann::json Run::configuration() const {
-    nlohmann::json updates = nlohmann::json::array();
-    for (const Update& update : parts_.updates) updates.push_back({{"name", update.name}, {"every", update.every}});
-    return {{"micro_batches_per_step", parts_.plan.micro_batches_per_step}, {"updates", std::move(updates)},
-            {"environment", {{"torchbus", kVersion}, {"libtorch", TORCH_VERSION}, {"threads", at::get_num_threads()}, {"cpu_capability", at::get_cpu_capability()}}}};
 }
 
 Trigger Run::start_epoch() {
@@ -326,19 +200,6 @@ Trigger Run::fail() {
     show_trained_weights();
     parts_.bus.emit_to_everyone(RunFailed{position(), result_.reason, failed_subscriber_, failed_event_});
     return Trigger::FailureTold;
-}
-
-/// What was asked for too late is said, and a signal still decides the exit code.
-void Run::tell_late_requests() {
-    if (signals_) signals_->poll(parts_.requests);
-    const RequestSet late = parts_.requests.take();
-    for (std::size_t kind = 0; kind < kDecisionCount; ++kind) {
-        if (!late[kind]) continue;
-        const Request& request = *late[kind];
-        warn(fmt::format("{} asked for {} ({}) when the run was over", request.requester, name_of(static_cast<Decision>(kind)), request.reason));
-        if (static_cast<Decision>(kind) == Decision::StopRun && request.by_signal && result_.outcome != Outcome::Failed)
-            result_ = {Outcome::Signalled, request.requester, request.reason, request.exit_code};
-    }
 }
 
 Trigger Run::close() {

@@ -1,0 +1,66 @@
+// Decision points: what was asked for is agreed on by all ranks, told, and taken.
+#include <fmt/format.h>
+
+#include <torchbus/error.hpp>
+
+#include "run.hpp"
+
+namespace torchbus {
+
+void Run::decide() {
+    parts_.make_changes(evaluating_);
+    const RequestSet agreed = parts_.consensus.exchange(parts_.requests.take());
+    for (std::size_t kind = 0; kind < kDecisionCount; ++kind) {
+        if (!agreed[kind]) continue;
+        const Request& request = *agreed[kind];
+        const auto decision = static_cast<Decision>(kind);
+        if (!has_effect(decision)) {
+            warn(fmt::format("{} asked for {} ({}), which has no effect in {}", request.requester, name_of(decision), request.reason, name_of(state_)));
+            continue;
+        }
+        parts_.bus.emit([&] { return DecisionTaken{position(), decision, request}; });
+        switch (decision) {
+            case Decision::FailRun: throw Error(fmt::format("{}: {}", request.requester, request.reason));
+            case Decision::StopRun:
+                result_ = {request.by_signal ? Outcome::Signalled : Outcome::Stopped, request.requester, request.reason, request.exit_code};
+                break;
+            case Decision::StopEpoch: stop_epoch_ = true; break;
+            case Decision::SkipBatch: skip_batch_ = request; break;
+            case Decision::SkipUpdate: skip_update_ = request; break;
+            case Decision::EvaluateNow: evaluation_due_ = true; break;
+            case Decision::SaveNow: save_ = request; break;
+            case Decision::RollBack: roll_back_ = request; break;
+        }
+    }
+}
+
+bool Run::has_effect(Decision decision) const {
+    switch (decision) {
+        case Decision::FailRun:
+        case Decision::StopRun: return true;
+        case Decision::StopEpoch: return state_ == State::Deciding;
+        case Decision::EvaluateNow:
+            return is_training_run() && parts_.plan.has(Mode::Eval);
+        case Decision::SkipBatch:
+        case Decision::SkipUpdate:
+        case Decision::SaveNow:
+        case Decision::RollBack: return is_training_run();
+    }
+    return false;
+}
+
+/// What was asked for too late is said, and a signal still decides the exit code.
+void Run::tell_late_requests() {
+    if (signals_) signals_->poll(parts_.requests);
+    if (roll_back_) warn(fmt::format("{} asked for roll_back ({}), and the run ended before it was done", roll_back_->requester, roll_back_->reason));
+    const RequestSet late = parts_.requests.take();
+    for (std::size_t kind = 0; kind < kDecisionCount; ++kind) {
+        if (!late[kind]) continue;
+        const Request& request = *late[kind];
+        warn(fmt::format("{} asked for {} ({}) when the run was over", request.requester, name_of(static_cast<Decision>(kind)), request.reason));
+        if (static_cast<Decision>(kind) == Decision::StopRun && request.by_signal && result_.outcome != Outcome::Failed)
+            result_ = {Outcome::Signalled, request.requester, request.reason, request.exit_code};
+    }
+}
+
+}  // namespace torchbus
