@@ -58,8 +58,15 @@ public:
     void attach(Attachment& run) override {
         run_ = &run;
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { model_ = event.model; });
-        connections_ += run.bus.observe<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart&) { begin(); });
-        connections_ += run.bus.observe<RolledBack>(Stage::Observe, [this](const RolledBack& event) { roll_backs_ = event.count; });
+        connections_ += run.bus.observe<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart& event) {
+            window_ = event.plan.micro_batches_per_step;
+            begin();
+        });
+        connections_ += run.bus.observe<RolledBack>(Stage::Observe, [this](const RolledBack& event) {
+            roll_backs_ = event.count;
+            faults_ = faults_given_up_;  // they count all the same
+            run_->blackboard.publish("nan_policy.faults", static_cast<double>(faults_));
+        });
         connections_ += run.bus.observe<ForwardEnd>(Stage::Observe, [this](const ForwardEnd& event) {
             if (event.micro_batch.repeated || !event.loss.defined()) return;
             if (event.micro_batch.index == 0) losses_.clear();
@@ -91,7 +98,7 @@ public:
     }
     void load_state(const SavedState& state) override {
         in_a_row_ = state.values.at("in_a_row");
-        faults_ = state.values.at("faults");
+        faults_given_up_ = std::exchange(faults_, state.values.at("faults").get<std::int64_t>());
         roll_backs_ = state.values.value("roll_backs", std::int64_t{0});  // states of before roll-backs have none
         histories_.clear();
         for (const auto& [name, saved] : state.values.at("updates").items()) {
@@ -232,7 +239,7 @@ private:
     void roll_back(const BatchRange& window, const std::string& reason) {
         if (roll_backs_ >= options_.max_roll_backs)
             return run_->asker.ask(Decision::FailRun, fmt::format("the run was rolled back {} times, as often as max_roll_backs allows, and again {}", roll_backs_, reason));
-        const std::int64_t before = std::min(window.first, (options_.leave_out - 1) * window.count);
+        const std::int64_t before = std::min(window.first, (options_.leave_out - 1) * window_);
         run_->asker.ask_to_roll_back(reason, {window.epoch, window.first - before, window.count + before});
     }
 
@@ -261,7 +268,8 @@ private:
     std::size_t loss_place_ = 0, norm_place_ = 0;  ///< in the event's HostRead
     std::array<double, 2> measured_{};  ///< loss and norm of the last update judged
     std::map<std::string, std::pair<UsualValue, UsualValue>, std::less<>> histories_;  ///< of loss and norm, by update
-    std::int64_t in_a_row_ = 0, faults_ = 0, roll_backs_ = 0;
+    std::int64_t in_a_row_ = 0, faults_ = 0, faults_given_up_ = 0, roll_backs_ = 0;
+    std::int64_t window_ = 1;         ///< batches of a whole one
     RunBeginning beginning_;
     Connections connections_;
 };

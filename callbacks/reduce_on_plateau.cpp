@@ -30,7 +30,7 @@ public:
     explicit ReduceOnPlateau(ReduceOnPlateauOptions options) : options_(std::move(options)) {}
     std::string kind() const override { return "reduce_on_plateau"; }
     Declaration declare() const override {
-        return {.listens = {"run_configured", "train_step_start", "train_step_end", "training_run_epoch_end", "run_closed"},
+        return {.listens = {"run_configured", "train_step_start", "train_step_end", "training_run_epoch_end", "run_failed", "run_closed"},
                 .writes = {options_.update.empty() ? "learning_rate" : "learning_rate:" + options_.update},
                 .publishes = {{published_name(), "run_configured", Stage::Transform}},
                 .needs = {{options_.monitor, "training_run_epoch_end"}},
@@ -53,7 +53,8 @@ public:
             if (const auto value = run.blackboard.number(options_.monitor)) take(*value);
             publish(run.blackboard);
         });
-        connections_ += run.bus.observe<RunClosed>(Stage::Observe, [this](const RunClosed&) {  // also of a run that failed within a step
+        connections_ += run.bus.observe<RunFailed>(Stage::Observe, [this](const RunFailed&) { put_back(); });  // within a step, and before who saves
+        connections_ += run.bus.observe<RunClosed>(Stage::Observe, [this](const RunClosed&) {
             put_back();
             under_way_ = false;
         });

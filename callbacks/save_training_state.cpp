@@ -26,7 +26,8 @@ class SaveTrainingState final : public Callback {
 public:
     explicit SaveTrainingState(SaveTrainingStateOptions options)
         : options_(std::move(options)), kept_({options_.keep, options_.keep_every, options_.keep_asked, options_.monitor.empty() ? 0 : options_.keep_best,
-                                               options_.mode == SaveTrainingStateOptions::Mode::Min ? Goal::Min : Goal::Max}) {}
+                                               options_.mode == SaveTrainingStateOptions::Mode::Min ? Goal::Min : Goal::Max}),
+          kept_before_(kept_) {}
     ~SaveTrainingState() override { wait(); }
     std::string kind() const override { return "save_training_state"; }
     Declaration declare() const override {
@@ -97,9 +98,9 @@ public:
         connect_interval();
         return to_string(before);
     }
-    SavedState state() const override { return kept_.saved(); }
+    SavedState state() const override { return kept_.saved(options_.folder); }
     void load_state(const SavedState& state) override {
-        kept_.load(state);
+        kept_.load(state, options_.folder);
         beginning_.loaded();
     }
 
@@ -123,6 +124,7 @@ private:
     /// One save at a time: the last one is over when this returns.
     void wait() {
         if (writing_.valid()) writing_.get();
+        if (std::exchange(is_unwritten_, false)) kept_ = kept_before_;
         kept_.put_back(std::exchange(not_deleted_, {}));
     }
     bool is_busy() const { return writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready; }
@@ -149,6 +151,7 @@ private:
             TrainingState state = capture(run_->run_state, options_.background);
             state.about = about(at, reason);
             Job job{at, options_.folder / written.name(), std::move(state), kept_.take_superfluous(), kept_.best()};
+            kept_before_ = before;
             if (options_.background) return void(writing_ = std::async(std::launch::async, [this, job = std::move(job)] { write_in_background(job); }));
             write(job);
             run_->bus.emit(CheckpointSaved{at, job.path.string()});
@@ -174,7 +177,7 @@ private:
             state.about = about(event.position, fmt::format("the run failed: {}", event.error));
             const WrittenState written{event.position.step};
             kept_.add(written);
-            state.parts["callback." + run_->bus.id()] = kept_.saved();
+            state.parts["callback." + run_->bus.id()] = kept_.saved(options_.folder);
             const Job job{event.position, options_.folder / written.name(), std::move(state), {}, kept_.best()};  // nothing older is deleted for it
             write(job);
             run_->bus.emit(CheckpointSaved{event.position, job.path.string()});
@@ -215,6 +218,7 @@ private:
             warn(error.what());
         } catch (const std::exception& error) {
             failure_ = std::current_exception();
+            is_unwritten_ = true;
             run_->asker.ask(Decision::FailRun, error.what());
         }
     }
@@ -233,6 +237,8 @@ private:
     KeptStates kept_;
     WindowStart window_start_;
     std::vector<WrittenState> not_deleted_;  ///< by a save that was not durable; belongs to the thread while it writes
+    KeptStates kept_before_;                ///< the save under way
+    bool is_unwritten_ = false;             ///< that save failed; belongs to the thread while it writes
     std::future<void> writing_;
     std::exception_ptr failure_;            ///< of a save in the background
     std::int64_t skipped_ = 0;

@@ -7,6 +7,16 @@
 
 namespace torchbus {
 
+namespace {
+
+std::string whole_name(const std::filesystem::path& folder) {
+    std::error_code status;
+    const auto whole = std::filesystem::weakly_canonical(folder, status);
+    return status ? folder.string() : whole.string();
+}
+
+}  // namespace
+
 std::string WrittenState::name() const { return fmt::format("step_{}", step); }
 
 void KeptStates::add(WrittenState state) {
@@ -44,18 +54,19 @@ std::vector<WrittenState> KeptStates::take_superfluous() {
     return taken;
 }
 
-/// Version 1 had names only.
-SavedState KeptStates::saved() const {
+/// Version 1 had names only, and no folder.
+SavedState KeptStates::saved(const std::filesystem::path& folder) const {
     nlohmann::json written = nlohmann::json::array();
     for (const WrittenState& state : states_) {
         written.push_back({{"step", state.step}, {"asked", state.asked}});
         if (state.score) written.back()["score"] = *state.score;
     }
-    return {{{"written", std::move(written)}}, {}, 2};
+    return {{{"written", std::move(written)}, {"folder", whole_name(folder)}}, {}, 2};
 }
 
-void KeptStates::load(const SavedState& state) {
+void KeptStates::load(const SavedState& state, const std::filesystem::path& folder) {
     states_.clear();
+    if (state.values.contains("folder") && state.values.at("folder") != whole_name(folder)) return;
     for (const nlohmann::json& one : state.values.at("written")) {
         if (state.version < 2) {
             states_.push_back({std::stoll(one.get<std::string>().substr(std::string_view("step_").size()))});

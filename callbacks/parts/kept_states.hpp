@@ -2,6 +2,7 @@
 /// Which of the training states that a run has written stay, and which go.
 
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
@@ -42,8 +43,9 @@ public:
     bool is_newest(std::int64_t step) const { return !states_.empty() && states_.back().step == step; }
     void clear() { states_.clear(); }
 
-    SavedState saved() const;
-    void load(const SavedState& state);
+    SavedState saved(const std::filesystem::path& folder) const;
+    /// Those of another folder are none of this saver's: there they stay.
+    void load(const SavedState& state, const std::filesystem::path& folder);
 
 private:
     std::vector<WrittenState> best_first() const;

@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <ctime>
 #include <functional>
 #include <limits>
 #include <set>
@@ -23,6 +25,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr const char* kStateName = "state.json";
+constexpr const char* kUnknown = "~";  ///< when a folder that cannot be read was written: it sorts as the newest, so that it is told of
 
 [[noreturn]] void fail(const fs::path& where, const std::string& what) { throw CheckpointError(fmt::format("{}: {}", where.string(), what)); }
 
@@ -124,6 +127,52 @@ SavedState read_part(const fs::path& folder, const std::string& part, const json
     }
 }
 
+// ── which is the newest ──────────────────────────────────────────────────────────────────────────────────────────
+/// UTC, to the nanosecond, as texts sort.
+std::string time_text() {
+    const auto now = std::chrono::system_clock::now().time_since_epoch();
+    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(now);
+    const std::time_t whole = seconds.count();
+    std::tm utc{};
+    ::gmtime_r(&whole, &utc);
+    return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:09}Z", utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday, utc.tm_hour, utc.tm_min, utc.tm_sec,
+                       std::chrono::duration_cast<std::chrono::nanoseconds>(now - seconds).count());
+}
+
+bool is_finished(const fs::path& path) {
+    std::error_code status;
+    return fs::exists(path / kManifestName, status);
+}
+
+/// States of before have no time.
+std::string written_at(const fs::path& state) {
+    try {
+        return is_finished(state) ? manifest_of(state).about.value("written", "") : kUnknown;
+    } catch (const std::exception&) {
+        return kUnknown;
+    }
+}
+
+/// After that of the last one in the folder, also where a clock was put back.
+std::string next_time(const fs::path& folder) {
+    const std::string time = time_text(), last = written_at(folder / "latest");
+    return last != kUnknown && time <= last ? last + "~" : time;
+}
+
+/// The folders called `step_<n>`, whole or not.
+std::vector<fs::path> folders_in(const fs::path& folder) {
+    std::vector<fs::path> found;
+    std::error_code status;
+    for (const auto& entry : fs::directory_iterator(folder, status))
+        if (step_of(entry.path())) found.push_back(entry.path());
+    return found;
+}
+
+/// Of equal time, such as none, the larger step.
+void sort_newest_first(std::vector<fs::path>& paths) {
+    std::ranges::sort(paths, std::greater(), [](const fs::path& path) { return std::pair(written_at(path), step_of(path).value_or(0)); });
+}
+
 }  // namespace
 
 void write_training_state(const fs::path& path, const TrainingState& state) {
@@ -147,6 +196,7 @@ void write_training_state(const fs::path& path, const TrainingState& state) {
     Manifest manifest;
     manifest.view = state.view;
     manifest.about = state.about;
+    manifest.about["written"] = next_time(path.parent_path());
     folder.commit(std::move(manifest));
 }
 
@@ -169,7 +219,9 @@ TrainingStateSummary summary_of_training_state(const fs::path& path) {
 
 FoundState newest_whole_training_state(const fs::path& folder) {
     FoundState found;
-    for (const fs::path& path : training_states_in(folder)) {
+    std::vector<fs::path> paths = folders_in(folder);
+    sort_newest_first(paths);
+    for (const fs::path& path : paths) {
         try {
             found.state = read_training_state(path);
             break;
@@ -181,20 +233,17 @@ FoundState newest_whole_training_state(const fs::path& folder) {
 }
 
 std::vector<fs::path> training_states_in(const fs::path& folder) {
-    std::vector<std::pair<std::int64_t, fs::path>> found;
-    std::error_code status;
-    for (const auto& entry : fs::directory_iterator(folder, status))
-        if (const auto step = step_of(entry.path()); step && fs::exists(entry.path() / kManifestName)) found.emplace_back(*step, entry.path());
-    std::ranges::sort(found, std::greater());
-    std::vector<fs::path> paths;
-    for (auto& [step, path] : found) paths.push_back(std::move(path));
+    std::vector<fs::path> paths = folders_in(folder);
+    std::erase_if(paths, [](const fs::path& path) { return !is_finished(path); });
+    sort_newest_first(paths);
     return paths;
 }
 
 std::optional<fs::path> newest_training_state(const fs::path& folder, std::optional<std::int64_t> below) {
-    for (fs::path& path : training_states_in(folder))
-        if (!below || *step_of(path) < *below) return std::move(path);
-    return std::nullopt;
+    std::vector<fs::path> paths = folders_in(folder);
+    std::erase_if(paths, [&](const fs::path& path) { return !is_finished(path) || (below && *step_of(path) >= *below); });
+    const auto largest = std::ranges::max_element(paths, {}, [](const fs::path& path) { return *step_of(path); });
+    return largest == paths.end() ? std::nullopt : std::optional(*largest);
 }
 
 }  // namespace torchbus

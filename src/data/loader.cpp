@@ -124,7 +124,7 @@ public:
         epoch_ = at.epoch;
         dataset_->begin(seed());
         exhausted_ = false;
-        for (std::int64_t skipped = 0; skipped < at.batches * options_.batch_size && dataset_->next(); ++skipped) {}
+        for (std::int64_t skipped = 0; skipped < at.batches * options_.batch_size && !exhausted_; ++skipped) exhausted_ = !dataset_->next();
         restart(at);
     }
     std::optional<std::int64_t> batches() const override { return std::nullopt; }

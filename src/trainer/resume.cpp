@@ -61,6 +61,7 @@ std::vector<Difference> compare_configurations(const json& saved, const json& ow
 
 std::shared_ptr<const Resume> Resume::find(const ResumeOptions& options) {
     if (fs::exists(options.from / "manifest.json")) return std::shared_ptr<const Resume>(new Resume(read_training_state(options.from), options.allow));
+    clean_up_training_states(options.from);  // what a save that was interrupted has moved aside counts, too
     FoundState found = newest_whole_training_state(options.from);
     for (const std::string& passed : found.passed_over) warn(fmt::format("passed over {}", passed));
     if (found.state) return std::shared_ptr<const Resume>(new Resume(std::move(*found.state), options.allow));
@@ -69,7 +70,15 @@ std::shared_ptr<const Resume> Resume::find(const ResumeOptions& options) {
                                       options.from.string()));
 }
 
-std::shared_ptr<const Resume> Resume::first_whole(const std::vector<std::string>& folders) {
+std::shared_ptr<const Resume> Resume::first_whole(std::vector<std::string> folders) {
+    // Several savers offer theirs one after the other. What cannot be read goes first, so that it is told of.
+    std::ranges::stable_sort(folders, std::greater(), [](const std::string& folder) -> std::string {
+        try {
+            return summary_of_training_state(folder).about.value("written", "");
+        } catch (const CheckpointError&) {
+            return "~";
+        }
+    });
     std::vector<std::string> problems;
     for (const std::string& folder : folders) {
         try {
@@ -91,7 +100,15 @@ ResumePoint Resume::point(std::int64_t batch_size) const {
         ResumePoint point{position_from(state_.parts.at("position").values), {data.at("epoch"), data.at("batches")}, run_progress_from(state_.parts.at("decisions").values)};
         const json& configuration = state_.parts.at("configuration").values;
         // With batches of another size, as many samples are left out as were seen.
-        if (const std::int64_t before = configuration.at("batch_size"); before != batch_size) point.data.batches = point.data.batches * before / batch_size;
+        if (const std::int64_t before = configuration.at("batch_size"); before != batch_size) {
+            const auto converted = [&](std::int64_t batches) { return batches * before / batch_size; };
+            point.data.batches = converted(point.data.batches);
+            for (auto& [range, requester, why] : point.progress.left_out) {
+                const std::int64_t end = (range.first + range.count) * before;
+                range.first = converted(range.first);
+                range.count = (end + batch_size - 1) / batch_size - range.first;
+            }
+        }
         return point;
     } catch (const std::exception& error) {
         fail(fmt::format("it does not say where the run goes on: {}", error.what()));

@@ -43,6 +43,7 @@ bool Run::advance() {
     if (state_ == State::Closed) return false;
     const TransitionMark mark(in_transition_);
     Trigger trigger = Trigger::Failed;
+    if (state_ != State::Failing) was_stopping_ = stopping();
     try {
         if (state_ != State::Failing && state_ != State::Closing) poll();
         trigger = act();
@@ -63,6 +64,7 @@ bool Run::advance() {
     }
     const auto [next, valid] = next_state(state_, trigger);
     if (trigger == Trigger::Failed) failed_in_ = state_;
+    if (trigger == Trigger::RollBackDue) rolls_back_in_ = state_;
     if (!valid)
         throw StateError(fmt::format("the state machine has no row for {} in {}", name_of(trigger), name_of(state_)));
     state_ = next;

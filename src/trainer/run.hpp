@@ -95,6 +95,8 @@ private:
     void poll();
     void learn_lengths();
     void be_at(const ResumePoint& point);
+    /// The state that what is saved is of.
+    State place() const;
     void emit_start(const std::optional<std::string>& only);
     /// Reduces the requests over ranks and takes what was agreed.
     void decide();
@@ -113,6 +115,7 @@ private:
     bool begin_split(std::size_t index);
     void check_plan() const;
     bool has_effect(Decision decision) const;
+    bool waits_for_roll_back(Decision decision, const RequestSet& agreed) const;
     void tell_late_requests();
     void end_split(bool completed);
     Trigger finish_evaluation(Trigger trigger);
@@ -134,6 +137,9 @@ private:
     Trigger kind_;
     State state_ = State::Ready;
     State failed_in_ = State::Ready;
+    State rolls_back_in_ = State::Ready;  ///< where that was decided
+    bool is_putting_back_ = false;
+    bool was_stopping_ = false;           ///< when this transition began
     Moment& moment_;
     std::thread::id thread_ = std::this_thread::get_id();
     std::chrono::steady_clock::time_point began_ = std::chrono::steady_clock::now();

@@ -14,6 +14,10 @@ void Run::decide() {
         if (!agreed[kind]) continue;
         const Request& request = *agreed[kind];
         const auto decision = static_cast<Decision>(kind);
+        if (waits_for_roll_back(decision, agreed)) {
+            if (request.rank == parts_.consensus.rank()) parts_.requests.ask(decision, request);
+            continue;
+        }
         if (!has_effect(decision)) {
             warn(fmt::format("{} asked for {} ({}), which has no effect in {}", request.requester, name_of(decision), request.reason, name_of(state_)));
             continue;
@@ -34,6 +38,16 @@ void Run::decide() {
     }
 }
 
+/// What is asked for beside a roll-back is of the run that goes on from there. Within an evaluation a roll-back waits for the
+/// end of it, and a run that is stopped there is not rolled back any more.
+bool Run::waits_for_roll_back(Decision decision, const RequestSet& agreed) const {
+    const bool is_asked = agreed[static_cast<std::size_t>(Decision::RollBack)].has_value();
+    if (decision == Decision::FailRun || !is_asked || !is_training_run()) return false;
+    if (decision == Decision::RollBack) return evaluating_;
+    if (evaluating_) return decision == Decision::SaveNow && !agreed[static_cast<std::size_t>(Decision::StopRun)];
+    return true;
+}
+
 bool Run::has_effect(Decision decision) const {
     switch (decision) {
         case Decision::FailRun:
@@ -52,7 +66,6 @@ bool Run::has_effect(Decision decision) const {
 /// What was asked for too late is said, and a signal still decides the exit code.
 void Run::tell_late_requests() {
     if (signals_) signals_->poll(parts_.requests);
-    if (roll_back_) warn(fmt::format("{} asked for roll_back ({}), and the run ended before it was done", roll_back_->requester, roll_back_->reason));
     const RequestSet late = parts_.requests.take();
     for (std::size_t kind = 0; kind < kDecisionCount; ++kind) {
         if (!late[kind]) continue;

@@ -13,7 +13,9 @@ constexpr std::int64_t kStepsBetweenDecisions = 8;
 
 void Run::show_view(std::string_view view) {
     if (view == shown_view_) return;
-    parts_.bus.emit(WeightsViewChanged{position(), shown_view_, view});
+    const std::string_view before = shown_view_;
+    if (view != "training") shown_view_ = view;  // also where who changes it fails halfway
+    parts_.bus.emit(WeightsViewChanged{position(), before, view});
     shown_view_ = view;
 }
 

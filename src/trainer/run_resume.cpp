@@ -7,9 +7,14 @@
 
 namespace torchbus {
 
+State Run::place() const {
+    const State at = state_ == State::Failing ? failed_in_ : state_;
+    return at == State::RollingBack ? rolls_back_in_ : at;
+}
+
 ResumePoint Run::resume_point() const {
     using Next = RunProgress::Next;
-    const State at = state_ == State::Failing ? failed_in_ : state_;
+    const State at = place();
     const bool after_epoch = at == State::Evaluating || at == State::SavingLast || at == State::EndingEpoch;
     const bool between_epochs = at == State::SavingEpoch || at == State::Ready || at == State::StartingEpoch;
     const Next next = after_epoch ? Next::Evaluation : between_epochs ? Next::Epoch : Next::Step;
@@ -22,15 +27,16 @@ ResumePoint Run::resume_point() const {
 }
 
 bool Run::is_resumable() const {
-    const State at = state_ == State::Failing ? failed_in_ : state_;
-    const bool has_no_place = at == State::Ready || at == State::RollingBack || at == State::Ending || at == State::Closing || at == State::Closed;
-    return is_training_run() && !has_no_place && !(in_window_ && has_updated_) && shown_view_ == "training" && moment_.position.attempts > 0;
+    const State at = place();
+    const bool is_over = at == State::Ready || at == State::Ending || at == State::Closing || at == State::Closed;
+    const bool has_cut_epoch = was_stopping_ && (at == State::EndingEpoch || at == State::SavingLast);  // TrainEpochEnd was told of a part of it
+    return is_training_run() && !is_over && !has_cut_epoch && !is_putting_back_ && !(in_window_ && has_updated_) && shown_view_ == "training" && moment_.position.attempts > 0;
 }
 
 void Run::be_at(const ResumePoint& point) {
     const RunProgress& progress = point.progress;
     moment_.position = point.position;
-    evaluation_due_ = evaluation_due_ || progress.evaluation_due;
+    evaluation_due_ = progress.evaluation_due;
     stop_epoch_ = progress.stop_epoch;
     windows_ = progress.windows;
     skip_update_ = progress.skip_update;
@@ -54,8 +60,10 @@ Trigger Run::roll_back() {
         throw CheckpointError(request.requester + " asked to roll back (" + request.reason + "), and no training state of this run has been saved; "
                               "add save_training_state, or let it save earlier");
     const SavedRun saved = parts_.read_state(rolling.states);
+    is_putting_back_ = true;
     be_at(saved.point);
     saved.put_back();
+    is_putting_back_ = false;
     left_out_.push_back({request.leave_out, request.requester, request.reason});
     parts_.resume = saved.point;
     parts_.bus.emit([&] { return RolledBack{position(), from, saved.path, left_out_.back(), static_cast<std::int64_t>(left_out_.size())}; });

@@ -71,13 +71,17 @@ struct CountingStream final : IterableDataset {
     explicit CountingStream(std::int64_t count) : count(count) {}
     void begin(SampleSeed seed) override {
         at = 0;
+        is_over = false;
         first = seed.epoch * 100 + static_cast<std::int64_t>(seed.seed) * 1000;
     }
     std::optional<Item> next() override {
-        if (at == count) return std::nullopt;
+        CHECK_FALSE(is_over);  // a stream is not asked again after its end
+        is_over = at == count;
+        if (is_over) return std::nullopt;
         return Item{torch::tensor(first + at++)};
     }
     std::int64_t count, at = 0, first = 0;
+    bool is_over = false;
 };
 
 std::shared_ptr<SeededDataset> seeded(std::int64_t count) { return std::make_shared<SeededDataset>(count); }
@@ -452,4 +456,13 @@ TEST_CASE("an item that lacks what its neighbours have is an error", "[data][dat
     for (Item& item : items) item.input = torch::ones(2);
     items[0].extras["mask"] = torch::ones(2);
     CHECK_THROWS_WITH(collate_stack(items), "an item has no 'mask', which another item of its batch has; give it to all or to none");
+}
+
+TEST_CASE("a stream that was at its end is not asked again where a run goes on", "[data][loader]") {
+    for (const std::int64_t batches : {2, 3, 4}) {  // the third batch is short
+        const auto loader = make_loader(std::make_shared<CountingStream>(5), {.batch_size = 2, .workers = 0});
+        loader->begin({0, batches});
+        Window window;
+        CHECK(loader->next(1, 1s, window) == (batches == 2 ? Fetch::Ready : Fetch::Exhausted));
+    }
 }

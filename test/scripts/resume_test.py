@@ -49,7 +49,8 @@ def files(folder):
     for name in found:
         if name.endswith("state.json"):
             state = json.loads(found[name])
-            del state["parts"]["callback.save_training_state"]["values"]["written"]
+            for name_of_the_run in ("written", "folder"):
+                del state["parts"]["callback.save_training_state"]["values"][name_of_the_run]
             found[name] = state
     return found
 

@@ -2,6 +2,7 @@
 #include <torchbus/callbacks/gradient_accumulation.hpp>
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/model_ema.hpp>
+#include <torchbus/callbacks/reduce_on_plateau.hpp>
 #include <torchbus/callbacks/save_training_state.hpp>
 #include <torchbus/callbacks/sharpness_aware.hpp>
 #include <torchbus/checkpoint/training_state.hpp>
@@ -43,6 +44,7 @@ struct Setup {
     std::shared_ptr<BreakingData> data = std::make_shared<BreakingData>();
     std::shared_ptr<Recording> recording = std::make_shared<Recording>();
     int losses = 0, breaks_at_loss = kNever;
+    std::int64_t epochs = 2;
     std::unique_ptr<Trainer> trainer;
 
     explicit Setup(const fs::path& folder, std::uint64_t seed = 1, std::vector<ComposedCallback> more = {}) {
@@ -59,7 +61,7 @@ struct Setup {
             }, .optimizer = make_adamw(model->parameters(), {.learning_rate = 0.05}), .callbacks = std::move(more), .seed = 3, .handle_signals = false});
     }
     RunResult train(std::optional<ResumeOptions> resume = {}, int workers = 0) {
-        return trainer->train(data, toy_data(4, 3), {.epochs = 2, .batch_size = 4, .workers = workers, .resume = std::move(resume)});
+        return trainer->train(data, toy_data(4, 3), {.epochs = epochs, .batch_size = 4, .workers = workers, .resume = std::move(resume)});
     }
     std::vector<at::Tensor> weights() const {
         auto all = copies_of(model->parameters());
@@ -189,6 +191,46 @@ TEST_CASE("a run that fails within an update leaves nothing of it, and says so",
     CHECK_THROWS_AS(fails.train(), SubscriberError);
     CHECK(newest_training_state(folder / "fails") == folder / "fails" / "step_6");
     CHECK_THAT(captured.text(), containing("save_training_state: nothing of the run that failed is saved: it failed where a run cannot go on from, such as within an update; the last state counts"));
+}
+
+TEST_CASE("rates that are held lower within a step are saved as they are without", "[trainer][failed_run]") {
+    const TemporaryFolder folder("failed-run");
+    const auto lowers = [] { return make_reduce_on_plateau({.monitor = "train.loss", .mode = ReduceOnPlateauOptions::Mode::Max, .factor = 0.5, .patience = 0}); };
+    Setup whole(folder / "whole", 1, {lowers()}), fails(folder / "fails", 1, {lowers()}), rest(folder / "fails", 99, {lowers()});
+    for (Setup* setup : {&whole, &fails, &rest}) setup->epochs = 4;
+    whole.train();
+    CHECK(whole.trainer->blackboard().number("learning_rate_factor").value() < 1);
+    fails.breaks_at_loss = 3 * 8 + 2;  // an epoch has six batches of training, and two of evaluation
+    CHECK_THROWS(fails.train());
+    rest.train(ResumeOptions{folder / "fails"});
+    CHECK(equal_bits(rest.weights(), whole.weights()));
+}
+
+TEST_CASE("a run that fails as other weights are shown leaves those in training", "[trainer][failed_run]") {
+    const TemporaryFolder folder("failed-run");
+    Setup whole(folder / "whole", 1, {looks_on()}), fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<WeightsViewChanged>(Stage::Persist, [](const WeightsViewChanged& event) {
+            if (event.to == "ema" && event.position.step == 12) throw std::runtime_error("no more");
+        });
+    })});
+    whole.train();
+    CHECK_THROWS_AS(fails.train(), SubscriberError);
+    CHECK(newest_training_state(folder / "fails") == folder / "fails" / "step_12");
+    check_that_it_goes_on(folder / "fails", whole, false, {looks_on()});
+}
+
+TEST_CASE("a run that is to stop and fails as its epoch is cut leaves the state before", "[trainer][failed_run]") {
+    const TemporaryFolder folder("failed-run");
+    Setup fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd& event) {
+            if (event.position.step == 8) run.asker.ask(Decision::StopRun, "enough");
+        });
+        connections += run.bus.observe<TrainEpochEnd>(Stage::Observe, [](const TrainEpochEnd& event) {
+            if (!event.completed) throw std::runtime_error("no more");
+        });
+    })});
+    CHECK_THROWS_AS(fails.train(), SubscriberError);
+    CHECK(newest_training_state(folder / "fails") == folder / "fails" / "step_6");
 }
 
 TEST_CASE("weights that are not finite are no state to go on from", "[trainer][failed_run]") {

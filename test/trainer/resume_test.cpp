@@ -1,4 +1,6 @@
 // Which state a run may go on from. That it goes on exactly, test/scripts/resume_test.py shows in processes of their own.
+#include <thread>
+
 #include <torchbus/callbacks/freeze.hpp>
 #include <torchbus/callbacks/gradient_accumulation.hpp>
 #include <torchbus/callbacks/gradient_clipping.hpp>
@@ -12,6 +14,7 @@
 #include "support/callback_of.hpp"
 #include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
+#include "support/fake_world.hpp"
 #include "support/recording.hpp"
 #include "support/temporary_folder.hpp"
 #include "support/toy.hpp"
@@ -139,6 +142,59 @@ TEST_CASE("what change_option changed goes on", "[trainer][resume]") {
     whole.train(3);
     second.train(3, ResumeOptions{folder.path()});
     CHECK(equal_bits(copies_of(second.model->parameters()), copies_of(whole.model->parameters())));
+}
+
+TEST_CASE("the newest state is the one that was written last, not that of an earlier run that came further", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup earlier(folder / "states"), anew(folder / "states"), on(folder / "states"), whole(folder / "whole");
+    earlier.train(4);
+    anew.train(1);
+    on.train(2, ResumeOptions{folder / "states"});
+    whole.train(2);
+    CHECK(std::ranges::count(on.recording->names(), "train_epoch_start") == 1);  // of the second epoch
+    CHECK(equal_bits(copies_of(on.model->parameters()), copies_of(whole.model->parameters())));
+}
+
+TEST_CASE("a state that an interrupted save has moved aside is gone on from", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup first(folder / "states"), second(folder / "states");
+    first.train(1);
+    fs::rename(folder / "states/step_3", folder / "states/.step_3.old");  // where two names cannot be exchanged
+    second.train(2, ResumeOptions{folder / "states"});
+    CHECK(second.trainer->history().epochs().size() == 2);
+}
+
+TEST_CASE("a folder that is no whole state is named where it is passed over", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup first(folder / "states"), second(folder / "states");
+    first.train(1);
+    fs::create_directory(folder / "states/step_9");
+    CapturedStderr captured;
+    second.train(2, ResumeOptions{folder / "states"});
+    CHECK_THAT(captured.text(), containing("passed over") && containing("step_9: it holds no manifest.json"));
+}
+
+TEST_CASE("a state of another world size is refused", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup first(folder / "states");
+    first.train(1);
+    FakeWorld world(2);
+    std::vector<std::string> refusals(2);
+    std::vector<std::thread> ranks;
+    for (int rank = 0; rank < 2; ++rank)
+        ranks.emplace_back([&, rank] {
+            auto model = torch::nn::Sequential(torch::nn::Linear(6, 8), torch::nn::ReLU(), torch::nn::Linear(8, 3));
+            Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_adamw(model->parameters(), {.learning_rate = 0.05}),
+                             .callbacks = {make_metrics(), make_save_training_state({.folder = folder / "states", .keep = 0}), ComposedCallback(std::make_shared<Recording>())},
+                             .seed = 3, .consensus = world.consensus(rank), .handle_signals = false});
+            try {
+                trainer.train(toy_data(12), toy_data(4, 3), {.epochs = 2, .batch_size = 4, .resume = ResumeOptions{folder / "states"}});
+            } catch (const CheckpointError& error) {
+                refusals[static_cast<std::size_t>(rank)] = error.what();
+            }
+        });
+    for (std::thread& rank : ranks) rank.join();
+    for (const std::string& refusal : refusals) CHECK_THAT(refusal, containing("it is of another run: world_size was 1, is 2; to go on all the same allow by name: world_size"));
 }
 
 TEST_CASE("a damaged state is passed over, with what is wrong with it; none at all is an error unless that is allowed", "[trainer][resume]") {

@@ -106,6 +106,7 @@ TEST_CASE("a run that is rolled back goes on from the newest state, and leaves o
     CHECK(rolls.left_out == std::vector<std::string>{"28 29 30 31 nan_policy"});
     // Nothing is drawn here: to leave a window out is then to skip its update.
     CHECK(equal_bits(copies_of(rolls.model->parameters()), copies_of(skips.model->parameters())));
+    CHECK(rolls.trainer->blackboard().number("nan_policy.faults").value() == 1);  // it is not forgotten with the rest
     CHECK(rolls.trainer->position().step == 9);
     CHECK(rolls.trainer->position().attempts == 9);
     CHECK(rolls.trainer->position().samples == 36);
@@ -141,6 +142,10 @@ TEST_CASE("windows before the fault may be left out, too, within the epoch", "[t
     early.spoil({30});
     early.train(1);
     CHECK(early.rolled_back.front().left_out.batches == BatchRange{0, 0, 8});
+    Setup last(folder / "last", {.non_finite = Action::RollBack, .leave_out = 2}, {make_gradient_accumulation({4}), asks_at_attempt(1, {Decision::SaveNow})});
+    last.spoil({38});
+    last.train(2);
+    CHECK(last.rolled_back.front().left_out.batches == BatchRange{0, 4, 6});  // a whole window before the short one
 }
 
 TEST_CASE("a fault in a later epoch goes back to its beginning, or to the state within it", "[trainer][roll_back]") {
@@ -150,6 +155,10 @@ TEST_CASE("a fault in a later epoch goes back to its beginning, or to the state 
     CHECK_THROWS_WITH(setup.train(2), StartsWith("nan_policy asked to roll back (the training loss is nan in epoch 1 after step 0") &&
                                           Catch::Matchers::EndsWith("no training state of this run has been saved; add save_training_state, or let it save earlier"));
     CHECK(setup.recording->names().back() == "run_closed");
+    Setup early(folder / "early", {.non_finite = Action::RollBack});
+    early.spoil({9});
+    CHECK_THROWS_AS(early.train(), CheckpointError);
+    CHECK(newest_training_state(folder / "early") == folder / "early" / "step_2");  // nothing was put back yet, so nothing is lost
 
     Setup later(folder / "later", {.non_finite = Action::RollBack}, {callback_of("spoiler", [](Attachment& run, Connections& connections) {
         connections += run.bus.intercept<BatchReady>([&run](BatchReady& event) {
@@ -173,6 +182,42 @@ TEST_CASE("a run is rolled back as often as it may, and fails at the next fault"
     CHECK(enough.rolled_back.back().count == 2);
     CHECK(enough.left_out.size() == 3);  // the first comes by twice
     CHECK_THROWS_WITH(too_few.train(), StartsWith("nan_policy: the run was rolled back 1 times, as often as max_roll_backs allows, and again the training loss is nan"));
+}
+
+TEST_CASE("of two savers the newest state is put back, whoever wrote it", "[trainer][roll_back]") {
+    const TemporaryFolder folder("roll-back");
+    Setup setup(folder / "often", {.non_finite = Action::RollBack}, {ComposedCallback("seldom", make_save_training_state({.folder = folder / "seldom", .every = "2step", .keep = 0}))});
+    setup.spoil({30});
+    setup.train();
+    CHECK(setup.rolled_back.front().position.step == 6);
+    Setup other(folder / "often_too", {.non_finite = Action::RollBack}, {ComposedCallback("seldom", make_save_training_state({.folder = folder / "seldom_too", .every = "5step", .keep = 0}))});
+    other.spoil({30});
+    other.train();
+    CHECK(other.rolled_back.front().position.step == 6);
+}
+
+TEST_CASE("what is asked for beside a roll-back is done where the run goes on", "[trainer][roll_back]") {
+    const TemporaryFolder folder("roll-back");
+    Setup setup(folder / "states", {.non_finite = Action::RollBack}, {asks_at_attempt(8, {Decision::EvaluateNow, Decision::SaveNow})});
+    setup.spoil({30});
+    setup.train();
+    auto names = setup.recording->names();
+    std::erase(names, "checkpoint_saved");
+    const auto back = std::ranges::find(names, "rolled_back");
+    REQUIRE(back != names.end());
+    CHECK(std::vector<std::string>(back - 2, back + 5) == std::vector<std::string>{"decision_taken", "rolling_back", "rolled_back", "decision_taken", "decision_taken", "step_checkpoint", "eval_epoch_start"});
+}
+
+TEST_CASE("batches stay left out where a run goes on with batches of another size", "[trainer][roll_back][resume]") {
+    const TemporaryFolder folder("roll-back");
+    Setup half(folder / "states", {.non_finite = Action::RollBack}, {asks_at_attempt(8, {Decision::SaveNow, Decision::StopRun})});
+    half.spoil({30});
+    half.train();
+    Setup rest(folder / "states", {.non_finite = Action::RollBack}, {asks_at_attempt(99, {})});
+    rest.spoil({30});
+    rest.trainer->train(rest.data, toy_data(4, 3), {.batch_size = 2, .shuffle = false, .resume = ResumeOptions{folder / "states", false, {"batch_size", "batches"}}});
+    CHECK(rest.left_out == std::vector<std::string>{"28 29 nan_policy", "30 31 nan_policy"});
+    CHECK(rest.rolled_back.empty());
 }
 
 TEST_CASE("a damaged state is passed over in a roll-back, with what is wrong with it", "[trainer][roll_back]") {

@@ -9,7 +9,7 @@ namespace torchbus {
 /// Multiplies the learning rate by `factor` when a number has not become better for more than `patience` epochs.
 /// It goes with any schedule: learning_rate_schedule sets the rate at TrainStepStart, and after it this one multiplies
 /// what it finds, for the length of the step; between two steps the optimizer holds the rate as the schedule has set it.
-/// Listens: RunConfigured, TrainStepStart (interceptors), TrainStepEnd, TrainingRunEpochEnd, RunClosed.
+/// Listens: RunConfigured, TrainStepStart (interceptors), TrainStepEnd, TrainingRunEpochEnd, RunFailed, RunClosed.
 /// Reads: the monitored number, once an epoch; an epoch without it does not count. Writes: learning_rate, after learning_rate_schedule.
 /// Publishes: learning_rate_factor, with the name of the update behind it where there is one; learning_rate stays what
 /// the schedule has published, before the factor.
