@@ -167,7 +167,7 @@ private:
     void save_what_failed(const RunFailed& event) {
         const auto leave = [this](std::string_view why) { warn(fmt::format("{}: nothing of the run that failed is saved: {}", run_->bus.id(), why)); };
         if (run_->consensus.world_size() > 1) return leave("with several ranks the last state counts");
-        if (event.position.attempts == 0 || kept_.is_newest(event.position.step)) return;
+        if (!window_start_.has_noted() || event.position.attempts == 0 || kept_.is_newest(event.position.step)) return;
         if (!run_->run_state.is_resumable()) return leave("it failed where a run cannot go on from, such as within an update; the last state counts");
         const auto before = kept_;
         try {

@@ -19,6 +19,8 @@ public:
     /// Takes the place of what the state has, where that is of within the window.
     void put_into(TrainingState& state) const;
     void end_run();
+    /// Whether a step was begun in this run.
+    bool has_noted() const { return attempts_ >= 0; }
 
 private:
     const Model* model_ = nullptr;

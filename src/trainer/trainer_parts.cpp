@@ -8,6 +8,7 @@
 
 #include <torchbus/callbacks/limit_batches.hpp>
 #include <torchbus/error.hpp>
+#include <torchbus/optim/group_options.hpp>
 
 namespace torchbus {
 namespace {
@@ -28,6 +29,16 @@ std::vector<Update> updates_of(TrainerOptions& options) {
     return std::move(options.updates);
 }
 
+/// Of each update and group: 0.learning_rate, discriminator.1.weight_decay.
+nlohmann::json options_of(const std::vector<Update>& updates) {
+    nlohmann::json options = nlohmann::json::object();
+    for (const Update& update : updates)
+        for (std::size_t group = 0; group < update.optimizer->param_groups().size(); ++group)
+            for (const auto& [name, value] : group_options(update.optimizer->param_groups()[group]))
+                options[fmt::format("{}{}{}.{}", update.name, update.name.empty() ? "" : ".", group, name)] = value;
+    return options;
+}
+
 }  // namespace
 
 Trainer::Parts::Parts(TrainerOptions options)
@@ -41,6 +52,7 @@ Trainer::Parts::Parts(TrainerOptions options)
                    [this](const std::string& id) { if (run_under_way()) run->introduce(id, [this](const RunPlan& plan) { require_nothing_against(plan); }); },
                    [this](const std::vector<std::string>& views) { if (run) run->forget_views(views); }}) {
     require(static_cast<bool>(model), "the trainer has no model; give TrainerOptions::model");
+    optimizer_configuration = options_of(updates);
     if (auto limit = limit_batches_from_environment()) options.callbacks.emplace_back("TORCHBUS_LIMIT_BATCHES", std::move(limit));
     composition.attach_all(std::move(options.callbacks));
     keeper = bus.subscribe("run_history");
@@ -60,6 +72,7 @@ const Run& Trainer::Parts::own_run() const {
 nlohmann::json Trainer::Parts::configuration_of_run() const {
     nlohmann::json configuration = own_run().configuration();
     configuration.update(data_configuration);
+    configuration["optimizer"] = optimizer_configuration;
     configuration["world_size"] = consensus->world_size();
     configuration["callbacks"] = composition.configuration();
     return configuration;

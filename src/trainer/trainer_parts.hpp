@@ -25,7 +25,8 @@ struct Trainer::Parts {
     RunHistory history;
     RunResult result;
     std::unique_ptr<Run> run;
-    nlohmann::json data_configuration;  ///< of the training run: what its batches are made of
+    nlohmann::json optimizer_configuration;  ///< as it was given
+    nlohmann::json data_configuration;       ///< of the training run: what its batches are made of
     TrainerRunState run_state;
     AttachedComposition composition;
     Subscriber keeper;  ///< keeps the history: last in order

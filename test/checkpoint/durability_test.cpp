@@ -62,7 +62,7 @@ int number_from_environment(const char* name, int otherwise) {
 /// Asks at every call what is to happen.
 class WatchedDisk : public Disk {
 public:
-    enum class Call { Open, Write, Sync, Close, Rename, Exchange, Mkdir, Unlink, Rmdir };
+    enum class Call { Open, Write, Sync, Close, Rename, Exchange, Mkdir, Unlink, Rmdir, Symlink };
     int open(const char* path, int flags, unsigned mode) override { return around(Call::Open, [&] { return Disk::open(path, flags, mode); }); }
     ssize_t write(int descriptor, const void* bytes, std::size_t count) override {
         return around(Call::Write, [&]() -> ssize_t { return Disk::write(descriptor, bytes, short_write ? (count + 1) / 2 : count); });
@@ -74,6 +74,7 @@ public:
     int mkdir(const char* path, unsigned mode) override { return around(Call::Mkdir, [&] { return Disk::mkdir(path, mode); }); }
     int unlink(const char* path) override { return around(Call::Unlink, [&] { return Disk::unlink(path); }); }
     int rmdir(const char* path) override { return around(Call::Rmdir, [&] { return Disk::rmdir(path); }); }
+    int symlink(const char* target, const char* path) override { return around(Call::Symlink, [&] { return Disk::symlink(target, path); }); }
 
     int calls = 0;
     bool short_write = false;
@@ -115,19 +116,42 @@ private:
 
 class DyingDisk final : public WatchedDisk {
 public:
-    DyingDisk(int which, bool before) : which_(which), before_(before) {}
+    DyingDisk(int which, bool before, bool exchanges = true) : which_(which), before_(before), exchanges_(exchanges) {}
 
 private:
-    int error_before(Call, int number) override {
+    int error_before(Call call, int number) override {
         if (before_ && number == which_) ::kill(::getpid(), SIGKILL);
-        return 0;
+        return call == Call::Exchange && !exchanges_ ? EINVAL : 0;
     }
     void after(Call, int number) override {
         if (!before_ && number == which_) ::kill(::getpid(), SIGKILL);
     }
     int which_;
-    bool before_;
+    bool before_, exchanges_;
 };
+
+/// All that a saver does when a newer state takes the place of an older one.
+void replace_state(const fs::path& folder) {
+    write_training_state(folder / "step_6", state_of(2));
+    point_link_to(folder / "step_6", "latest");
+    point_link_to(folder / "step_6", "best");
+    remove_training_state(folder / "step_5");
+}
+void first_state(const fs::path& folder) {
+    write_training_state(folder / "step_5", state_of(1));
+    point_link_to(folder / "step_5", "latest");
+    point_link_to(folder / "step_5", "best");
+}
+/// Whatever has happened to replace_state(): the next process finds one of the two whole, both links at whole ones, and nothing else.
+void check_what_is_left(const fs::path& folder) {
+    for (const char* link : {"latest", "best"}) CHECK(value_in(folder / link) == (fs::read_symlink(folder / link) == "step_5" ? 1 : 2));
+    clean_up_training_states(folder);
+    const FoundState found = newest_whole_training_state(folder);
+    REQUIRE(found.state);
+    CHECK(found.passed_over.empty());
+    for (const char* link : {"latest", "best"}) CHECK(value_in(folder / link) == (fs::read_symlink(folder / link) == "step_5" ? 1 : 2));
+    for (const std::string& name : names_in(folder)) CHECK((name == "step_5" || name == "step_6" || name == "latest" || name == "best"));
+}
 
 /// Runs `work` in a child. Returns whether it was killed.
 template <class Work>
@@ -175,6 +199,62 @@ TEST_CASE("an error of any call leaves the old checkpoint or a whole new one, sa
                 if (error == EINTR) CHECK(said == "");
                 if (!failing.failed) break;
             }
+}
+
+TEST_CASE("an error of any call of a whole save leaves links that point to whole states, and deletes nothing too early", "[checkpoint][durability]") {
+    for (const int error : {ENOSPC, EIO, EINTR})
+        for (int which = 1;; ++which) {
+            const TemporaryFolder folder("whole-save");
+            first_state(folder.path());
+            FailingDisk failing(which, error);
+            {
+                const DiskInPlace in_place(failing);
+                try {
+                    replace_state(folder.path());
+                } catch (const CheckpointError& refusal) {
+                    INFO(refusal.what());
+                    if (fs::read_symlink(folder / "latest") == "step_5") CHECK(value_in(folder / "step_5") == 1);
+                }
+            }
+            INFO("call " << which << ", errno " << error);
+            check_what_is_left(folder.path());
+            if (!failing.failed) break;
+        }
+}
+
+TEST_CASE("the death of the process at any call of a whole save leaves links that point to whole states", "[checkpoint][durability]") {
+    for (const bool before : {true, false})
+        for (int which = 1;; ++which) {
+            const TemporaryFolder folder("whole-save");
+            first_state(folder.path());
+            DyingDisk dying(which, before);
+            const bool died = dies_in([&] {
+                const DiskInPlace in_place(dying);
+                replace_state(folder.path());
+            });
+            INFO("call " << which << (before ? ", before" : ", after"));
+            check_what_is_left(folder.path());
+            if (!died) break;
+        }
+}
+
+TEST_CASE("where two names cannot be exchanged the death of the process leaves what the next one brings back", "[checkpoint][durability]") {
+    for (const bool before : {true, false})
+        for (int which = 1;; ++which) {
+            const TemporaryFolder folder("death");
+            write_training_state(folder / "step_5", state_of(1));
+            DyingDisk dying(which, before, false);
+            const bool died = dies_in([&] {
+                const DiskInPlace in_place(dying);
+                write_training_state(folder / "step_5", state_of(2));
+            });
+            INFO("call " << which << (before ? ", before" : ", after"));
+            clean_up_training_states(folder.path());
+            const double value = value_in(folder / "step_5");
+            CHECK((value == 1 || value == 2));
+            CHECK(names_in(folder.path()) == std::vector<std::string>{"step_5"});
+            if (!died) break;
+        }
 }
 
 TEST_CASE("a write that takes only a part is gone on with", "[checkpoint][durability]") {

@@ -5,6 +5,7 @@
 #include <csignal>
 #include <cstdio>
 #include <fstream>
+#include <thread>
 
 #include <CLI/CLI.hpp>
 #include <torch/torch.h>
@@ -20,6 +21,21 @@ std::shared_ptr<TensorDataset> samples(std::int64_t count, std::uint64_t seed) {
     const at::Tensor inputs = torch::randn({count, 6}, generator);
     return std::make_shared<TensorDataset>(inputs, inputs.mm(torch::randn({6, 3}, generator)).argmax(1));
 }
+
+/// The same, but that the data comes so late that the run waits for it.
+class SlowData final : public Dataset {
+public:
+    explicit SlowData(std::shared_ptr<TensorDataset> data) : data_(std::move(data)) {}
+    std::int64_t size() const override { return data_->size(); }
+    Batch gather(std::span<const std::int64_t> indices, SampleSeed seed) const override {
+        std::this_thread::sleep_for(std::chrono::milliseconds(250));
+        return data_->gather(indices, seed);
+    }
+    bool prefers_threads() const override { return true; }
+
+private:
+    std::shared_ptr<TensorDataset> data_;
+};
 
 /// Records what happens, and stops the run or raises SIGTERM where it is told to.
 class Onlooker final : public Callback {
@@ -71,7 +87,7 @@ int main(int argc, char** argv) {
     CLI::App app{"a small run that is stopped and taken up again"};
     std::string folder, raise_at;
     std::int64_t stop_after = 0, raise_count = 0, epochs = 3, seed = 5, save_every = 0;
-    bool resume = false;
+    bool resume = false, slow_data = false;
     std::vector<std::string> folders;
     app.add_option("FOLDER", folder);
     app.add_option("--verify", folders, "look at what these folders' runs have saved, and train nothing");
@@ -81,6 +97,7 @@ int main(int argc, char** argv) {
     app.add_option("--epochs", epochs);
     app.add_option("--seed", seed, "of weights that a resumed run replaces");
     app.add_flag("--resume", resume, "from the newest state, where there is one");
+    app.add_flag("--slow-data", slow_data, "the training data comes a batch every 250 ms");
     app.add_option("--save-every", save_every, "updates between saves, beside those after epochs");
     CLI11_PARSE(app, argc, argv);
     if (!folders.empty()) return verify(folders);
@@ -106,7 +123,10 @@ int main(int argc, char** argv) {
                      .seed = 5});
     TrainOptions options{.epochs = epochs, .batch_size = 2};
     if (resume) options.resume = ResumeOptions{checkpoints, true};
-    const RunResult result = trainer.train(samples(22, 1), samples(20, 2), options);
+    const AnyDataset data = slow_data ? AnyDataset(std::make_shared<SlowData>(samples(22, 1))) : AnyDataset(samples(22, 1));
+    options.workers = slow_data ? 1 : 0;
+    options.prefetch = 1;
+    const RunResult result = trainer.train(data, samples(20, 2), options);
     std::ofstream events(std::filesystem::path(folder) / "events.jsonl");
     for (const std::string& line : onlooker->lines) events << line << '\n';
     save_safetensors(std::filesystem::path(folder) / "final.safetensors", weights_of(Model(model)));

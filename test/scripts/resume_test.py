@@ -115,6 +115,11 @@ class ExactResume(unittest.TestCase):
         for _, _, after in self.signals("eval_step_end", 23):
             self.assertIn(json.loads(after[0])["event"], ("eval_epoch_start", "train_step_start", "training_run_epoch_end", "train_epoch_start", "training_run_end"))
 
+    def test_signals_within_saves(self):
+        for count in range(1, 18, 1 if SLOW else 4):
+            with self.subTest(count=count):
+                self.stop_and_resume("--save-every", 1, "--raise-at", "step_checkpoint", "--raise-count", count, code=143)
+
     def test_a_longer_run_goes_on(self):
         with tempfile.TemporaryDirectory(prefix="torchbus-resume-") as name:
             folder = Path(name)
@@ -169,13 +174,21 @@ class Signals(unittest.TestCase):
             for attempt in range(1000 if SLOW else 100):
                 folder = Path(name) / str(attempt)
                 folder.mkdir()
-                number = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-                process = subprocess.Popen([PROGRAM, folder, "--epochs", "40"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                number = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+                goes_on = number == signal.SIGUSR1
+                waits = draw.random() < 0.3 and not goes_on  # for data, most of the time
+                process = subprocess.Popen([PROGRAM, folder, "--epochs", "40", *["--slow-data"][:waits]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
                 self.assertEqual(process.stdout.readline(), "begun\n")
-                time.sleep(draw.random() ** 3)  # often soon
+                time.sleep(draw.random() ** 3 * (2 if waits else 1))  # often soon
                 process.send_signal(number)
+                if goes_on:  # it saves, and trains on until it is stopped
+                    time.sleep(0.2)
+                    number = signal.SIGTERM
+                    process.send_signal(number)
                 _, said = process.communicate(timeout=120)
                 self.assertIn(process.returncode, (0, 128 + number), said)
+                if goes_on:
+                    self.assertTrue("SIGUSR1" in said or '"requester":"SIGUSR1"' in (folder / "events.jsonl").read_text(), "nobody says what became of SIGUSR1")
                 if "nothing to save" in said:
                     without += 1
                     continue

@@ -29,11 +29,11 @@ struct Setup {
     torch::nn::Sequential model = toy_model();
     std::shared_ptr<Recording> recording = std::make_shared<Recording>();
     std::unique_ptr<Trainer> trainer;
-    explicit Setup(const fs::path& folder, std::vector<ComposedCallback> callbacks = {}, torch::nn::Sequential its_model = toy_model()) : model(std::move(its_model)) {
+    explicit Setup(const fs::path& folder, std::vector<ComposedCallback> callbacks = {}, torch::nn::Sequential its_model = toy_model(), double rate = 0.05) : model(std::move(its_model)) {
         callbacks.emplace_back(make_metrics());
         callbacks.emplace_back(make_save_training_state({.folder = folder, .keep = 0}));
         callbacks.emplace_back(recording);
-        trainer = std::make_unique<Trainer>(TrainerOptions{.model = model, .loss = cross_entropy, .optimizer = make_adamw(model->parameters(), {.learning_rate = 0.05}),
+        trainer = std::make_unique<Trainer>(TrainerOptions{.model = model, .loss = cross_entropy, .optimizer = make_adamw(model->parameters(), {.learning_rate = rate}),
                                                            .callbacks = std::move(callbacks), .seed = 3, .handle_signals = false});
     }
     RunResult train(std::int64_t epochs, std::optional<ResumeOptions> resume = {}, TrainOptions options = {}) {
@@ -172,6 +172,15 @@ TEST_CASE("a folder that is no whole state is named where it is passed over", "[
     CapturedStderr captured;
     second.train(2, ResumeOptions{folder / "states"});
     CHECK_THAT(captured.text(), containing("passed over") && containing("step_9: it holds no manifest.json"));
+}
+
+TEST_CASE("another option of the optimizer is refused, and what a schedule or a hand has changed since is none", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    const auto scheduled = [] { return make_learning_rate_schedule({make_cosine_schedule({.length = "4epoch"})}); };
+    Setup first(folder / "states", {scheduled()}), other(folder / "states", {scheduled()}, toy_model(), 0.01), same(folder / "states", {scheduled()});
+    first.train(2);
+    CHECK_THAT(refusal(other, ResumeOptions{folder / "states"}), containing("optimizer: 0.learning_rate was 0.05, is 0.01; to go on all the same allow by name: optimizer"));
+    CHECK(refusal(same, ResumeOptions{folder / "states"}) == "nothing");
 }
 
 TEST_CASE("a state of another world size is refused", "[trainer][resume]") {
