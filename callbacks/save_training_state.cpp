@@ -123,8 +123,7 @@ private:
 
     /// One save at a time: the last one is over when this returns.
     void wait() {
-        if (writing_.valid()) writing_.get();
-        if (std::exchange(is_unwritten_, false)) kept_ = kept_before_;
+        if (writing_.valid() && !writing_.get()) kept_ = kept_before_;
         kept_.put_back(std::exchange(not_deleted_, {}));
     }
     bool is_busy() const { return writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready; }
@@ -152,7 +151,7 @@ private:
             state.about = about(at, reason);
             Job job{at, options_.folder / written.name(), std::move(state), kept_.take_superfluous(), kept_.best()};
             kept_before_ = before;
-            if (options_.background) return void(writing_ = std::async(std::launch::async, [this, job = std::move(job)] { write_in_background(job); }));
+            if (options_.background) return void(writing_ = std::async(std::launch::async, [this, job = std::move(job)] { return write_in_background(job); }));
             write(job);
             run_->bus.emit(CheckpointSaved{at, job.path.string()});
         } catch (const NotDurableError& error) {
@@ -210,7 +209,8 @@ private:
         if (job.best) point_link_to(options_.folder / job.best->name(), "best");
         for (const WrittenState& state : std::exchange(not_deleted_, {})) drop(state.name());
     }
-    void write_in_background(const Job& job) {
+    /// Returns whether it was written.
+    bool write_in_background(const Job& job) {
         try {
             write(job);
             run_->bus.post(CheckpointSaved{job.at, job.path.string()});
@@ -218,9 +218,10 @@ private:
             warn(error.what());
         } catch (const std::exception& error) {
             failure_ = std::current_exception();
-            is_unwritten_ = true;
             run_->asker.ask(Decision::FailRun, error.what());
+            return false;
         }
+        return true;
     }
 
     void drop(const std::string& name) const {
@@ -238,8 +239,7 @@ private:
     WindowStart window_start_;
     std::vector<WrittenState> not_deleted_;  ///< by a save that was not durable; belongs to the thread while it writes
     KeptStates kept_before_;                ///< the save under way
-    bool is_unwritten_ = false;             ///< that save failed; belongs to the thread while it writes
-    std::future<void> writing_;
+    std::future<bool> writing_;             ///< whether it was written
     std::exception_ptr failure_;            ///< of a save in the background
     std::int64_t skipped_ = 0;
     Connection interval_;

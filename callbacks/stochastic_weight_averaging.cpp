@@ -38,12 +38,8 @@ public:
                 findings.push_back({Finding::Weight::Error, fmt::format("stochastic_weight_averaging: '{}' needs a run of known length; give epochs or max_steps, "
                                                                         "or an interval in steps or epochs", to_string(interval))});
         }
-        Moment end;
-        end.length = run.length;
-        end.position.step = end.position.attempts = run.length.steps.value_or(0);
-        end.position.epoch = run.length.epochs.value_or(0);
-        const bool is_known = options_.start.unit == Interval::Unit::Epoch ? run.length.epochs.has_value() : options_.start.unit == Interval::Unit::Step && run.length.steps;
-        if (is_known && measure(options_.start.unit, end) < options_.start.amount)
+        const auto length = options_.start.unit == Interval::Unit::Epoch ? run.length.epochs : options_.start.unit == Interval::Unit::Step ? run.length.steps : std::nullopt;
+        if (length && static_cast<double>(*length) < options_.start.amount)
             findings.push_back({Finding::Weight::Warning, fmt::format("'stochastic_weight_averaging' starts at {}, after the run's end; no average will be taken: let it start earlier, "
                                                                       "or leave it out", to_string(options_.start))});
         return findings;
