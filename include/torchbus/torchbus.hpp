@@ -66,5 +66,6 @@
 #include <torchbus/optim/schedule.hpp>
 #include <torchbus/plugin.hpp>
 #include <torchbus/registry.hpp>
+#include <torchbus/signals.hpp>
 #include <torchbus/trainer.hpp>
 #include <torchbus/version.hpp>

@@ -19,6 +19,12 @@ bool is_file_name(const std::string& name) {
     return !name.empty() && name.front() != '.' && name.find('/') == std::string::npos && name.find('\0') == std::string::npos && name != kManifestName;
 }
 
+/// A number with a point in it may be larger than any count.
+std::uint64_t count_from(const json& value, const std::string& name, const std::string& what) {
+    if (!value.is_number_unsigned()) fail(name, fmt::format("{} is {}, expected a whole number; the file is damaged", what, value.dump()));
+    return value;
+}
+
 }  // namespace
 
 std::string to_text(const Manifest& manifest) {
@@ -32,7 +38,7 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
     const json whole = json::parse(text.begin(), text.end(), nullptr, false);
     if (!whole.is_object() || !whole.contains("format") || whole["format"] != kFormat) fail(name, "the file is truncated, damaged or of another kind");
     try {
-        if (const int version = whole.at("version"); version != kManifestVersion)
+        if (const std::uint64_t version = count_from(whole.at("version"), name, "its version"); version != kManifestVersion)
             fail(name, fmt::format("version {} is not known, expected {}; it was written by another torchbus", version, kManifestVersion));
         const json& body = whole.at("body");
         if (whole.at("checksum") != checksum_of(body.dump())) fail(name, "its checksum is not that of its content; the file is damaged");
@@ -40,7 +46,7 @@ Manifest parse_manifest(std::string_view text, const std::string& name) {
         Manifest manifest{{}, body.at("view"), body.at("about")};
         for (const auto& [file, described] : body.at("files").items()) {
             if (!is_file_name(file)) fail(name, fmt::format("it names the file '{}', which is no name within the folder", file));
-            manifest.files[file] = {described.at("size_bytes"), described.at("checksum")};
+            manifest.files[file] = {count_from(described.at("size_bytes"), name, fmt::format("the size of '{}'", file)), described.at("checksum")};
         }
         // Bits that change neither meaning nor checksum, such as white space, are damage too.
         if (text != to_text(manifest)) fail(name, "it is not as it was written; the file is damaged");

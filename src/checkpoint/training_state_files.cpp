@@ -217,11 +217,10 @@ TrainingStateSummary summary_of_training_state(const fs::path& path) {
     return summary;
 }
 
-FoundState newest_whole_training_state(const fs::path& folder) {
+FoundState newest_whole_of(std::vector<fs::path> states) {
     FoundState found;
-    std::vector<fs::path> paths = folders_in(folder);
-    sort_newest_first(paths);
-    for (const fs::path& path : paths) {
+    sort_newest_first(states);
+    for (const fs::path& path : states) {
         try {
             found.state = read_training_state(path);
             break;
@@ -231,6 +230,8 @@ FoundState newest_whole_training_state(const fs::path& folder) {
     }
     return found;
 }
+
+FoundState newest_whole_training_state(const fs::path& folder) { return newest_whole_of(folders_in(folder)); }
 
 std::vector<fs::path> training_states_in(const fs::path& folder) {
     std::vector<fs::path> paths = folders_in(folder);

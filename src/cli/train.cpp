@@ -5,6 +5,7 @@
 #include <torchbus/checkpoint/atomic_file.hpp>
 #include <torchbus/checkpoint/weights.hpp>
 #include <torchbus/composition.hpp>
+#include <torchbus/signals.hpp>
 #include <torchbus/trainer.hpp>
 
 #include "torch_commands.hpp"
@@ -34,6 +35,7 @@ std::optional<ResumeOptions> resume_options_of(const nlohmann::json& options, co
 }  // namespace
 
 int train(const nlohmann::json& options) {
+    catch_signals_until_exit();  // whatever arrives, weights and history are written whole
     Composition made = composition_of(options);
     if (made.output) require_writable_folder(*made.output, made.name + ": output");  // now, not after the night
     made.train.resume = resume_options_of(options, made);

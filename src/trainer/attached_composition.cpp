@@ -159,6 +159,7 @@ void AttachedComposition::settle_dependents(const std::string& id) {
     }
     const std::vector<std::string> views = provider.declared.views;
     attached_.erase(std::ranges::find_if(attached_, [&](const auto& entry) { return entry->composed.id == id; }));
+    changed_options_.forget(id);
     if (!views.empty()) surroundings_.forget_views(views);
 }
 
@@ -235,7 +236,7 @@ std::future<void> AttachedComposition::change_option(std::string id, std::string
     const auto make = [this, id = std::move(id), option = std::move(option), value = std::move(value), requester = std::move(requester)] {
         Update* const update = update_called(id);
         const nlohmann::json before = update ? change_optimizer(*update, option, value) : find(id).composed.callback->change_option(option, value);
-        if (!update) changed_options_[id][option] = value;  // an optimizer's are in its own state
+        if (!update) changed_options_.note(id, option, before, value);  // an optimizer's are in its own state
         surroundings_.bus.emit(OptionChanged{surroundings_.bus.moment().position, id, option, text_of(before), text_of(value), requester});
     };
     return request({.make = make, .concerns_view = [] { return false; }, .what = std::move(what)}, false);
@@ -297,15 +298,11 @@ nlohmann::json AttachedComposition::configuration() const {
     return callbacks;
 }
 
-void AttachedComposition::restore_options(const nlohmann::json& changed) {
-    for (const auto& [id, options] : changed.items()) {
-        const bool is_here = std::ranges::any_of(attached_, [&, &name = id](const auto& entry) { return entry->composed.id == name; });
-        if (!is_here) continue;  // that it is gone was allowed
-        for (const auto& [option, value] : options.items()) {
-            find(id).composed.callback->change_option(option, value);
-            changed_options_[id][option] = value;
-        }
-    }
+void AttachedComposition::restore_options(const nlohmann::json& saved) {
+    changed_options_.restore(saved, [this](const std::string& id, const std::string& option, const nlohmann::json& value) {
+        const auto entry = std::ranges::find_if(attached_, [&](const auto& one) { return one->composed.id == id; });
+        if (entry != attached_.end()) (*entry)->composed.callback->change_option(option, value);  // that it is gone was allowed
+    });
 }
 
 std::vector<std::pair<std::string, Callback*>> AttachedComposition::callbacks() const {

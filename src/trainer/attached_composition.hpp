@@ -12,6 +12,8 @@
 #include <torchbus/callback.hpp>
 #include <torchbus/run_config.hpp>
 
+#include "changed_options.hpp"
+
 namespace torchbus {
 
 class AttachedComposition {
@@ -59,8 +61,8 @@ public:
     /// Kind and options of each callback by its id; options where they came from a run file.
     nlohmann::json configuration() const;
     /// What change_option has changed of callbacks, by id and option, for a run that goes on.
-    const nlohmann::json& changed_options() const { return changed_options_; }
-    void restore_options(const nlohmann::json& changed);
+    const nlohmann::json& changed_options() const { return changed_options_.now(); }
+    void restore_options(const nlohmann::json& saved);
     /// Each callback by its id, in order.
     std::vector<std::pair<std::string, Callback*>> callbacks() const;
 
@@ -84,7 +86,7 @@ private:
     std::vector<Member> members() const;
 
     Surroundings surroundings_;
-    nlohmann::json changed_options_ = nlohmann::json::object();
+    ChangedOptions changed_options_;
     std::vector<std::unique_ptr<Attached>> attached_;
     std::vector<Precedence> precedences_;
     std::vector<std::string> composed_ids_;

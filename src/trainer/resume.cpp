@@ -70,26 +70,11 @@ std::shared_ptr<const Resume> Resume::find(const ResumeOptions& options) {
                                       options.from.string()));
 }
 
-std::shared_ptr<const Resume> Resume::first_whole(std::vector<std::string> folders) {
-    // Several savers offer theirs one after the other. What cannot be read goes first, so that it is told of.
-    std::ranges::stable_sort(folders, std::greater(), [](const std::string& folder) -> std::string {
-        try {
-            return summary_of_training_state(folder).about.value("written", "");
-        } catch (const CheckpointError&) {
-            return "~";
-        }
-    });
-    std::vector<std::string> problems;
-    for (const std::string& folder : folders) {
-        try {
-            auto resume = std::shared_ptr<const Resume>(new Resume(read_training_state(folder), {}));
-            for (const std::string& passed : problems) warn(fmt::format("passed over {}", passed));
-            return resume;
-        } catch (const CheckpointError& error) {
-            problems.emplace_back(error.what());
-        }
-    }
-    throw CheckpointError(fmt::format("none of the run's training states can be read: {}", fmt::join(problems, "; ")));
+std::shared_ptr<const Resume> Resume::newest_of(const std::vector<std::string>& states) {
+    FoundState found = newest_whole_of({states.begin(), states.end()});
+    if (!found.state) throw CheckpointError(fmt::format("none of the run's training states can be read: {}", fmt::join(found.passed_over, "; ")));
+    for (const std::string& passed : found.passed_over) warn(fmt::format("passed over {}", passed));
+    return std::shared_ptr<const Resume>(new Resume(std::move(*found.state), {}));
 }
 
 void Resume::fail(const std::string& what) const { throw CheckpointError(fmt::format("{}: {}", state_.path.string(), what)); }

@@ -18,8 +18,8 @@ public:
     /// Reads the state that the options name, and tells which were passed over, and why.
     /// Returns nothing where there is none and that is allowed. Throws: CheckpointError.
     static std::shared_ptr<const Resume> find(const ResumeOptions& options);
-    /// The newest of these folders that can be read as a whole. Tells which were passed over. Throws: CheckpointError.
-    static std::shared_ptr<const Resume> first_whole(std::vector<std::string> folders);
+    /// The newest of these states that can be read as a whole. Tells which were passed over. Throws: CheckpointError.
+    static std::shared_ptr<const Resume> newest_of(const std::vector<std::string>& states);
 
     /// Where the run goes on. `batch_size` is that of the run to come.
     ResumePoint point(std::int64_t batch_size) const;

@@ -1,9 +1,15 @@
 #include "signals.hpp"
 
+#include <csignal>
 #include <unistd.h>
 
 #include <array>
 #include <atomic>
+#include <mutex>
+#include <utility>
+
+#include <torchbus/error.hpp>
+#include <torchbus/signals.hpp>
 
 namespace torchbus {
 namespace {
@@ -21,9 +27,11 @@ constexpr std::array<Known, 4> kSignals = {{
     {SIGUSR2, "SIGUSR2", true, 0},
 }};
 
-std::atomic<bool> catching{false};
+std::mutex installing;  ///< guards the next four
+bool is_installed = false, has_catcher = false, until_exit = false;
+std::array<struct sigaction, kSignals.size()> former;
 std::array<std::atomic<bool>, kSignals.size()> arrived{};
-std::atomic<int> endings{0};  ///< SIGINT and SIGTERM since the catcher was made
+std::atomic<int> endings{0};  ///< SIGINT and SIGTERM since the handlers were installed
 static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_always_lock_free, "the handler may only touch lock-free atomics");
 
 extern "C" void note_signal(int number) {
@@ -33,27 +41,48 @@ extern "C" void note_signal(int number) {
         if (kSignals[i].number == number) arrived[i] = true;
 }
 
-}  // namespace
-
-SignalCatcher::SignalCatcher() {
-    if (catching.exchange(true)) return;
-    active_ = true;
+void install() {
+    if (std::exchange(is_installed, true)) return;
     for (auto& flag : arrived) flag = false;
     endings = 0;
     struct sigaction action = {};
     action.sa_handler = note_signal;
     sigemptyset(&action.sa_mask);
     action.sa_flags = SA_RESTART;
-    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i].number, &action, &former_[i]);
+    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i].number, &action, &former[i]);
+}
+
+}  // namespace
+
+void catch_signals_until_exit() {
+    const std::lock_guard lock(installing);
+    install();
+    until_exit = true;
+}
+
+SignalCatcher::SignalCatcher() {
+    const std::lock_guard lock(installing);
+    if (std::exchange(has_catcher, true)) return;
+    active_ = true;
+    install();
 }
 
 SignalCatcher::~SignalCatcher() {
     if (!active_) return;
-    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i].number, &former_[i], nullptr);
-    catching = false;
-    // What arrived after the last look finds the handler that it would have found without a run.
-    for (std::size_t i = 0; i < kSignals.size(); ++i)
-        if (arrived[i]) std::raise(kSignals[i].number);
+    const std::lock_guard lock(installing);
+    has_catcher = false;
+    if (until_exit) return;
+    for (std::size_t i = 0; i < kSignals.size(); ++i) sigaction(kSignals[i].number, &former[i], nullptr);
+    is_installed = false;
+    // What arrived after the last look finds the handler that it would have found without a run; but a save that was asked
+    // for when there is nothing more to save ends no process.
+    for (std::size_t i = 0; i < kSignals.size(); ++i) {
+        if (!arrived[i]) continue;
+        if (kSignals[i].exit_code != 0 || former[i].sa_handler != SIG_DFL)
+            std::raise(kSignals[i].number);
+        else
+            warn(std::string(kSignals[i].name) + " was received when the run was over; there is nothing more to save");
+    }
 }
 
 void SignalCatcher::poll(Requests& requests) {

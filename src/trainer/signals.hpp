@@ -1,14 +1,12 @@
 #pragma once
 /// SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 while a run is under way.
 
-#include <csignal>
-
 #include <torchbus/decision.hpp>
 
 namespace torchbus {
 
-/// Catches the four signals while it lives and puts the former handlers back. A second SIGINT or SIGTERM ends the
-/// process at once. One at a time in a process: a second catcher does nothing.
+/// Catches the four signals while it lives, and puts the former handlers back. A second SIGINT or SIGTERM ends the process
+/// at once. One at a time in a process: a second catcher does nothing.
 class SignalCatcher {
 public:
     SignalCatcher();
@@ -20,7 +18,6 @@ public:
 
 private:
     bool active_ = false;
-    struct sigaction former_[4] = {};
 };
 
 }  // namespace torchbus

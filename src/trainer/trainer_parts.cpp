@@ -46,7 +46,7 @@ Trainer::Parts::Parts(TrainerOptions options)
       handle_signals(options.handle_signals),
       consensus(options.consensus ? options.consensus : std::make_shared<Consensus>()),
       run_state({model, updates, bus, [this] { return composition.callbacks(); },
-                 [this]() -> const nlohmann::json& { return composition.changed_options(); }, [this](const nlohmann::json& changed) { composition.restore_options(changed); }, blackboard, history, 
+                 [this]() -> const nlohmann::json& { return composition.changed_options(); }, [this](const nlohmann::json& saved) { composition.restore_options(saved); }, blackboard, history, 
                  [this] { return own_run().resume_point(); }, [this] { return run && run->is_resumable(); }, [this] { return configuration_of_run(); }}),
       composition({bus, blackboard, *consensus, requests, run_state, updates,
                    [this](const std::string& id) { if (run_under_way()) run->introduce(id, [this](const RunPlan& plan) { require_nothing_against(plan); }); },
@@ -157,7 +157,7 @@ void Trainer::Parts::begin(RunPlan plan, std::vector<std::unique_ptr<Loader>> lo
 }
 
 SavedRun Trainer::Parts::read_state(const std::vector<std::string>& folders) {
-    const auto saved = Resume::first_whole(folders);
+    const auto saved = Resume::newest_of(folders);
     return {saved->point(data_configuration.at("batch_size")), saved->path().string(), [this, saved] {
                 blackboard.clear();  // of what is given up
                 saved->put_back(run_state);

@@ -1,5 +1,7 @@
 #include "trainer_run_state.hpp"
 
+#include <ATen/Context.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <fmt/format.h>
 #include <torch/optim/optimizer.h>
 
@@ -32,12 +34,35 @@ void load_weights(const Model& model, const SavedState& state) {
     for (auto& [tensor, saved] : copies) tensor.copy_(saved);
 }
 
+/// Of every device, by its name.
+std::map<std::string, at::Generator> default_generators() {
+    std::map<std::string, at::Generator> generators = {{"cpu", at::detail::getDefaultCPUGenerator()}};
+    if (!at::globalContext().hasCUDA()) return generators;
+    for (c10::DeviceIndex index = 0; index < static_cast<c10::DeviceIndex>(at::detail::getCUDAHooks().deviceCount()); ++index)
+        generators.emplace(fmt::format("cuda:{}", index), at::globalContext().defaultGenerator(at::Device(at::kCUDA, index)));
+    return generators;
+}
+
 SavedState save_generators() {
     SavedState state;
-    at::Generator cpu = at::detail::getDefaultCPUGenerator();
-    const std::lock_guard lock(cpu.mutex());
-    state.tensors.emplace("cpu", cpu.get_state());
+    for (auto& [device, generator] : default_generators()) {
+        const std::lock_guard lock(generator.mutex());
+        state.tensors.emplace(device, generator.get_state());
+    }
     return state;
+}
+
+void load_generators(const SavedState& state) {
+    auto own = default_generators();
+    for (const auto& [device, saved] : state.tensors) {
+        const auto generator = own.find(device);
+        if (generator == own.end()) {
+            warn(fmt::format("the random generator of {} was saved, and there is no such device here; what was drawn on it is drawn from another one", device));
+            continue;
+        }
+        const std::lock_guard lock(generator->second.mutex());
+        generator->second.set_state(saved);
+    }
 }
 
 nlohmann::json values_of(const std::map<std::string, ConnectionProgress>& progress) {
@@ -70,12 +95,6 @@ void load_blackboard(const nlohmann::json& values, Blackboard& blackboard) {
     // Who has published by now goes on to: a mean that runs, a scale that changes.
     for (const auto& [name, value] : values.items())
         if (!blackboard.has(name)) blackboard.publish(name, value.get<double>());
-}
-
-void load_generators(const SavedState& state) {
-    at::Generator cpu = at::detail::getDefaultCPUGenerator();
-    const std::lock_guard lock(cpu.mutex());
-    cpu.set_state(state.tensors.at("cpu"));
 }
 
 }  // namespace

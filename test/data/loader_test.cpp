@@ -75,7 +75,7 @@ struct CountingStream final : IterableDataset {
         first = seed.epoch * 100 + static_cast<std::int64_t>(seed.seed) * 1000;
     }
     std::optional<Item> next() override {
-        CHECK_FALSE(is_over);  // a stream is not asked again after its end
+        if (is_over) throw std::logic_error("a stream is asked again after its end");  // no CHECK: this may be a loader's thread
         is_over = at == count;
         if (is_over) return std::nullopt;
         return Item{torch::tensor(first + at++)};

@@ -648,8 +648,17 @@ class Signals(Case):
         self.assertEqual(running.end(), 130, running.said())
         self.assertRegex(running.said(), r"(?m)^stopped after [01] steps by SIGINT: SIGINT was received$")
 
+    def test_sigusr1_at_any_time_ends_nothing_and_takes_no_file(self):
+        running = self.start("train", "run.json")
+        running.wait_for_handler()
+        while running.process.poll() is None:
+            running.process.send_signal(signal.SIGUSR1)
+            time.sleep(0.001)
+        self.assertEqual(running.end(), 0, running.said())
+        self.assertTrue((self.folder / "out/model.safetensors").exists())
+
     def test_ctrl_c_before_the_run(self):
-        # Nothing catches the signal yet while LibTorch and the data are loaded.
+        # Nothing catches the signal yet while LibTorch is loaded.
         for delay in (0.0, 0.05, 0.1):
             with self.subTest(delay):
                 running = self.start(*self.ENDLESS)

@@ -21,7 +21,7 @@ FLOORS = [
     {"data": "data", "optim": "optim", "models": "models", "checkpoint": "checkpoint", "distributed": "distributed",
      "stream": "stream", "metrics": "metrics"},
     {"callbacks": "callbacks", "arrangement": "arrangement"},
-    {"trainer": "trainer run_config run_history"},
+    {"trainer": "trainer run_config run_history signals"},
     {"composition": "composition composition_schema plugin link"},
     {"cli": "cli"},
     {"torchbus.hpp": "torchbus"},  # the header that includes all others

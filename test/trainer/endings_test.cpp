@@ -2,6 +2,7 @@
 #include <csignal>
 
 #include "support/callback_of.hpp"
+#include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
 #include "support/recording.hpp"
 #include "support/toy.hpp"
@@ -180,6 +181,24 @@ TEST_CASE("SIGUSR1 saves and goes on; SIGUSR2 saves and stops with 0", "[trainer
         CHECK(setup.trainer->position().step == (number == SIGUSR1 ? 4 : 1));
         CHECK(result.outcome == (number == SIGUSR1 ? Outcome::Finished : Outcome::Signalled));
     }
+}
+
+TEST_CASE("a signal after the last look at them ends no process for a save, and finds the handler of before for an end", "[trainer][signal]") {
+    const auto at_close = [](int number) {
+        return callback_of("late", [=](Attachment& run, Connections& connections) {
+            connections += run.bus.observe<RunClosed>(Stage::Observe, [=](const RunClosed&) { std::raise(number); });
+        });
+    };
+    for (const int number : {SIGUSR1, SIGUSR2}) {
+        CapturedStderr captured;
+        CHECK(Setup({at_close(number)}, true).train().outcome == Outcome::Finished);
+        CHECK_THAT(captured.text(), containing("was received when the run was over; there is nothing more to save"));
+    }
+    static volatile std::sig_atomic_t seen = 0;
+    const auto former = std::signal(SIGTERM, [](int number) { seen = number; });
+    CHECK(Setup({at_close(SIGTERM)}, true).train().outcome == Outcome::Finished);
+    std::signal(SIGTERM, former);
+    CHECK(seen == SIGTERM);
 }
 
 TEST_CASE("a save, then an evaluation in mid-epoch, then the epoch goes on", "[trainer][golden]") {

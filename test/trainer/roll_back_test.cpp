@@ -1,11 +1,18 @@
 // A run that is put back to a saved state while it is under way, and leaves out what led there.
 #include <fstream>
+#include <map>
 #include <thread>
 
+#include <torchbus/callbacks/early_stopping.hpp>
 #include <torchbus/callbacks/gradient_accumulation.hpp>
+#include <torchbus/callbacks/gradient_clipping.hpp>
+#include <torchbus/callbacks/label_smoothing.hpp>
 #include <torchbus/callbacks/metrics.hpp>
+#include <torchbus/callbacks/model_ema.hpp>
 #include <torchbus/callbacks/nan_policy.hpp>
 #include <torchbus/callbacks/save_training_state.hpp>
+#include <torchbus/callbacks/step_evaluation.hpp>
+#include <torchbus/callbacks/stochastic_weight_averaging.hpp>
 #include <torchbus/checkpoint/training_state.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/optim/optimizers.hpp>
@@ -264,6 +271,123 @@ TEST_CASE("what is left out stays so in a run that goes on from a state saved af
     CHECK(rest.rolled_back.front().count == 2);
     CHECK(equal_bits(copies_of(rest.model->parameters()), copies_of(whole.model->parameters())));
     CHECK(equal_bits(copies_of(rest.model->buffers()), copies_of(whole.model->buffers())));
+}
+
+TEST_CASE("averages of weights go back with the weights", "[trainer][roll_back]") {
+    const TemporaryFolder folder("roll-back");
+    const auto averages = []() -> std::vector<ComposedCallback> {
+        return {make_model_ema({.decay = 0.8}), make_stochastic_weight_averaging({.start = "1step", .every = "1step"}), make_early_stopping({.monitor = "eval.ema.loss", .restore_best = true})};
+    };
+    Setup rolls(folder / "states", {.non_finite = Action::RollBack}, averages()), skips(folder / "skips", {}, averages());
+    for (Setup* setup : {&rolls, &skips}) {
+        setup->spoil({30});
+        setup->train(2);
+    }
+    REQUIRE(rolls.rolled_back.size() == 2);
+    for (const char* number : {"eval.loss", "eval.ema.loss", "eval.swa.loss"}) {
+        INFO(number);
+        REQUIRE(rolls.trainer->history().latest(number).has_value());
+        CHECK(rolls.trainer->history().latest(number) == skips.trainer->history().latest(number));
+    }
+    CHECK(equal_bits(copies_of(rolls.model->parameters()), copies_of(skips.model->parameters())));
+}
+
+TEST_CASE("two updates go back together, each in its rhythm", "[trainer][roll_back][updates]") {
+    const TemporaryFolder folder("roll-back");
+    const auto trained = [&](const std::string& name, const AnyDataset& data) {
+        torch::manual_seed(1);
+        torch::nn::Sequential both(torch::nn::Linear(6, 3), torch::nn::Linear(6, 3));
+        const auto step_of = [both](std::size_t place) -> StepFunction {
+            return [both, place](const Batch& batch) mutable {
+                const at::Tensor output = both[place]->as<torch::nn::Linear>()->forward(batch.inputs);
+                return StepOutput{output, cross_entropy(output, batch.targets)};
+            };
+        };
+        Trainer trainer({.model = both,
+                         .updates = {{"critic", make_adamw(both[0]->parameters(), {.learning_rate = 0.05}), step_of(0), 1},
+                                     {"generator", make_adamw(both[1]->parameters(), {.learning_rate = 0.05}), step_of(1), 2}},
+                         .callbacks = {make_nan_policy({.non_finite = Action::RollBack}), make_save_training_state({.folder = folder / name, .every = "4step", .keep = 0})},
+                         .handle_signals = false});
+        trainer.train(data, {.batch_size = 4, .shuffle = false});
+        CHECK(trainer.position().step == 9 + 5);
+        return copies_of(both->parameters());
+    };
+    const auto clean = toy_data(36);
+    const at::Tensor spoiled = torch::full({4, 6}, std::numeric_limits<float>::quiet_NaN());
+    // After the seventh of nine windows, where both are due.
+    const auto with = [](const at::Tensor& rows, const at::Tensor& between) { return torch::cat({rows.narrow(0, 0, 28), between, rows.narrow(0, 28, 8)}); };
+    const auto data = std::make_shared<TensorDataset>(with(clean->inputs(), spoiled), with(clean->targets(), torch::zeros({4}, torch::kLong)));
+    CHECK(equal_bits(trained("rolls", data), trained("whole", clean)));
+}
+
+TEST_CASE("a stream is begun anew to go back within it", "[trainer][roll_back][data]") {
+    class Stream final : public IterableDataset {
+    public:
+        Stream(std::shared_ptr<TensorDataset> rows, std::int64_t spoiled) : rows_(std::move(rows)), spoiled_(spoiled) {}
+        void begin(SampleSeed) override { next_ = 0, ++begun; }
+        std::optional<Item> next() override {
+            if (next_ == rows_->size()) return std::nullopt;
+            const std::int64_t row = next_++;
+            return Item{rows_->inputs()[row] * (row == spoiled_ ? std::numeric_limits<double>::quiet_NaN() : 1.0), rows_->targets()[row], {}, 0};
+        }
+        int begun = 0;
+
+    private:
+        std::shared_ptr<TensorDataset> rows_;
+        std::int64_t spoiled_, next_ = 0;
+    };
+    const TemporaryFolder folder("roll-back");
+    Setup rolls(folder / "states", {.non_finite = Action::RollBack}), whole(folder / "whole", {});
+    const auto all = toy_data(40);
+    const auto stream = std::make_shared<Stream>(all, 29);
+    CHECK(rolls.trainer->train(stream, toy_data(4, 3), {.batch_size = 4}).outcome == Outcome::Finished);
+    CHECK(stream->begun == 2);
+    REQUIRE(rolls.rolled_back.size() == 1);
+    CHECK(rolls.rolled_back.front().left_out.batches == BatchRange{0, 7, 1});
+    const auto without = [](const at::Tensor& rows) { return torch::cat({rows.narrow(0, 0, 28), rows.narrow(0, 32, 8)}); };
+    whole.data = std::make_shared<TensorDataset>(without(all->inputs()), without(all->targets()));
+    whole.train();
+    CHECK(equal_bits(copies_of(rolls.model->parameters()), copies_of(whole.model->parameters())));
+}
+
+TEST_CASE("a roll-back that is asked for within an evaluation waits for its end", "[trainer][roll_back]") {
+    const TemporaryFolder folder("roll-back");
+    bool asked = false;
+    Setup setup(folder / "states", {.non_finite = Action::RollBack}, {make_step_evaluation({.every = "5step"}), callback_of("asker", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<EvalStepStart>(Stage::Observe, [&](const EvalStepStart& event) {
+            if (event.position.step == 5 && !std::exchange(asked, true)) run.asker.ask_to_roll_back("the evaluation says so", {0, 3, 2});
+        });
+    })});
+    CHECK(setup.train().outcome == Outcome::Finished);
+    auto names = setup.recording->names();
+    std::erase(names, "checkpoint_saved");
+    const auto back = std::ranges::find(names, "rolling_back");
+    REQUIRE(back != names.end());
+    CHECK(std::vector<std::string>(back - 2, back + 2) == std::vector<std::string>{"eval_epoch_end", "decision_taken", "rolling_back", "rolled_back"});
+    CHECK(setup.rolled_back.front().position.step == 3);
+    CHECK(setup.left_out == std::vector<std::string>{"12 13 14 15 asker", "16 17 18 19 asker"});
+    CHECK(setup.trainer->position().step == 8);
+}
+
+TEST_CASE("options that were changed after the state was saved are again as they were then", "[trainer][roll_back]") {
+    const TemporaryFolder folder("roll-back");
+    Trainer* trainer = nullptr;
+    std::map<std::int64_t, std::string> before;  // by attempts
+    Setup setup(folder / "states", {.non_finite = Action::RollBack}, {ComposedCallback("clip", make_gradient_clipping({.max_norm = 1.0})), ComposedCallback("smooth", make_label_smoothing({.smoothing = 0.125})),
+        callback_of("operator", [&](Attachment& run, Connections& connections) {
+            connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) {
+                const std::int64_t at = event.position.attempts;
+                if (at == 2 || at == 7) trainer->change_option("clip", "max_norm", at, "operator");
+                if (at == 7) trainer->change_option("smooth", "smoothing", 0.5, "operator");
+                if (at == 7) trainer->change_option("optimizer", "learning_rate", 0.5, "operator");
+            });
+            connections += run.bus.observe<OptionChanged>(Stage::Observe, [&](const OptionChanged& event) { before[event.position.attempts] += event.option + " " + event.from + " "; });
+        })});
+    trainer = setup.trainer.get();
+    setup.spoil({30});  // of the eighth batch: the seventh comes by twice, with the same changes of the same options
+    setup.train();
+    REQUIRE(setup.rolled_back.size() == 1);
+    CHECK(before == std::map<std::int64_t, std::string>{{2, "max_norm 1 "}, {7, "max_norm 2 smoothing 0.125 learning_rate 0.05 max_norm 2 smoothing 0.125 learning_rate 0.05 "}});
 }
 
 TEST_CASE("a roll-back needs somebody who saves states", "[trainer][roll_back]") {

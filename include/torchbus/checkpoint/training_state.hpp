@@ -62,6 +62,8 @@ struct FoundState {
     std::vector<std::string> passed_over;
 };
 FoundState newest_whole_training_state(const std::filesystem::path& folder);
+/// The same of these states, wherever they lie.
+FoundState newest_whole_of(std::vector<std::filesystem::path> states);
 
 /// The folders `step_<n>` in `folder` that were finished, newest first.
 std::vector<std::filesystem::path> training_states_in(const std::filesystem::path& folder);
