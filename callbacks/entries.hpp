@@ -11,6 +11,7 @@ namespace torchbus {
 std::unique_ptr<Callback> classification_metrics_from_json(OptionReader& reader);
 std::unique_ptr<Callback> console_report_from_json(OptionReader& reader);
 std::unique_ptr<Callback> cutmix_from_json(OptionReader& reader);
+std::unique_ptr<Callback> data_parallel_from_json(OptionReader& reader);
 std::unique_ptr<Callback> device_placement_from_json(OptionReader& reader);
 std::unique_ptr<Callback> early_stopping_from_json(OptionReader& reader);
 std::unique_ptr<Callback> fingerprint_from_json(OptionReader& reader);

@@ -103,6 +103,17 @@ public:
         connections_ += run.bus.observe<OptimizerStepEnd>(Stage::Observe, [this](const OptimizerStepEnd& event) { look_again(event.update); });
         connections_ += run.bus.observe<OptimizerStepSkipped>(Stage::Observe, [this](const OptimizerStepSkipped&) { forget_weights(); });
     }
+    /// What the intervals have counted.
+    SavedState state() const override {
+        nlohmann::json progress = saved_progress_;
+        for (const auto& [update, filter] : updates_)
+            if (filter) progress[update] = filter->progress();
+        return {{{"updates", std::move(progress)}}, {}};
+    }
+    void load_state(const SavedState& state) override {
+        saved_progress_ = state.values.value("updates", nlohmann::json::object());
+        for (auto& [update, filter] : updates_) filter.reset();  // begun anew where its update comes
+    }
     void detach() override {
         connections_.clear();
         for (const std::string& name : published_) run_->blackboard.withdraw(name);
@@ -117,6 +128,7 @@ public:
         if (option != "every") return Callback::change_option(option, value);
         const Interval before = std::exchange(options_.every, changed_interval(value, kind(), option));
         for (auto& [update, filter] : updates_) filter.reset();
+        saved_progress_ = nlohmann::json::object();
         return to_string(before);
     }
 
@@ -126,6 +138,7 @@ private:
 
     /// The names of parameters; those that are not the model's are called parameter_0, parameter_1, …
     void learn(const RunConfigured& event) {
+        saved_progress_ = nlohmann::json::object();
         updates_.clear();
         names_.clear();
         published_.clear();
@@ -148,6 +161,7 @@ private:
             filter = every(options_.every);
             filter->resolve(Interval::Unit::Step);
             filter->rebase(run_->moment, 0);
+            if (saved_progress_.contains(update)) filter->restore(saved_progress_.at(update).get<std::vector<double>>());
         }
         return filter->passes(run_->moment, 0);
     }
@@ -206,6 +220,7 @@ private:
     GradientStatisticsOptions options_;
     Attachment* run_ = nullptr;
     std::map<std::string, std::optional<Filter>> updates_;
+    nlohmann::json saved_progress_ = nlohmann::json::object();  ///< of the filters, by update
     std::map<const void*, std::string> names_;  ///< of parameters
     std::set<std::string> published_;
     bool due_ = false;

@@ -18,6 +18,8 @@ constexpr auto kCallbacks = std::to_array<CallbackEntry>({
      console_report_from_json},
     {"cutmix", "Pastes a box of another sample into every training sample, and mixes the loss by its area.",
      cutmix_from_json},
+    {"data_parallel", "Trains one model on several processes, each on a part of every batch; one process where the environment names no others.",
+     data_parallel_from_json},
     {"device_placement", "Moves the model and every batch to one device.",
      device_placement_from_json},
     {"early_stopping", "Stops a run whose metric has stopped improving, and may put back its best weights.",

@@ -9,6 +9,8 @@
 #include <nlohmann/json.hpp>
 #include <torch/types.h>
 
+#include <torchbus/checkpoint/atomic_file.hpp>
+#include <torchbus/checkpoint/disk.hpp>
 #include <torchbus/checkpoint/safetensors.hpp>
 #include <torchbus/checkpoint/writable.hpp>
 #include <torchbus/error.hpp>
@@ -36,7 +38,8 @@ public:
     std::string kind() const override { return "save_best"; }
     Declaration declare() const override {
         Declaration declared{.listens = {"training_run_start", "eval_epoch_end", "epoch_checkpoint", "run_closed"}, .reads = {"parameters"},
-                             .needs = {{options_.monitor, "epoch_checkpoint", Stage::Persist}}};
+                             .needs = {{options_.monitor, "epoch_checkpoint", Stage::Persist}},
+                             .before = {"save_training_state"}};  // whose states are to know of what is kept
         if (options_.at_steps) {
             declared.listens.emplace_back("step_checkpoint");
             declared.needs.emplace_back(options_.monitor, "step_checkpoint", Stage::Persist);
@@ -75,16 +78,34 @@ public:
     void load_state(const SavedState& state) override {
         kept_.clear();
         for (const auto& one : state.values.at("kept")) kept_.push_back({one.at("value"), one.at("step"), one.at("file")});
+        std::erase_if(kept_, [&](const Kept& one) { return !is_there(one); });
         beginning_.loaded();
     }
 
 private:
     void begin(const RunPlan& plan) {
         if (beginning_.is_anew()) kept_.clear();
+        if (run_->consensus.rank() == 0) remove_interrupted();
         measured_at_.reset();
         last_view_ = plan.views.back();
         for (const SplitPlan& split : plan.splits)
             if (split.mode == Mode::Eval) last_split_ = split.name;
+    }
+
+    /// Another run from the same state may have replaced it, or deleted it.
+    bool is_there(const Kept& one) const {
+        try {
+            return metadata_of_safetensors(options_.folder / one.file).at("step") == fmt::format("{}", one.step);
+        } catch (const std::exception&) {
+            return false;
+        }
+    }
+    /// What a process that was killed has left of its files.
+    void remove_interrupted() const {
+        std::error_code status;
+        const std::string ending = std::string(".safetensors") + AtomicFile::kPart, prefix = options_.keep == 1 ? "best" : file_prefix();
+        for (const auto& entry : fs::directory_iterator(options_.folder, status))
+            if (const std::string name = entry.path().filename().string(); name.starts_with(prefix) && name.ends_with(ending)) fs::remove(entry.path(), status);
     }
 
     /// A number of an evaluation belongs to the weights that it was measured with, and to no later ones.
@@ -128,19 +149,24 @@ private:
 
     std::string file_name(double value, std::int64_t step) const {
         if (options_.keep == 1) return "best.safetensors";
+        return fmt::format("{}{:.6g}_step_{}.safetensors", file_prefix(), value, step);
+    }
+    std::string file_prefix() const {
         std::string metric = options_.monitor;
         std::ranges::replace(metric, '/', '_');
-        return fmt::format("{}_{:.6g}_step_{}.safetensors", metric, value, step);
+        return metric + "_";
     }
 
     void write(const std::string& file, const Position& at) {
         if (run_->consensus.rank() != 0) return;
-        std::error_code failure;
-        fs::create_directories(options_.folder, failure);
-        if (failure) throw CheckpointError(fmt::format("{}: cannot make the folder: {}; nothing was saved", options_.folder.string(), failure.message()));
+        make_durable_folder(options_.folder);
         const SavedState measured = weights_.get();
         const fs::path path = options_.folder / file;
-        save_safetensors(path, {measured.tensors.begin(), measured.tensors.end()}, {{"view", weights_.view()}, {"step", fmt::format("{}", at.step)}});
+        try {
+            save_safetensors(path, {measured.tensors.begin(), measured.tensors.end()}, {{"view", weights_.view()}, {"step", fmt::format("{}", at.step)}});
+        } catch (const NotDurableError& error) {
+            return warn(error.what());  // it is there, and may not outlast a power failure: nobody is told of it
+        }
         run_->bus.emit(CheckpointSaved{at, path.string()});
     }
 

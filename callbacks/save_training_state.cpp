@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include <torchbus/changed_option.hpp>
+#include <torchbus/checkpoint/folder_lock.hpp>
 #include <torchbus/checkpoint/training_state.hpp>
 #include <torchbus/checkpoint/writable.hpp>
 #include <torchbus/error.hpp>
@@ -31,7 +32,7 @@ public:
     ~SaveTrainingState() override { wait(); }
     std::string kind() const override { return "save_training_state"; }
     Declaration declare() const override {
-        Declaration declared{.listens = {"training_run_start", "step_checkpoint", "rolling_back", "training_run_end", "run_failed", "run_closed"}, .reads = {"parameters"}, .writes = {"states"}, .collectives = true};
+        Declaration declared{.listens = {"training_run_start", "step_checkpoint", "rolling_back", "training_run_end", "run_failed", "run_closed"}, .reads = {"parameters"}, .writes = {"states"}, .folders = {KeptStates::whole_name(options_.folder)}, .collectives = true};
         if (options_.on_failure) declared.listens.insert(declared.listens.end(), {"run_configured", "train_step_start"});
         if (options_.background) declared.asks = {Decision::FailRun};
         if (saves_epochs()) declared.listens.emplace_back("epoch_checkpoint");
@@ -48,10 +49,15 @@ public:
         connections_ += run.bus.observe<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart&) {
             if (beginning_.is_anew()) kept_.clear();
             failure_ = nullptr;
-            if (run_->consensus.rank() == 0) clean_up_training_states(options_.folder);
+            std::error_code status;
+            if (run_->consensus.rank() == 0 && fs::exists(options_.folder, status)) {
+                lock_ = FolderLock(options_.folder);
+                clean_up_training_states(options_.folder);
+            }
         });
         connections_ += run.bus.observe<StepCheckpoint>(Stage::Persist, [this](const StepCheckpoint& event) {
-            save(event.position, fmt::format("{}: {}", event.requester, event.reason), {event.position.step, event.requester != run_->bus.id()});
+            const bool is_asked = event.requester != run_->bus.id();
+            save(event.position, fmt::format("{}: {}", event.requester, event.reason), {event.position.step, is_asked}, is_asked ? Busy::Wait : Busy::MaySkip);
         });
         connections_ += run.bus.intercept<RollingBack>([this](RollingBack& event) {
             wait();
@@ -60,7 +66,7 @@ public:
             for (const WrittenState& state : kept_.newest_first()) event.states.push_back((options_.folder / state.name()).string());
         });
         if (saves_epochs()) connections_ += run.bus.observe<EpochCheckpoint>(Stage::Persist, [this](const EpochCheckpoint& event) {
-            if (is_due(event.position)) save(event.position, "the end of an epoch", {event.position.step, false, score_at(event.position)});
+            if (is_due(event.position)) save(event.position, "the end of an epoch", {event.position.step, false, score_at(event.position)}, is_last(event.position) ? Busy::Wait : Busy::MaySkip);
         });
         if (options_.every.amount > 0) connect_interval();
         // What is announced is heard before RunClosed.
@@ -79,6 +85,8 @@ public:
         connections_ += run.bus.observe<RunClosed>(Stage::Observe, [this](const RunClosed&) {
             beginning_.closed();
             window_start_.end_run();
+            wait();
+            lock_ = {};
             if (const auto skipped = std::exchange(skipped_, 0); skipped > 0) warn(fmt::format("{}: {} save{} left out while another was written", run_->bus.id(), skipped, skipped == 1 ? " was" : "s were"));
         });
     }
@@ -90,6 +98,7 @@ public:
         beginning_ = {};
         kept_.clear();
         window_start_.end_run();
+        lock_ = {};
         failure_ = nullptr;
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
@@ -106,10 +115,12 @@ public:
 
 private:
     bool saves_epochs() const { return options_.every_epochs > 0 || options_.at_end; }
-    bool is_due(const Position& at) const {
+    bool is_last(const Position& at) const {
         const RunLength& length = run_->moment.length;
-        const bool is_last = (length.epochs && at.epoch >= *length.epochs) || (length.steps && at.step >= *length.steps);
-        return (options_.at_end && is_last) || (options_.every_epochs > 0 && at.epoch % options_.every_epochs == 0);
+        return (length.epochs && at.epoch >= *length.epochs) || (length.steps && at.step >= *length.steps);
+    }
+    bool is_due(const Position& at) const {
+        return (options_.at_end && is_last(at)) || (options_.every_epochs > 0 && at.epoch % options_.every_epochs == 0);
     }
     void connect_interval() {
         interval_ = run_->bus.observe<TrainStepEnd>(Stage::Report, [this](const TrainStepEnd&) {
@@ -137,8 +148,10 @@ private:
         return std::nullopt;
     }
 
-    void save(const Position& at, std::string_view reason, WrittenState written) {
-        if (options_.skip_when_busy && is_busy()) {
+    /// What others ask for, and the last one of a run, is not left out.
+    enum class Busy : std::uint8_t { Wait, MaySkip };
+    void save(const Position& at, std::string_view reason, WrittenState written, Busy busy) {
+        if (busy == Busy::MaySkip && options_.skip_when_busy && is_busy()) {
             ++skipped_;
             return;
         }
@@ -204,6 +217,10 @@ private:
     /// Returns once it is durable; only then is an older one deleted. Thread: any, one at a time.
     void write(const Job& job) {
         not_deleted_ = job.superfluous;
+        if (!lock_.is_held()) {
+            make_durable_folder(options_.folder);
+            lock_ = FolderLock(options_.folder);
+        }
         write_training_state(job.path, job.state);
         point_link_to(job.path, "latest");
         if (job.best) point_link_to(options_.folder / job.best->name(), "best");
@@ -236,6 +253,7 @@ private:
     Attachment* run_ = nullptr;
     RunBeginning beginning_;
     KeptStates kept_;
+    FolderLock lock_;  ///< from when the folder is there to the end of the run; belongs to the thread while it writes
     WindowStart window_start_;
     std::vector<WrittenState> not_deleted_;  ///< by a save that was not durable; belongs to the thread while it writes
     KeptStates kept_before_;                ///< the save under way

@@ -1,5 +1,6 @@
 #include <torchbus/decision.hpp>
 
+#include <algorithm>
 #include <utility>
 
 namespace torchbus {
@@ -19,6 +20,11 @@ void Requests::ask(Decision decision, Request request) {
     const std::lock_guard lock(mutex_);
     auto& place = waiting_[static_cast<std::size_t>(decision)];
     if (!place || (request.by_signal && !place->by_signal)) place = std::move(request);
+}
+
+bool Requests::is_any_waiting() {
+    const std::lock_guard lock(mutex_);
+    return std::ranges::any_of(waiting_, [](const auto& request) { return request.has_value(); });
 }
 
 RequestSet Requests::take() {

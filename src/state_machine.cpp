@@ -15,7 +15,7 @@ std::string_view name_of(State state) {
 std::string_view name_of(Trigger trigger) {
     constexpr std::array<std::string_view, static_cast<std::size_t>(Trigger::RunClosed) + 1> kNames = {
         "start_training", "start_evaluation", "start_prediction", "epoch_started", "decided", "window_ready",
-        "data_pending", "data_exhausted", "micro_batch_done", "window_done", "again", "next_update", "update_done",
+        "data_pending", "decision_due", "data_exhausted", "micro_batch_done", "window_done", "again", "next_update", "update_done",
         "evaluation_due", "evaluation_step_done", "evaluation_done", "save_due", "save_done", "roll_back_due",
         "rolled_back", "window_left_out", "epoch_stopped", "epoch_ended", "prediction_step_done", "prediction_done", "run_stopped", "run_done",
         "run_ended", "failed", "failure_told", "run_closed"};

@@ -7,15 +7,11 @@
 
 namespace torchbus {
 
-namespace {
-
-std::string whole_name(const std::filesystem::path& folder) {
+std::string KeptStates::whole_name(const std::filesystem::path& folder) {
     std::error_code status;
     const auto whole = std::filesystem::weakly_canonical(folder, status);
     return status ? folder.string() : whole.string();
 }
-
-}  // namespace
 
 std::string WrittenState::name() const { return fmt::format("step_{}", step); }
 
@@ -75,6 +71,8 @@ void KeptStates::load(const SavedState& state, const std::filesystem::path& fold
         states_.push_back({one.at("step"), one.at("asked")});
         if (one.contains("score")) states_.back().score = one.at("score").get<double>();
     }
+    std::error_code status;
+    std::erase_if(states_, [&](const WrittenState& one) { return !std::filesystem::exists(folder / one.name(), status); });
 }
 
 }  // namespace torchbus

@@ -43,8 +43,11 @@ public:
     bool is_newest(std::int64_t step) const { return !states_.empty() && states_.back().step == step; }
     void clear() { states_.clear(); }
 
+    /// A folder by its whole name, however it was given.
+    static std::string whole_name(const std::filesystem::path& folder);
     SavedState saved(const std::filesystem::path& folder) const;
-    /// Those of another folder are none of this saver's: there they stay.
+    /// Those of another folder are none of this saver's: there they stay. Those that are gone, as after another run from the
+    /// same state, are forgotten.
     void load(const SavedState& state, const std::filesystem::path& folder);
 
 private:

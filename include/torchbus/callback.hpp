@@ -80,6 +80,8 @@ public:
     /// All that a resumed run needs; empty where there is no state.
     virtual SavedState state() const { return {}; }
     virtual void load_state(const SavedState& state);
+    /// How this run's processes agree, where the callback brings that: asked once, before it is attached.
+    virtual std::shared_ptr<Consensus> consensus() { return nullptr; }
     /// Changes a number or an interval while a run is under way, at a decision point; `value` as in a run file.
     /// Returns the value until now. Throws: ConfigError for an option that cannot be changed so, or a value out of range.
     virtual nlohmann::json change_option(std::string_view option, const nlohmann::json& value);

@@ -50,6 +50,7 @@ public:
     void ask(Decision decision, Request request);
     /// All that waits, which is then forgotten here.
     RequestSet take();
+    bool is_any_waiting();
 
 private:
     std::mutex mutex_;

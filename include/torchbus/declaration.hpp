@@ -31,7 +31,7 @@ struct Exclusion {
 ///
 /// Resources, for reads and writes (see resources() in arrangement.hpp): plan.window, plan.limits, plan.views,
 /// window, model, batch.device, batch, precision, output, loss, root, gradients.finalize, gradients.inspect, gradients.change,
-/// gradients.decide, parameters, trainable, learning_rate, optimizer_options, callback_options; for reads also gradients and blackboard.
+/// gradients.decide, states, parameters, trainable, learning_rate, optimizer_options, callback_options; for reads also gradients and blackboard.
 /// A resource may be narrowed to one update or group with a colon: learning_rate:generator.
 struct Declaration {
     std::vector<std::string> listens = {};    ///< events and spans, in snake_case; "*" for observe_all
@@ -40,6 +40,7 @@ struct Declaration {
     std::vector<Value> publishes = {};        ///< numbers it puts on the blackboard
     std::vector<Value> needs = {};            ///< numbers that others must publish; without them the run is refused
     std::vector<std::string> views = {};      ///< weights views that it holds the lease of
+    std::vector<std::string> folders = {};    ///< which it alone writes to and deletes from
     std::vector<std::string> before = {};     ///< kinds of callbacks that must run later within a stage
     std::vector<std::string> after = {};      ///< kinds of callbacks that must run earlier within a stage
     std::vector<Exclusion> excludes = {};

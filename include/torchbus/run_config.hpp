@@ -24,7 +24,8 @@ struct TrainerOptions {
     std::vector<Update> updates = {};                         ///< … or a list of them
     std::vector<ComposedCallback> callbacks = {};             ///< in this order within a stage
     std::optional<std::uint64_t> seed = {};                   ///< of the default generators and the data
-    std::shared_ptr<Consensus> consensus = {};                ///< one process, if empty
+    std::shared_ptr<Consensus> consensus = {};                ///< default: what a callback brings (data_parallel), or one process
+    nlohmann::json configuration = {};                        ///< what a run file says of model, data and loss: kept in training states, and compared on resume
     bool handle_signals = true;  ///< SIGINT, SIGTERM, SIGUSR1, SIGUSR2 while a run is under way
 };
 
@@ -42,6 +43,7 @@ struct ResumeOptions {
     std::filesystem::path from;           ///< a training state, or a folder that holds some: the newest whole one
     bool if_any = false;                  ///< where there is none, the run begins anew
     std::vector<std::string> allow = {};  ///< differences that are no reason to refuse, by the names that the message gives
+    std::vector<std::filesystem::path> also = {};  ///< more folders that the newest is looked for in, where several savers have one each
 };
 
 struct TrainOptions {

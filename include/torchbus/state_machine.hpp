@@ -32,7 +32,7 @@ enum class State : std::uint8_t {
 
 enum class Trigger : std::uint8_t {
     StartTraining, StartEvaluation, StartPrediction,
-    EpochStarted, Decided, WindowReady, DataPending, DataExhausted, MicroBatchDone, WindowDone, Again, NextUpdate,
+    EpochStarted, Decided, WindowReady, DataPending, DecisionDue, DataExhausted, MicroBatchDone, WindowDone, Again, NextUpdate,
     UpdateDone, EvaluationDue, EvaluationStepDone, EvaluationDone, SaveDue, SaveDone, RollBackDue, RolledBack, WindowLeftOut, EpochStopped, EpochEnded,
     PredictionStepDone, PredictionDone, RunStopped, RunDone, RunEnded, Failed, FailureTold, RunClosed,
 };
@@ -57,6 +57,7 @@ inline constexpr auto kTransitions = std::to_array<Transition>({
     {State::Deciding,          Trigger::RunStopped,         State::EndingEpoch},
     {State::FetchingWindow,    Trigger::WindowReady,        State::RunningWindow},
     {State::FetchingWindow,    Trigger::DataPending,        State::FetchingWindow},
+    {State::FetchingWindow,    Trigger::DecisionDue,        State::Deciding},
     {State::FetchingWindow,    Trigger::WindowLeftOut,      State::Deciding},
     {State::FetchingWindow,    Trigger::DataExhausted,      State::EndingEpoch},
     {State::RunningWindow,     Trigger::MicroBatchDone,     State::RunningWindow},

@@ -4,6 +4,7 @@
 #include <torchbus/callbacks/classification_metrics.hpp>
 #include <torchbus/callbacks/console_report.hpp>
 #include <torchbus/callbacks/cutmix.hpp>
+#include <torchbus/callbacks/data_parallel.hpp>
 #include <torchbus/callbacks/device_placement.hpp>
 #include <torchbus/callbacks/early_stopping.hpp>
 #include <torchbus/callbacks/fingerprint.hpp>

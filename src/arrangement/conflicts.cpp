@@ -110,6 +110,15 @@ public:
             }
     }
 
+    void find_shared_folders() {
+        std::map<std::string, const Member*> holders;
+        for (const Member& member : members_)
+            for (const std::string& folder : member.declared.folders) {
+                const auto [place, added] = holders.try_emplace(folder, &member);
+                if (!added) error(fmt::format("'{}' and '{}' both save into '{}', and would delete each other's; give one of them another folder", place->second->id, member.id, folder));
+            }
+    }
+
     void find_unscaled() {
         for (const Member& scaler : members_) {
             if (!writes(scaler, "root")) continue;
@@ -187,6 +196,7 @@ void find_conflicts(const std::vector<Member>& members, const std::function<bool
     conflicts.find_unordered_writers(is_ordered);
     conflicts.find_shared_names(is_ordered);
     conflicts.find_shared_leases();
+    conflicts.find_shared_folders();
     conflicts.find_unscaled();
     conflicts.find_wrong_delivery();
 }

@@ -22,7 +22,7 @@ using std::filesystem::path;
 
 }  // namespace
 
-AtomicFile::AtomicFile(const path& target) : target_(target), name_(target.string() + ".part") {
+AtomicFile::AtomicFile(const path& target) : target_(target), name_(target.string() + kPart) {
     descriptor_ = create_file(name_);
     if (descriptor_ < 0) fail(name_, "create the file");
 }

@@ -50,4 +50,17 @@ bool sync_folder(const std::filesystem::path& folder) {
     return synced;
 }
 
+bool make_folders(const std::filesystem::path& folder) {
+    std::error_code status;
+    if (folder.empty() || std::filesystem::is_directory(folder, status)) return true;
+    const std::filesystem::path parent = folder.parent_path();
+    if (!make_folders(parent)) return false;
+    if (disk().mkdir(folder.c_str(), 0777) != 0) {
+        if (errno != EEXIST) return false;
+        if (std::filesystem::is_directory(folder, status)) return true;  // made by another in the meantime
+        return errno = ENOTDIR, false;
+    }
+    return sync_folder(parent.empty() ? "." : parent);
+}
+
 }  // namespace torchbus

@@ -26,7 +26,22 @@ constexpr std::string_view kPart = ".part", kOld = ".old";
 
 fs::path hidden(const fs::path& target, std::string_view ending) { return target.parent_path() / fmt::format(".{}{}", target.filename().string(), ending); }
 
+/// What they were to become, step_<n>.
+std::vector<fs::path> interrupted_saves_in(const fs::path& folder) {
+    std::error_code status;
+    std::vector<fs::path> targets;
+    static const std::regex interrupted(R"(\.(step_[0-9]+)\.(part|old))");
+    std::smatch match;
+    for (const auto& entry : fs::directory_iterator(folder, status))
+        if (const std::string name = entry.path().filename().string(); std::regex_match(name, match, interrupted)) targets.push_back(folder / match[1].str());
+    return targets;
+}
+
 }  // namespace
+
+void make_durable_folder(const fs::path& folder) {
+    if (!make_folders(folder)) fail(folder, "make the folder");
+}
 
 bool remove_folder(const fs::path& folder) {
     std::error_code status;
@@ -44,17 +59,16 @@ void remove_training_state(const fs::path& path) {
     if (disk().rename(path.c_str(), going.c_str()) != 0 || !remove_folder(going)) fail(path, "delete", "some of it may be left");
 }
 
-void clean_up_training_states(const fs::path& folder) {
+void bring_back_training_states(const fs::path& folder) {
     std::error_code status;
-    std::vector<fs::path> targets;
-    static const std::regex interrupted(R"(\.(step_[0-9]+)\.(part|old))");
-    std::smatch match;
-    for (const auto& entry : fs::directory_iterator(folder, status))
-        if (const std::string name = entry.path().filename().string(); std::regex_match(name, match, interrupted)) targets.push_back(folder / match[1].str());
-    for (const fs::path& target : targets) {
+    for (const fs::path& target : interrupted_saves_in(folder))
         if (!fs::exists(target, status)) disk().rename(hidden(target, kOld).c_str(), target.c_str());
+}
+
+void clean_up_training_states(const fs::path& folder) {
+    bring_back_training_states(folder);
+    for (const fs::path& target : interrupted_saves_in(folder))
         for (const std::string_view ending : {kPart, kOld}) remove_folder(hidden(target, ending));
-    }
     for (const char* link : {"latest", "best"}) disk().unlink(hidden(folder / link, kPart).c_str());
 }
 
@@ -66,14 +80,12 @@ void point_link_to(const fs::path& checkpoint, const std::string& name) {
     disk().unlink(made.c_str());
     if (disk().symlink(checkpoint.filename().c_str(), made.c_str()) != 0) fail(made, "make the link");
     if (disk().rename(made.c_str(), link.c_str()) != 0) fail(link, "rename to it");
-    sync_folder(folder);  // lost in a power failure, it points to the one before, or to none: newest_training_state() needs it not
+    if (!sync_folder(folder)) throw NotDurableError(fmt::format("{}: cannot sync the folder: {}; {} points to {}, but may not after a power failure", folder.string(), std::strerror(errno), name, checkpoint.filename().string()));
 }
 
 FolderWriter::FolderWriter(const fs::path& target)
     : target_(target), parent_(target.has_parent_path() ? target.parent_path() : fs::path(".")), made_(hidden(target, kPart)) {
-    std::error_code status;
-    fs::create_directories(parent_, status);
-    if (status) throw CheckpointError(fmt::format("{}: cannot make the folder: {}; {}", parent_.string(), status.message(), kUnchanged));
+    make_durable_folder(parent_);
     if (!remove_folder(made_)) fail(made_, "remove what an interrupted save has left");
     if (disk().mkdir(made_.c_str(), 0777) != 0) fail(made_, "make the folder");
 }

@@ -3,6 +3,7 @@
 #include <torchbus/checkpoint/atomic_file.hpp>
 
 #include "file.hpp"
+#include "safetensors_header.hpp"
 #include "tensor_file.hpp"
 
 namespace torchbus {
@@ -16,5 +17,7 @@ void save_safetensors(const path& file, const std::vector<NamedTensor>& tensors,
 }
 
 std::vector<NamedTensor> load_safetensors(const path& file) { return tensors_of_file(read_file(file).text(), file.string()); }
+
+std::map<std::string, std::string> metadata_of_safetensors(const path& file) { return parse_safetensors_header(read_file(file).text(), file.string()).metadata; }
 
 }  // namespace torchbus

@@ -163,8 +163,9 @@ std::string next_time(const fs::path& folder) {
 std::vector<fs::path> folders_in(const fs::path& folder) {
     std::vector<fs::path> found;
     std::error_code status;
-    for (const auto& entry : fs::directory_iterator(folder, status))
-        if (step_of(entry.path())) found.push_back(entry.path());
+    for (fs::directory_iterator entry(folder, status), end; !status && entry != end; entry.increment(status))
+        if (step_of(entry->path())) found.push_back(entry->path());
+    if (status && status != std::errc::no_such_file_or_directory) fail(folder, fmt::format("cannot list the folder: {}", status.message()));
     return found;
 }
 
@@ -231,7 +232,14 @@ FoundState newest_whole_of(std::vector<fs::path> states) {
     return found;
 }
 
-FoundState newest_whole_training_state(const fs::path& folder) { return newest_whole_of(folders_in(folder)); }
+FoundState newest_whole_training_state(const std::vector<fs::path>& folders) {
+    std::vector<fs::path> states;
+    for (const fs::path& folder : folders) {
+        const std::vector<fs::path> here = folders_in(folder);
+        states.insert(states.end(), here.begin(), here.end());
+    }
+    return newest_whole_of(std::move(states));
+}
 
 std::vector<fs::path> training_states_in(const fs::path& folder) {
     std::vector<fs::path> paths = folders_in(folder);

@@ -27,9 +27,11 @@ std::optional<ResumeOptions> resume_options_of(const nlohmann::json& options, co
     if (from.empty()) return std::nullopt;
     const std::vector<std::string> allow = options.at("allow");
     if (from != "auto") return ResumeOptions{from, false, allow};
+    std::vector<std::filesystem::path> folders;
     for (const ComposedCallback& composed : made.trainer.callbacks)
-        if (composed.callback->kind() == "save_training_state") return ResumeOptions{composed.options.value("folder", SaveTrainingStateOptions{}.folder.string()), true, allow};
-    throw ConfigError(made.name + ": --resume auto: nobody saves training states in this run; add the callback save_training_state, or name a folder");
+        if (composed.callback->kind() == "save_training_state") folders.emplace_back(composed.options.value("folder", SaveTrainingStateOptions{}.folder.string()));
+    if (folders.empty()) throw ConfigError(made.name + ": --resume auto: nobody saves training states in this run; add the callback save_training_state, or name a folder");
+    return ResumeOptions{folders.front(), true, allow, {folders.begin() + 1, folders.end()}};
 }
 
 }  // namespace

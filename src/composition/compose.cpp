@@ -151,7 +151,9 @@ Composition compose(const json& run, const std::string& name) {
     made.trainer.loss = loss_from_json(part_of(run, "loss", "cross_entropy"), prefix);
     made.trainer.optimizer = grouped_optimizer_from_json(run["optimizer"], prefix + "optimizer", made.trainer.model->named_parameters());
     if (run.contains("schedule"))
-        made.trainer.callbacks.emplace_back("schedule", make_learning_rate_schedule({schedule_from_json(run["schedule"], prefix + "schedule")}));
+        made.trainer.callbacks.emplace_back("schedule", make_learning_rate_schedule({schedule_from_json(run["schedule"], prefix + "schedule")})).options = run["schedule"];
+    for (const char* part : {"model", "data", "loss"})
+        if (run.contains(part)) made.trainer.configuration[part] = run[part];
     if (!options.output.empty()) made.output = options.output;
     const DataSplits data = data_from_json(run["data"], prefix + "data", &made.data);
     made.train_dataset = data.train;

@@ -55,9 +55,22 @@ protected:
         queue_.start(at.batches);
     }
     void halt() { queue_.stop(); }
-    Batch finished(Batch batch, std::int64_t number) const {
+    /// Samples of all shards' batches of one number.
+    std::int64_t whole_batch() const { return options_.batch_size * options_.shard.count; }
+    struct Part {
+        std::int64_t begin, count;
+    };
+    /// This shard's of `total` samples. A shard without any takes one of another's, which counts nothing.
+    Part part_of(std::int64_t total) const {
+        const auto [index, count] = options_.shard;
+        const std::int64_t each = total / count, over = total % count;
+        const std::int64_t begin = index * each + std::min(index, over);
+        return {std::min(begin, total - 1), each + (index < over ? 1 : 0)};
+    }
+    Batch finished(Batch batch, std::int64_t number, const Part& part) const {
+        if (part.count == 0) batch.valid = batch.tokens = 0, batch.weight = 0;
         // Batches count from the far end of the sample seeds, so that no batch shares one with a sample.
-        if (options_.transform) options_.transform(batch, seed().of(-2 - number));
+        if (options_.transform) options_.transform(batch, seed().of(-2 - (number * options_.shard.count + options_.shard.index)));
         return batch;
     }
     SampleSeed seed() const { return {options_.seed, epoch_}; }
@@ -79,9 +92,10 @@ public:
         if (!options_.sampler) options_.sampler = make_sequential_sampler();
         const std::int64_t size = dataset_->size();
         if (size == 0) throw ConfigError("the dataset is empty; there is nothing to load");
-        if (options_.drop_last && options_.batch_size > options_.sampler->count(size))
-            throw ConfigError(fmt::format("batch_size: {} is above the {} samples of an epoch, and drop_last leaves nothing; "
-                                          "give a smaller batch or keep the last one", options_.batch_size, options_.sampler->count(size)));
+        if (options_.drop_last && whole_batch() > options_.sampler->count(size))
+            throw ConfigError(fmt::format("batch_size: {}{} is above the {} samples of an epoch, and drop_last leaves nothing; "
+                                          "give a smaller batch or keep the last one", options_.batch_size,
+                                          options_.shard.count > 1 ? fmt::format(" on each of {} ranks", options_.shard.count) : "", options_.sampler->count(size)));
     }
     ~IndexedLoader() override { halt(); }
 
@@ -95,16 +109,16 @@ public:
     }
     std::optional<std::int64_t> batches() const override {
         const std::int64_t count = options_.sampler->count(dataset_->size());
-        return options_.drop_last ? count / options_.batch_size : (count + options_.batch_size - 1) / options_.batch_size;
+        return options_.drop_last ? count / whole_batch() : (count + whole_batch() - 1) / whole_batch();
     }
 
 private:
     std::optional<Batch> make(std::int64_t number) override {
         if (number >= *batches()) return std::nullopt;
-        const std::int64_t begin = number * options_.batch_size;
-        const std::int64_t count = std::min(options_.batch_size, static_cast<std::int64_t>(order_.size()) - begin);
-        const std::span indices(order_.data() + begin, static_cast<std::size_t>(count));
-        return finished(dataset_->gather(indices, seed()), number);
+        const std::int64_t begin = number * whole_batch();
+        const Part part = part_of(std::min(whole_batch(), static_cast<std::int64_t>(order_.size()) - begin));
+        const std::span indices(order_.data() + begin + part.begin, static_cast<std::size_t>(std::max<std::int64_t>(1, part.count)));
+        return finished(dataset_->gather(indices, seed()), number, part);
     }
 
     std::shared_ptr<const Dataset> dataset_;
@@ -124,7 +138,7 @@ public:
         epoch_ = at.epoch;
         dataset_->begin(seed());
         exhausted_ = false;
-        for (std::int64_t skipped = 0; skipped < at.batches * options_.batch_size && !exhausted_; ++skipped) exhausted_ = !dataset_->next();
+        for (std::int64_t skipped = 0; skipped < at.batches * whole_batch() && !exhausted_; ++skipped) exhausted_ = !dataset_->next();
         restart(at);
     }
     std::optional<std::int64_t> batches() const override { return std::nullopt; }
@@ -132,15 +146,18 @@ public:
 private:
     std::optional<Batch> make(std::int64_t number) override {
         std::vector<Item> items;
-        while (!exhausted_ && static_cast<std::int64_t>(items.size()) < options_.batch_size) {
+        while (!exhausted_ && static_cast<std::int64_t>(items.size()) < whole_batch()) {
             std::optional<Item> item = dataset_->next();
             exhausted_ = !item;  // a stream is not asked again after its end
             if (!item) break;
             items.push_back(std::move(*item));
         }
-        const bool short_one = static_cast<std::int64_t>(items.size()) < options_.batch_size;
-        if (items.empty() || (short_one && options_.drop_last)) return std::nullopt;
-        return finished(dataset_->collate(std::move(items)), number);
+        const auto total = static_cast<std::int64_t>(items.size());
+        if (items.empty() || (total < whole_batch() && options_.drop_last)) return std::nullopt;
+        const Part part = part_of(total);
+        items.erase(items.begin(), items.begin() + part.begin);
+        items.resize(static_cast<std::size_t>(std::max<std::int64_t>(1, part.count)));
+        return finished(dataset_->collate(std::move(items)), number, part);
     }
 
     std::shared_ptr<IterableDataset> dataset_;

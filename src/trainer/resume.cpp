@@ -9,6 +9,12 @@
 #include <torchbus/error.hpp>
 
 namespace torchbus {
+
+/// One difference between a saved run and the one to come. `name` is what allows it.
+struct Difference {
+    std::string name, text;
+};
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -28,11 +34,6 @@ Position position_from(const json& values) {
     return position;
 }
 
-/// One difference between a saved run and the one to come. `name` is what allows it.
-struct Difference {
-    std::string name, text;
-};
-
 /// Numbers, texts and whole objects that are not the same, each under its path.
 void compare(const json& saved, const json& own, const std::string& name, const std::string& path, std::vector<Difference>& found) {
     if (saved == own) return;
@@ -49,7 +50,7 @@ void compare(const json& saved, const json& own, const std::string& name, const 
 std::vector<Difference> compare_configurations(const json& saved, const json& own) {
     std::vector<Difference> found;
     for (const auto& [name, value] : own.items())
-        if (name != "callbacks" && name != "environment" && saved.contains(name)) compare(saved.at(name), value, name, "", found);
+        if (name != "callbacks" && name != "environment" && name != "max_steps" && saved.contains(name)) compare(saved.at(name), value, name, "", found);
     const json empty = json::object();
     const json& saved_callbacks = saved.contains("callbacks") ? saved.at("callbacks") : empty;
     for (const auto& [id, callback] : own.at("callbacks").items())
@@ -61,8 +62,13 @@ std::vector<Difference> compare_configurations(const json& saved, const json& ow
 
 std::shared_ptr<const Resume> Resume::find(const ResumeOptions& options) {
     if (fs::exists(options.from / "manifest.json")) return std::shared_ptr<const Resume>(new Resume(read_training_state(options.from), options.allow));
-    clean_up_training_states(options.from);  // what a save that was interrupted has moved aside counts, too
-    FoundState found = newest_whole_training_state(options.from);
+    std::vector<fs::path> folders = {options.from};
+    folders.insert(folders.end(), options.also.begin(), options.also.end());
+    for (const fs::path& folder : folders) bring_back_training_states(folder);
+    FoundState found = newest_whole_training_state(folders);
+    // A run that has come far is not to begin anew over what it cannot read.
+    if (!found.state && !found.passed_over.empty())
+        throw CheckpointError(fmt::format("{}: none of the training states there can be read: {}; mend them, or move them away to begin anew", options.from.string(), fmt::join(found.passed_over, "; ")));
     for (const std::string& passed : found.passed_over) warn(fmt::format("passed over {}", passed));
     if (found.state) return std::shared_ptr<const Resume>(new Resume(std::move(*found.state), options.allow));
     if (options.if_any) return nullptr;
@@ -85,7 +91,7 @@ ResumePoint Resume::point(std::int64_t batch_size) const {
         ResumePoint point{position_from(state_.parts.at("position").values), {data.at("epoch"), data.at("batches")}, run_progress_from(state_.parts.at("decisions").values)};
         const json& configuration = state_.parts.at("configuration").values;
         // With batches of another size, as many samples are left out as were seen.
-        if (const std::int64_t before = configuration.at("batch_size"); before != batch_size) {
+        if (const std::int64_t before = configuration.at("batch_size").get<std::int64_t>() * configuration.value("world_size", std::int64_t{1}); before != batch_size) {
             const auto converted = [&](std::int64_t batches) { return batches * before / batch_size; };
             point.data.batches = converted(point.data.batches);
             for (auto& [range, requester, why] : point.progress.left_out) {
@@ -121,6 +127,15 @@ void Resume::require_known_versions(const RunState& run) const {
     }
 }
 
+/// An epoch that max_steps cut off has ended; a run of more steps would never see the rest of its data.
+std::optional<Difference> Resume::cut_epoch(const json& own) const {
+    const bool was_cut = state_.parts.at("decisions").values.value("epoch_cut", false);
+    const std::int64_t step = state_.parts.at("position").values.at("step");
+    const json most = own.value("max_steps", json());
+    if (!was_cut || (most.is_number() && most <= step)) return std::nullopt;
+    return Difference{"max_steps", fmt::format("its last epoch was cut off by max_steps after step {}, and the rest of that epoch's data would be left out", step)};
+}
+
 void Resume::require_same_run(const RunState& run) const {
     require_essential_parts(state_, run);
     require_known_versions(run);
@@ -132,6 +147,7 @@ void Resume::require_same_run(const RunState& run) const {
     for (const auto& [part, state] : state_.parts)
         if (std::ranges::find(own, part) == own.end()) differences.push_back({part, fmt::format("{} was saved, and is not in this run", part)});
     for (Difference& difference : compare_configurations(state_.parts.at("configuration").values, configuration)) differences.push_back(std::move(difference));
+    if (const auto cut = cut_epoch(configuration)) differences.push_back(*cut);
     std::vector<std::string> texts, names;
     for (const Difference& difference : differences) {
         if (is_allowed(difference.name)) continue;

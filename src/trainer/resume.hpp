@@ -12,6 +12,8 @@
 
 namespace torchbus {
 
+struct Difference;
+
 /// A training state that a run is to go on from.
 class Resume {
 public:
@@ -21,7 +23,7 @@ public:
     /// The newest of these states that can be read as a whole. Tells which were passed over. Throws: CheckpointError.
     static std::shared_ptr<const Resume> newest_of(const std::vector<std::string>& states);
 
-    /// Where the run goes on. `batch_size` is that of the run to come.
+    /// Where the run goes on. `batch_size` is that of the run to come, over all ranks.
     ResumePoint point(std::int64_t batch_size) const;
     /// Compares with the run to come, then puts back callbacks, blackboard, history, model and optimizers.
     /// Throws: CheckpointError that names every difference that was not allowed; nothing is put back then.
@@ -37,6 +39,7 @@ private:
     void require_same_run(const RunState& run) const;
     void require_known_versions(const RunState& run) const;
     void tell_environment(const nlohmann::json& own) const;
+    std::optional<Difference> cut_epoch(const nlohmann::json& own) const;
     bool is_allowed(const std::string& name) const;
     void put_back_all_but_after_start(RunState& run) const;
     void put_back_part(RunState& run, const std::string& part) const;

@@ -122,7 +122,7 @@ Trigger Run::start_epoch() {
     const bool epochs_done = plan.epochs && position().epoch >= *plan.epochs;
     const bool steps_done = plan.max_steps && position().step >= *plan.max_steps;
     if (epochs_done || steps_done) return Trigger::RunDone;
-    stop_epoch_ = false;
+    stop_epoch_ = epoch_cut_ = false;
     parts_.model->set_training(true);
     parts_.loaders.front()->begin({position().epoch, 0});
     parts_.bus.emit([&] { return TrainEpochStart{position()}; });
@@ -130,7 +130,7 @@ Trigger Run::start_epoch() {
 }
 
 Trigger Run::decide_before_step() {
-    decide();
+    decide(Agreement::ByNextPoint);
     if (roll_back_) return Trigger::RollBackDue;  // first: what is given up is neither saved nor evaluated
     if (save_) return Trigger::SaveDue;  // also of a run that is to stop: what was saved goes on as if it had not
     if (stopping()) return Trigger::RunStopped;
@@ -139,7 +139,12 @@ Trigger Run::decide_before_step() {
     const auto limit = plan.splits.front().max_batches;
     const bool batches_done = limit && parts_.loaders.front()->position().batches >= *limit;
     const bool steps_done = plan.max_steps && position().step >= *plan.max_steps;
-    if (stop_epoch_ || batches_done || steps_done) return Trigger::EpochStopped;
+    if (stop_epoch_ || batches_done || steps_done) {
+        const auto batches = parts_.loaders.front()->batches();
+        epoch_cut_ = steps_done && !stop_epoch_ && !batches_done && (!batches || parts_.loaders.front()->position().batches < *batches);
+        return Trigger::EpochStopped;
+    }
+    window_data_ = parts_.loaders.front()->position();  // where it goes on if it fails before the window is there
     return Trigger::Decided;
 }
 

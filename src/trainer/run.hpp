@@ -66,6 +66,8 @@ public:
     ResumePoint resume_point() const;
     /// Whether what it has now is all of it: not before the first step, and not when an update is under way.
     bool is_resumable() const;
+    /// Those of an evaluation under way, which a run that goes on from here begins anew; else null.
+    const SavedState* generators_before_evaluation() const { return evaluating_ && is_training_run() ? &before_evaluation_ : nullptr; }
     /// Of the plan what a run that goes on from this one must share, and the environment.
     nlohmann::json configuration() const;
     const RunResult& result() const { return result_; }
@@ -99,7 +101,9 @@ private:
     State place() const;
     void emit_start(const std::optional<std::string>& only);
     /// Reduces the requests over ranks and takes what was agreed.
-    void decide();
+    void decide(Agreement when = Agreement::AtOnce);
+    /// Whether somebody waits for a decision while data is awaited, and it can be taken: with several ranks only steps can say when.
+    bool is_asked_while_waiting();
     bool stopping() const { return result_.outcome != Outcome::Finished; }
     void start_step();
     void forward_and_backward();
@@ -173,10 +177,12 @@ private:
     std::optional<Request> skip_update_;
     std::optional<Request> skip_batch_;
     bool stop_epoch_ = false;
+    bool epoch_cut_ = false;        ///< the epoch before was cut off by max_steps
     std::vector<LeftOut> left_out_;
 
     // the evaluation under way
     bool evaluating_ = false;
+    SavedState before_evaluation_;  ///< generators
     std::size_t view_index_ = 0, split_index_ = 0;
     std::int64_t eval_step_ = 0, eval_samples_ = 0;
     std::string_view shown_view_ = "training";

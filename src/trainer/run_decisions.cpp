@@ -7,9 +7,9 @@
 
 namespace torchbus {
 
-void Run::decide() {
+void Run::decide(Agreement when) {
     parts_.make_changes(evaluating_);
-    const RequestSet agreed = parts_.consensus.exchange(parts_.requests.take());
+    const RequestSet agreed = parts_.consensus.exchange(parts_.requests.take(), when);
     for (std::size_t kind = 0; kind < kDecisionCount; ++kind) {
         if (!agreed[kind]) continue;
         const Request& request = *agreed[kind];
@@ -37,6 +37,8 @@ void Run::decide() {
         }
     }
 }
+
+bool Run::is_asked_while_waiting() { return parts_.consensus.world_size() == 1 && parts_.requests.is_any_waiting(); }
 
 /// What is asked for beside a roll-back is of the run that goes on from there. Within an evaluation a roll-back waits for the
 /// end of it, and a run that is stopped there is not rolled back any more.
@@ -66,7 +68,9 @@ bool Run::has_effect(Decision decision) const {
 /// What was asked for too late is said, and a signal still decides the exit code.
 void Run::tell_late_requests() {
     if (signals_) signals_->poll(parts_.requests);
-    const RequestSet late = parts_.requests.take();
+    // An exchange that was begun is brought to its end, unless this rank has failed and may be alone in it.
+    const bool has_failed = result_.outcome == Outcome::Failed;
+    const RequestSet late = has_failed ? parts_.requests.take() : parts_.consensus.exchange(parts_.requests.take(), Agreement::AtOnce);
     for (std::size_t kind = 0; kind < kDecisionCount; ++kind) {
         if (!late[kind]) continue;
         const Request& request = *late[kind];

@@ -4,6 +4,7 @@
 
 #include <torchbus/error.hpp>
 
+#include "generators.hpp"
 #include "run.hpp"
 
 namespace torchbus {
@@ -53,15 +54,16 @@ Trigger Run::evaluate() {
     if (!evaluating_) {
         evaluation_due_ = false;  // this one serves
         view_index_ = 0;
+        before_evaluation_ = save_generators();
         evaluating_ = begin_split(0);
         if (!evaluating_) return finish_evaluation(Trigger::EvaluationDone);
     }
     const Trigger trigger = evaluation_step(*parts_.loaders[split_index_], parts_.plan.splits[split_index_]);
-    if (trigger == Trigger::DataPending) return trigger;  // decision points go by steps, never by time
-    const bool split_done = trigger == Trigger::EvaluationDone;
+    const bool is_waiting = trigger == Trigger::DataPending, split_done = trigger == Trigger::EvaluationDone;
+    if (is_waiting && !is_asked_while_waiting()) return trigger;
     if (split_done) end_split(true);
-    if (split_done || eval_step_ % kStepsBetweenDecisions == 0) {
-        decide();
+    if (is_waiting || split_done || eval_step_ % kStepsBetweenDecisions == 0) {
+        decide(split_done ? Agreement::AtOnce : Agreement::ByNextPoint);
         save_within_evaluation();
         if (stopping() && !split_done) {
             end_split(false);
@@ -129,11 +131,13 @@ Trigger Run::predict() {
         loader.begin({});
     }
     switch (evaluation_step(loader, parts_.plan.splits.front())) {
-        case Trigger::DataPending: return Trigger::DataPending;
+        case Trigger::DataPending:
+            if (is_asked_while_waiting()) decide();
+            return stopping() ? Trigger::RunStopped : Trigger::DataPending;
         case Trigger::EvaluationDone: return Trigger::PredictionDone;
         default: break;
     }
-    if (eval_step_ % kStepsBetweenDecisions == 0) decide();
+    if (eval_step_ % kStepsBetweenDecisions == 0) decide(Agreement::ByNextPoint);
     return stopping() ? Trigger::RunStopped : Trigger::PredictionStepDone;
 }
 

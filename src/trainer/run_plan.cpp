@@ -86,7 +86,8 @@ void Run::learn_lengths() {
 nlohmann::json Run::configuration() const {
     nlohmann::json updates = nlohmann::json::array();
     for (const Update& update : parts_.updates) updates.push_back({{"name", update.name}, {"every", update.every}});
-    return {{"micro_batches_per_step", parts_.plan.micro_batches_per_step}, {"updates", std::move(updates)},
+    const auto max_steps = parts_.plan.max_steps;
+    return {{"max_steps", max_steps ? nlohmann::json(*max_steps) : nlohmann::json()}, {"micro_batches_per_step", parts_.plan.micro_batches_per_step}, {"updates", std::move(updates)},
             {"environment", {{"torchbus", kVersion}, {"libtorch", TORCH_VERSION}, {"threads", at::get_num_threads()}, {"cpu_capability", at::get_cpu_capability()}}}};
 }
 

@@ -29,12 +29,12 @@ json to_values(const RunProgress& progress) {
     json left_out = json::array();
     for (const LeftOut& one : progress.left_out) left_out.push_back(one);
     return {{"left_out", std::move(left_out)}, {"next", kNext.at(static_cast<std::size_t>(progress.next))}, {"evaluation_due", progress.evaluation_due}, {"stop_epoch", progress.stop_epoch},
-            {"windows", progress.windows}, {"skip_update", to_values(progress.skip_update)}, {"skip_batch", to_values(progress.skip_batch)}};
+            {"windows", progress.windows}, {"skip_update", to_values(progress.skip_update)}, {"skip_batch", to_values(progress.skip_batch)}, {"epoch_cut", progress.epoch_cut}};
 }
 
 RunProgress run_progress_from(const json& values) {
     RunProgress progress{RunProgress::Next::Epoch, values.at("evaluation_due"), values.at("stop_epoch"), values.at("windows"),
-                         request_from(values.at("skip_update")), request_from(values.at("skip_batch"))};
+                         request_from(values.at("skip_update")), request_from(values.at("skip_batch")), values.value("epoch_cut", false)};
     if (values.contains("left_out"))  // states of before roll-backs have none
         for (const json& one : values.at("left_out"))
             progress.left_out.push_back({{one.at("epoch"), one.at("first"), one.at("count")}, one.at("requester"), one.at("reason")});

@@ -25,6 +25,7 @@ struct RunProgress {
     bool stop_epoch = false;
     std::int64_t windows = 0;  ///< finished, for the updates' `every`
     std::optional<Request> skip_update = {}, skip_batch = {};
+    bool epoch_cut = false;  ///< the epoch before `next` was cut off by max_steps: the rest of its data was not trained on
     std::vector<LeftOut> left_out = {};  ///< one for each time that it was rolled back
 };
 nlohmann::json to_values(const RunProgress& progress);

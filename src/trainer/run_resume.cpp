@@ -19,7 +19,7 @@ ResumePoint Run::resume_point() const {
     const bool between_epochs = at == State::SavingEpoch || at == State::Ready || at == State::StartingEpoch;
     const Next next = after_epoch ? Next::Evaluation : between_epochs ? Next::Epoch : Next::Step;
     const bool evaluation_due = evaluation_due_ || at == State::EvaluatingInEpoch;  // it will begin anew
-    ResumePoint point{moment_.position, {moment_.position.epoch, 0}, {next, evaluation_due, stop_epoch_ && next == Next::Step, windows_, skip_update_, skip_batch_, left_out_}};
+    ResumePoint point{moment_.position, {moment_.position.epoch, 0}, {next, evaluation_due, stop_epoch_ && next == Next::Step, windows_, skip_update_, skip_batch_, epoch_cut_ && next != Next::Step, left_out_}};
     if (next != Next::Step) return point;
     if (in_window_) point.position = window_began_;
     point.data = in_window_ || at == State::FetchingWindow ? window_data_ : parts_.loaders.front()->position();
@@ -41,6 +41,7 @@ void Run::be_at(const ResumePoint& point) {
     windows_ = progress.windows;
     skip_update_ = progress.skip_update;
     skip_batch_ = progress.skip_batch;
+    epoch_cut_ = progress.epoch_cut;
 }
 
 /// What begins an epoch was told before it was saved.

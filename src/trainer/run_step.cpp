@@ -38,7 +38,7 @@ Trigger Run::fetch_window() {
     window_data_ = loader.position();
     if (const auto limit = plan.splits.front().max_batches) count = std::min(count, *limit - window_data_.batches);
     switch (loader.next(count, kPollInterval, window_)) {
-        case Fetch::Pending: return Trigger::DataPending;
+        case Fetch::Pending: return is_asked_while_waiting() ? Trigger::DecisionDue : Trigger::DataPending;
         case Fetch::Exhausted: return Trigger::DataExhausted;
         case Fetch::Ready: break;
     }

@@ -59,8 +59,11 @@ Metrics Trainer::evaluate(std::vector<EvalSplit> splits, EvaluateOptions options
     RunPlan plan;
     std::vector<std::unique_ptr<Loader>> loaders;
     if (splits.empty()) throw ConfigError("there is nothing to evaluate; give at least one split");
-    for (const EvalSplit& split : splits)
-        parts_->plan_eval(plan, loaders, split, Parts::loader_options(options));
+    for (const EvalSplit& split : splits) {
+        LoaderOptions of_split = Parts::loader_options(options);
+        of_split.shard = parts_->consensus->shard();
+        parts_->plan_eval(plan, loaders, split, std::move(of_split));
+    }
     parts_->require_idle();
     for (const std::string& name : parts_->blackboard.names())
         if (name.starts_with("eval.")) parts_->blackboard.withdraw(name);  // those of another split or another time

@@ -39,20 +39,34 @@ nlohmann::json options_of(const std::vector<Update>& updates) {
     return options;
 }
 
+std::shared_ptr<Consensus> consensus_of(const TrainerOptions& options) {
+    std::shared_ptr<Consensus> found = options.consensus;
+    std::string from = "TrainerOptions::consensus";
+    for (const ComposedCallback& composed : options.callbacks) {
+        auto brought = composed.callback ? composed.callback->consensus() : nullptr;
+        if (!brought) continue;
+        if (found) throw ConfigError(fmt::format("both {} and '{}' say how ranks agree; leave one out", from, composed.id));
+        found = std::move(brought);
+        from = "'" + composed.id + "'";
+    }
+    return found ? found : std::make_shared<Consensus>();
+}
+
 }  // namespace
 
 Trainer::Parts::Parts(TrainerOptions options)
     : model(std::move(options.model)), loss(std::move(options.loss)), updates(updates_of(options)), seed(options.seed),
       handle_signals(options.handle_signals),
-      consensus(options.consensus ? options.consensus : std::make_shared<Consensus>()),
+      consensus(consensus_of(options)),
       run_state({model, updates, bus, [this] { return composition.callbacks(); },
                  [this]() -> const nlohmann::json& { return composition.changed_options(); }, [this](const nlohmann::json& saved) { composition.restore_options(saved); }, blackboard, history, 
-                 [this] { return own_run().resume_point(); }, [this] { return run && run->is_resumable(); }, [this] { return configuration_of_run(); }}),
+                 [this] { return own_run().resume_point(); }, [this] { return run && run->is_resumable(); }, [this] { return run ? run->generators_before_evaluation() : nullptr; }, [this] { return configuration_of_run(); }}),
       composition({bus, blackboard, *consensus, requests, run_state, updates,
                    [this](const std::string& id) { if (run_under_way()) run->introduce(id, [this](const RunPlan& plan) { require_nothing_against(plan); }); },
                    [this](const std::vector<std::string>& views) { if (run) run->forget_views(views); }}) {
     require(static_cast<bool>(model), "the trainer has no model; give TrainerOptions::model");
     optimizer_configuration = options_of(updates);
+    if (options.configuration.is_object()) run_file_configuration = std::move(options.configuration);
     if (auto limit = limit_batches_from_environment()) options.callbacks.emplace_back("TORCHBUS_LIMIT_BATCHES", std::move(limit));
     composition.attach_all(std::move(options.callbacks));
     keeper = bus.subscribe("run_history");
@@ -75,6 +89,7 @@ nlohmann::json Trainer::Parts::configuration_of_run() const {
     configuration["optimizer"] = optimizer_configuration;
     configuration["world_size"] = consensus->world_size();
     configuration["callbacks"] = composition.configuration();
+    configuration.update(run_file_configuration);
     return configuration;
 }
 
@@ -158,7 +173,7 @@ void Trainer::Parts::begin(RunPlan plan, std::vector<std::unique_ptr<Loader>> lo
 
 SavedRun Trainer::Parts::read_state(const std::vector<std::string>& folders) {
     const auto saved = Resume::newest_of(folders);
-    return {saved->point(data_configuration.at("batch_size")), saved->path().string(), [this, saved] {
+    return {saved->point(data_configuration.at("batch_size").get<std::int64_t>() * consensus->world_size()), saved->path().string(), [this, saved] {
                 blackboard.clear();  // of what is given up
                 saved->put_back(run_state);
             }};
@@ -178,7 +193,7 @@ RunResult Trainer::Parts::finish() {
 }
 
 LoaderOptions Trainer::Parts::loader_options(const EvaluateOptions& options) {
-    return {options.batch_size, {}, false, 0, options.workers, options.prefetch, options.transform};
+    return {options.batch_size, {}, {}, false, 0, options.workers, options.prefetch, options.transform};
 }
 
 void Trainer::Parts::plan_eval(RunPlan& plan, std::vector<std::unique_ptr<Loader>>& loaders, const EvalSplit& split, LoaderOptions options) {
@@ -195,7 +210,7 @@ void Trainer::Parts::start_training(const AnyDataset& train, const AnyDataset& e
     if (options.epochs < 1) throw ConfigError(fmt::format("epochs: {} is too few; give at least 1", options.epochs));
     require(!options.resume || options.reset_run_history, "give either `resume`, or reset_run_history = false, not both");
     const std::shared_ptr<const Resume> resume = options.resume ? Resume::find(*options.resume) : nullptr;
-    std::optional<ResumePoint> point = resume ? std::optional(resume->point(options.batch_size)) : std::nullopt;
+    std::optional<ResumePoint> point = resume ? std::optional(resume->point(options.batch_size * consensus->world_size())) : std::nullopt;
     if (!options.reset_run_history) point = end_of_last_run();
     RunPlan plan;
     plan.epochs = options.epochs + (options.reset_run_history ? 0 : bus.moment().position.epoch);
@@ -205,9 +220,9 @@ void Trainer::Parts::start_training(const AnyDataset& train, const AnyDataset& e
     auto sampler = options.sampler;
     if (!sampler && train.with_length()) sampler = options.shuffle ? make_random_sampler() : make_sequential_sampler();  // a stream has its own
     std::vector<std::unique_ptr<Loader>> loaders;
-    loaders.push_back(make_loader(train, LoaderOptions{options.batch_size, std::move(sampler), options.drop_last,
+    loaders.push_back(make_loader(train, LoaderOptions{options.batch_size, consensus->shard(), std::move(sampler), options.drop_last,
                                   plan.seed, options.workers, options.prefetch, options.transform}));
-    const LoaderOptions for_eval{options.eval_batch_size.value_or(options.batch_size), {}, false, 0, options.workers, options.prefetch, options.eval_transform};
+    const LoaderOptions for_eval{options.eval_batch_size.value_or(options.batch_size), consensus->shard(), {}, false, 0, options.workers, options.prefetch, options.eval_transform};
     if (eval) plan_eval(plan, loaders, {"eval", eval}, for_eval);
     for (const EvalSplit& split : options.eval_splits) plan_eval(plan, loaders, split, for_eval);
     data_configuration = {{"batch_size", options.batch_size}, {"drop_last", options.drop_last}, {"order", options.sampler ? "sampler" : options.shuffle ? "shuffled" : "as it is"},

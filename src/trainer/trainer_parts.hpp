@@ -26,6 +26,7 @@ struct Trainer::Parts {
     RunResult result;
     std::unique_ptr<Run> run;
     nlohmann::json optimizer_configuration;  ///< as it was given
+    nlohmann::json run_file_configuration = nlohmann::json::object();  ///< of model, data and loss
     nlohmann::json data_configuration;       ///< of the training run: what its batches are made of
     TrainerRunState run_state;
     AttachedComposition composition;

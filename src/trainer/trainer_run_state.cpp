@@ -1,12 +1,12 @@
 #include "trainer_run_state.hpp"
 
-#include <ATen/Context.h>
-#include <ATen/detail/CUDAHooksInterface.h>
 #include <fmt/format.h>
 #include <torch/optim/optimizer.h>
 
 #include <torchbus/error.hpp>
 #include <torchbus/optim/optimizer_state.hpp>
+
+#include "generators.hpp"
 
 namespace torchbus {
 namespace {
@@ -29,40 +29,11 @@ void load_weights(const Model& model, const SavedState& state) {
             if (saved == state.tensors.end()) throw CheckpointError(fmt::format("the saved model has no tensor '{}'; is it of another model?", name));
             if (saved->second.sizes() != tensor.sizes())
                 throw CheckpointError(fmt::format("the saved tensor '{}' has another shape than the model's; is it of another model?", name));
+            if (saved->second.scalar_type() != tensor.scalar_type())
+                throw CheckpointError(fmt::format("the saved tensor '{}' is of type {}, the model's of type {}; a run goes on with the type that it had", name, c10::toString(saved->second.scalar_type()), c10::toString(tensor.scalar_type())));
             copies.emplace_back(tensor, saved->second);
         }
     for (auto& [tensor, saved] : copies) tensor.copy_(saved);
-}
-
-/// Of every device, by its name.
-std::map<std::string, at::Generator> default_generators() {
-    std::map<std::string, at::Generator> generators = {{"cpu", at::detail::getDefaultCPUGenerator()}};
-    if (!at::globalContext().hasCUDA()) return generators;
-    for (c10::DeviceIndex index = 0; index < static_cast<c10::DeviceIndex>(at::detail::getCUDAHooks().deviceCount()); ++index)
-        generators.emplace(fmt::format("cuda:{}", index), at::globalContext().defaultGenerator(at::Device(at::kCUDA, index)));
-    return generators;
-}
-
-SavedState save_generators() {
-    SavedState state;
-    for (auto& [device, generator] : default_generators()) {
-        const std::lock_guard lock(generator.mutex());
-        state.tensors.emplace(device, generator.get_state());
-    }
-    return state;
-}
-
-void load_generators(const SavedState& state) {
-    auto own = default_generators();
-    for (const auto& [device, saved] : state.tensors) {
-        const auto generator = own.find(device);
-        if (generator == own.end()) {
-            warn(fmt::format("the random generator of {} was saved, and there is no such device here; what was drawn on it is drawn from another one", device));
-            continue;
-        }
-        const std::lock_guard lock(generator->second.mutex());
-        generator->second.set_state(saved);
-    }
 }
 
 nlohmann::json values_of(const std::map<std::string, ConnectionProgress>& progress) {
@@ -120,7 +91,10 @@ Callback* TrainerRunState::callback_of(std::string_view part) const {
 }
 
 SavedState TrainerRunState::save(std::string_view part) const {
-    if (part == "generators") return save_generators();
+    if (part == "generators") {
+        const SavedState* before = sources_.generators_before_evaluation();
+        return before ? *before : save_generators();
+    }
     if (part == "model") return save_weights(sources_.model);
     if (const Update* update = update_of(part)) return save_optimizer(*update->optimizer, sources_.model->named_parameters());
     if (const Callback* callback = callback_of(part)) return callback->state();

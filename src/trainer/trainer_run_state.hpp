@@ -28,6 +28,8 @@ public:
         // of the run under way
         std::function<ResumePoint()> resume_point;
         std::function<bool()> is_resumable;
+        /// While an evaluation is under way: it will begin anew, with these. Otherwise null.
+        std::function<const SavedState*()> generators_before_evaluation;
         std::function<nlohmann::json()> configuration;
     };
     explicit TrainerRunState(Sources sources) : sources_(std::move(sources)) {}

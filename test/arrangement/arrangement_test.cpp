@@ -120,6 +120,11 @@ TEST_CASE("two leases of one weights view are refused, and so is one of the trai
           Texts{"'ema' wants the view 'training', which is the trained weights' own; give it another name"});
 }
 
+TEST_CASE("two that save into one folder are refused", "[arrangement]") {
+    CHECK(errors(arrange({member("one", {.folders = {"/runs/a"}}), member("other", {.folders = {"/runs/b", "/runs/a"}})}).findings) ==
+          Texts{"'one' and 'other' both save into '/runs/a', and would delete each other's; give one of them another folder"});
+}
+
 TEST_CASE("a circle is told with all its members and reasons", "[arrangement]") {
     CHECK(errors(arrange({member("a", {.before = {"b"}}), member("b", {.before = {"c"}}), member("c", {.before = {"a"}})}).findings) ==
           Texts{"the order goes in a circle: 'c' before 'a' (c before a), 'a' before 'b' (a before b), 'b' before 'c' (b before c); take one of these out, "

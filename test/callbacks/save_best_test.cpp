@@ -2,11 +2,14 @@
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/model_ema.hpp>
 #include <torchbus/callbacks/save_best.hpp>
+#include <torchbus/callbacks/save_training_state.hpp>
+#include <torchbus/checkpoint/disk.hpp>
 #include <torchbus/checkpoint/safetensors.hpp>
 #include <torchbus/checkpoint/weights.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/optim/optimizers.hpp>
 
+#include <cerrno>
 #include <fstream>
 
 #include "support/callback_of.hpp"
@@ -166,15 +169,44 @@ TEST_CASE("the list of kept files goes with the state, so that a resumed run del
                                                               "eval.score_1_step_3.safetensors", "eval.score_2_step_4.safetensors"});
 }
 
+TEST_CASE("states are saved after the best weights, so that they know of them", "[callbacks][save_best]") {
+    const TemporaryFolder folder("save-best");
+    Setup setup({3}, {.folder = folder / "best"}, {make_save_training_state({.folder = folder / "states"})});
+    std::vector<std::string> order;
+    for (const ConnectedSlot& slot : setup.trainer.check(toy_data(8), toy_data(4)).slots)
+        if (slot.event == "epoch_checkpoint") order.push_back(slot.subscriber);
+    CHECK(std::ranges::find(order, "save_best") < std::ranges::find(order, "save_training_state"));
+}
+
+TEST_CASE("a file that is gone or was replaced is not among the best of a run that goes on, and half files go", "[callbacks][save_best]") {
+    const TemporaryFolder folder("save-best");
+    Setup first({1}, {.folder = folder.path()});
+    first.train(1);
+    const SavedState state = first.saver->state();
+    Setup other({7, 6}, {.folder = folder.path()});  // from elsewhere, into the same folder
+    other.train(2);
+    Setup second({5}, {.folder = folder.path()});
+    second.saver->load_state(state);
+    std::ofstream(folder / "best.safetensors.part") << "half";
+    std::ofstream(folder / "model.safetensors.part") << "another's";
+    second.train(1);
+    CHECK(second.saved == std::vector<std::string>{"best.safetensors"});  // 1 is lost, so 5 is the best
+    CHECK(names_in(folder.path()) == std::vector<std::string>{"best.safetensors", "model.safetensors.part"});
+    CHECK(holds(folder / "best.safetensors", second.after_epoch[0]));
+}
+
 TEST_CASE("a folder that cannot be made or written fails the run with its path, and the former file stays", "[callbacks][save_best]") {
     const TemporaryFolder folder("save-best");
     Setup setup({1}, {.folder = folder / "occupied"}, {callback_of("occupier", [&](Attachment& run, Connections& connections) {
         connections += run.bus.observe<TrainingRunStart>(Stage::Observe, [&](const TrainingRunStart&) { std::ofstream(folder / "occupied") << "a file"; });
     })});
-    CHECK_THROWS_WITH(setup.train(1), containing("occupied: cannot make the folder: Not a directory; nothing was saved"));
+    CHECK_THROWS_WITH(setup.train(1), containing("occupied: cannot make the folder: Not a directory; nothing was changed"));
     Setup fills({2, 1}, {.folder = folder / "full"});
     fills.train(1);
-    std::filesystem::create_symlink("/dev/full", folder / "full/best.safetensors.part");
+    class Full final : public Disk {
+        ssize_t write(int, const void*, std::size_t) override { return errno = ENOSPC, -1; }
+    } disk;
+    const DiskInPlace in_place(disk);
     Setup full({1}, {.folder = folder / "full"});
     CHECK_THROWS_WITH(full.train(1), containing("No space left on device; nothing was changed"));
     CHECK(holds(folder / "full/best.safetensors", fills.after_epoch[0]));

@@ -7,6 +7,7 @@
 
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/save_training_state.hpp>
+#include <torchbus/checkpoint/folder_lock.hpp>
 #include <torchbus/checkpoint/disk.hpp>
 #include <torchbus/checkpoint/safetensors.hpp>
 #include <torchbus/checkpoint/training_state.hpp>
@@ -223,8 +224,49 @@ TEST_CASE("a save that comes while another is written waits, or is left out and 
     Setup skips({.folder = folder / "skips", .every = "1step", .at_end = false, .keep = 0, .skip_when_busy = true});
     const CapturedStderr captured;
     skips.train(1);
-    CHECK(skips.saved == Names{"step_1"});
-    CHECK(captured.text() == "torchbus: warning: save_training_state: 4 saves were left out while another was written\n");
+    CHECK(skips.saved == Names{"step_1", "step_4"});  // the last one of the run is not left out
+    CHECK(captured.text() == "torchbus: warning: save_training_state: 3 saves were left out while another was written\n");
+    // What others ask for waits, too.
+    Setup asked({.folder = folder / "asked", .every = "1step", .at_end = false, .keep = 0, .skip_when_busy = true});
+    asked.at_start = [](Attachment&) {};
+    asked.trainer.attach(callback_of("asker", [](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd& event) { if (event.position.step == 2) run.asker.ask(Decision::SaveNow, "before it is too late"); });
+    }), "test").get();
+    asked.train(1);
+    CHECK(asked.saved == Names{"step_1", "step_2", "step_4"});
+}
+
+TEST_CASE("a folder has one saver, in this run and in others", "[callbacks][save_training_state]") {
+    const TemporaryFolder folder("save-training-state");
+    auto model = toy_model();
+    CHECK_THROWS_WITH(Trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}),
+                               .callbacks = {ComposedCallback("one", make_save_training_state({.folder = folder.path()})), ComposedCallback("other", make_save_training_state({.folder = folder / "."}))}, .handle_signals = false}),
+                      "'one' and 'other' both save into '" + std::filesystem::canonical(folder.path()).string() + "', and would delete each other's; give one of them another folder");
+    Setup setup({.folder = folder.path()});
+    std::filesystem::create_directories(folder / ".step_9.part");
+    {
+        const FolderLock held(folder.path());
+        CHECK_THROWS_WITH(setup.train(1), containing("another run saves here, and each would delete the other's; wait until it has ended, or give another folder"));
+        CHECK(std::filesystem::exists(folder / ".step_9.part"));  // it may be the other's
+    }
+    CHECK(setup.train(1).outcome == Outcome::Finished);
+    CHECK_FALSE(std::filesystem::exists(folder / ".step_9.part"));
+    const FolderLock free_again(folder.path());
+}
+
+TEST_CASE("states that are gone are not kept in a list, and best points to one that is there", "[callbacks][save_training_state]") {
+    const TemporaryFolder folder("save-training-state");
+    const auto train = [&](std::vector<double> scores, std::optional<ResumeOptions> resume = {}) {
+        auto model = toy_model();
+        Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_adamw(model->parameters(), {}),
+                         .callbacks = {scripted_metric(scores), make_save_training_state({.folder = folder / "states", .keep = 1, .keep_every = 4, .monitor = "eval.score"})}, .handle_signals = false});
+        trainer.train(toy_data(4), toy_data(2), {.epochs = static_cast<std::int64_t>(scores.size()), .batch_size = 2, .resume = std::move(resume)});
+    };
+    train({1, 2, 0.5});  // the best of step_4 is step_2, which goes when step_6 is better
+    CHECK(states_in(folder / "states") == Names{"step_4", "step_6"});
+    train({9, 9, 3}, ResumeOptions{folder / "states" / "step_4"});  // and step_6 is not of this run: it replaces it
+    CHECK(std::filesystem::read_symlink(folder / "states" / "best") == "step_4");
+    CHECK(states_in(folder / "states") == Names{"step_4", "step_6"});
 }
 
 TEST_CASE("multiples of keep_every are kept for ever", "[callbacks][save_training_state]") {

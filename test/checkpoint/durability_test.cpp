@@ -149,7 +149,7 @@ void first_state(const fs::path& folder) {
 void check_what_is_left(const fs::path& folder) {
     for (const char* link : {"latest", "best"}) CHECK(value_in(folder / link) == (fs::read_symlink(folder / link) == "step_5" ? 1 : 2));
     clean_up_training_states(folder);
-    const FoundState found = newest_whole_training_state(folder);
+    const FoundState found = newest_whole_training_state({folder});
     REQUIRE(found.state);
     CHECK(found.passed_over.empty());
     for (const char* link : {"latest", "best"}) CHECK(value_in(folder / link) == (fs::read_symlink(folder / link) == "step_5" ? 1 : 2));
@@ -514,6 +514,13 @@ TEST_CASE("a power failure after any call leaves the old checkpoint or the new o
     }
 }
 
+TEST_CASE("a power failure after any call of a first save leaves it whole or not there, and what was announced is there", "[checkpoint][durability]") {
+    const TemporaryFolder start("power-start");
+    after_each_power_failure(start.path(), true, [](const fs::path& folder) { write_training_state(folder / "deep/states/step_5", state_of(1)); }, [](const fs::path& after, bool is_announced) {
+        if (is_announced || fs::exists(after / "deep/states/step_5/manifest.json")) CHECK(value_in(after / "deep/states/step_5") == 1);
+    });
+}
+
 TEST_CASE("a power failure after any call of a whole save leaves links that point to whole states, and deletes nothing too early", "[checkpoint][durability]") {
     const TemporaryFolder start("power-start");
     first_state(start.path());
@@ -562,7 +569,7 @@ TEST_CASE("a flipped bit anywhere in a checkpoint is found, and the file is name
     damaged.back() = static_cast<char>(damaged.back() ^ 1);  // in the last tensor's data
     write_bytes(model, damaged);
     CHECK_THAT(complaint(folder / "step_5"), containing("the tensor 'weight' is damaged"));
-    const FoundState found = newest_whole_training_state(folder.path());
+    const FoundState found = newest_whole_training_state({folder.path()});
     REQUIRE(found.state.has_value());
     CHECK(found.state->path == folder / "step_4");
     REQUIRE(found.passed_over.size() == 1);

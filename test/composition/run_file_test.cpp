@@ -72,6 +72,13 @@ TEST_CASE("a run file composes what it names, and trains", "[composition]") {
     CHECK(trainer.history().latest("eval.accuracy").value() > 0.2);
 }
 
+TEST_CASE("what a run file says of model, data, loss and schedule is kept with the run, for who resumes it", "[composition]") {
+    const Composition made = compose(good(), "run.json");
+    CHECK(made.trainer.configuration == json{{"model", good()["model"]}, {"data", good()["data"]}});
+    CHECK(made.trainer.callbacks.back().id == "schedule");
+    CHECK(made.trainer.callbacks.back().options == good()["schedule"]);
+}
+
 TEST_CASE("the same run file gives the same weights", "[composition][bits]") {
     std::vector<at::Tensor> weights[2];
     for (auto& copy : weights) {

@@ -466,3 +466,59 @@ TEST_CASE("a stream that was at its end is not asked again where a run goes on",
         CHECK(loader->next(1, 1s, window) == (batches == 2 ? Fetch::Ready : Fetch::Exhausted));
     }
 }
+
+TEST_CASE("shards divide every batch between them, whatever their number, and the rest as evenly as can be", "[data][loader]") {
+    for (const std::int64_t count : {1, 2, 3, 4, 6}) {
+        std::vector<Delivered> shards;
+        for (std::int64_t index = 0; index < count; ++index) {
+            LoaderOptions options{.batch_size = 12 / count, .shard = {index, count}, .sampler = make_random_sampler(), .seed = 5};
+            const auto loader = make_loader(seeded(26), std::move(options));
+            CHECK(loader->batches() == 3);
+            loader->begin({.epoch = 1});
+            shards.push_back(deliver(*loader));
+            CHECK(loader->position().batches == 3);
+        }
+        const Indices whole = make_random_sampler()->order(26, 5, 1);
+        Indices together, lasts;
+        for (std::size_t batch = 0; batch < 3; ++batch)
+            for (const Delivered& shard : shards) {
+                const auto begin = shard.indices.begin() + static_cast<std::ptrdiff_t>(batch * static_cast<std::size_t>(12 / count));
+                const std::int64_t size = shard.batch_sizes[batch];
+                together.insert(together.end(), begin, begin + size);
+                if (batch == 2) lasts.push_back(size);
+            }
+        INFO(count);
+        CHECK(std::equal(together.begin(), together.begin() + 26, whole.begin()));
+        // Two are left: of six shards four have one that counts nothing.
+        CHECK(lasts == (count == 1 ? Indices{2} : count == 2 ? Indices{1, 1} : count == 3 ? Indices{1, 1, 1} : count == 4 ? Indices{1, 1, 1, 1} : Indices{1, 1, 1, 1, 1, 1}));
+    }
+}
+
+TEST_CASE("a shard without samples takes one of another's, which counts nothing", "[data][loader]") {
+    std::vector<double> weights;
+    std::vector<std::int64_t> valid;
+    for (std::int64_t index = 0; index < 3; ++index) {
+        const auto loader = make_loader(seeded(8), {.batch_size = 2, .shard = {index, 3}});
+        loader->begin({});
+        Window window;
+        while (loader->next(1, 10s, window) == Fetch::Ready) {}
+        loader->begin({.epoch = 0, .batches = 1});
+        REQUIRE(loader->next(1, 10s, window) == Fetch::Ready);
+        weights.push_back(window.batches.front().weight);
+        valid.push_back(window.batches.front().valid);
+    }
+    CHECK(weights == std::vector<double>{1, 1, 0});
+    CHECK(valid == std::vector<std::int64_t>{1, 1, 0});
+    CHECK_THROWS_WITH(make_loader(seeded(8), {.batch_size = 3, .shard = {0, 3}, .drop_last = true}), containing("batch_size: 3 on each of 3 ranks is above the 8 samples of an epoch"));
+}
+
+TEST_CASE("shards of a stream take turns in it", "[data][loader]") {
+    std::vector<std::vector<Indices>> shards;
+    for (std::int64_t index = 0; index < 2; ++index) {
+        const auto loader = make_loader(std::make_shared<CountingStream>(7), {.batch_size = 2, .shard = {index, 2}});
+        loader->begin({});
+        shards.push_back(numbers_of(*loader));
+    }
+    CHECK(shards[0] == std::vector<Indices>{{0, 1}, {4, 5}});
+    CHECK(shards[1] == std::vector<Indices>{{2, 3}, {6}});
+}

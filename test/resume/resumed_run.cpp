@@ -52,6 +52,7 @@ public:
             nlohmann::json data = nlohmann::json::object();
             if (event.has_json()) event.write_json(data);
             lines.push_back(nlohmann::json{{"event", event.name()}, {"data", std::move(data)}}.dump());
+            if (event.name() == "eval_step_end") torch::rand({1});  // as a model that samples does
             if (event.name() == "training_run_start") std::puts("begun"), std::fflush(stdout);
             if (event.name() == "checkpoint_saved") std::puts(lines.back().c_str()), std::fflush(stdout);
             if (event.name() == raise_at_ && ++seen_ == raise_count_) std::raise(SIGTERM);
@@ -76,7 +77,7 @@ private:
 int verify(const std::vector<std::string>& folders) {
     int status = 0;
     for (const std::string& folder : folders) {
-        const FoundState found = newest_whole_training_state(std::filesystem::path(folder) / "checkpoints");
+        const FoundState found = newest_whole_training_state({std::filesystem::path(folder) / "checkpoints"});
         std::printf("%s: %s\n", folder.c_str(), found.state ? found.state->path.filename().c_str() : "none");
         for (const std::string& passed : found.passed_over) std::printf("%s\n", passed.c_str()), status = 1;
     }
@@ -117,7 +118,7 @@ int main(int argc, char** argv) {
                                    make_reduce_on_plateau({.monitor = "eval.loss", .patience = 0}), make_model_ema({.decay = 0.8}),
                                    make_stochastic_weight_averaging({.start = "0.3run", .every = "3step", .batches = 3}),
                                    make_early_stopping({.monitor = "eval.loss", .patience = 20, .restore_best = true}), make_step_evaluation({"4step"}),
-                                   make_nan_policy({.usual = NanPolicyOptions::Usual::Median}), make_gradient_statistics(), make_learning_rate_monitor(),
+                                   make_nan_policy({.usual = NanPolicyOptions::Usual::Median}), make_gradient_statistics({.every = "4step"}), make_learning_rate_monitor(),
                                    make_save_best({.monitor = "eval.ema.loss", .folder = checkpoints, .at_steps = true}),
                                    make_save_training_state({.folder = checkpoints, .every = {static_cast<double>(save_every), Interval::Unit::Step}, .keep = 1}), ComposedCallback(onlooker)},
                      .seed = 5});

@@ -45,7 +45,7 @@ namespace {
 class FakeConsensus final : public Consensus {
 public:
     FakeConsensus(FakeWorld& world, int rank) : world_(world), rank_(rank) {}
-    RequestSet exchange(RequestSet local) override { return world_.exchange(rank_, std::move(local)); }
+    RequestSet exchange(RequestSet local, Agreement) override { return world_.exchange(rank_, std::move(local)); }
     void sum(std::span<double> values) override { world_.sum(rank_, values); }
     int rank() const override { return rank_; }
     int world_size() const override { return world_.size(); }

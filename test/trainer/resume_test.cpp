@@ -1,4 +1,6 @@
 // Which state a run may go on from. That it goes on exactly, test/scripts/resume_test.py shows in processes of their own.
+#include <atomic>
+#include <fstream>
 #include <thread>
 
 #include <torchbus/callbacks/freeze.hpp>
@@ -220,6 +222,133 @@ TEST_CASE("a damaged state is passed over, with what is wrong with it; none at a
     CHECK(refusal(third, {folder / "nowhere"}) == (folder / "nowhere").string() + ": there is no whole training state to resume from; give a folder that was saved, e.g. checkpoints/step_100, or one that holds some");
     CHECK(third.train(1, ResumeOptions{folder / "nowhere", true}).outcome == Outcome::Finished);
     CHECK(third.trainer->position().epoch == 1);
+}
+
+TEST_CASE("states that are there and cannot be read are no reason to begin anew", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup first(folder.path());
+    first.train(1);
+    fs::resize_file(folder / "step_3/manifest.json", 10);
+    Setup again(folder.path());
+    CHECK_THAT(refusal(again, {folder.path(), true}), Catch::Matchers::StartsWith(folder.path().string() + ": none of the training states there can be read: " + (folder / "step_3/manifest.json").string()) &&
+                                                          Catch::Matchers::EndsWith("; mend them, or move them away to begin anew"));
+    std::ofstream(folder / "file") << "no folder";
+    CHECK_THAT(refusal(again, {folder / "file", true}), containing("file: cannot list the folder: Not a directory"));
+}
+
+TEST_CASE("of several savers' folders the newest state is gone on from", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup first(folder / "epochs"), more(folder / "steps");
+    first.train(1);
+    more.train(2);
+    Setup again(folder / "epochs");
+    again.train(3, ResumeOptions{folder / "epochs", true, {}, {folder / "steps", folder / "nowhere"}});
+    CHECK(std::ranges::count(again.recording->names(), "train_epoch_start") == 1);
+}
+
+TEST_CASE("an evaluation that begins anew draws the same random numbers", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    const auto train = [&](const fs::path& states, std::int64_t stop_at, bool fails, std::optional<ResumeOptions> resume = {}) {
+        torch::manual_seed(1);
+        torch::nn::Sequential model(torch::nn::Linear(6, 8), torch::nn::Dropout(0.5), torch::nn::Linear(8, 3));
+        std::vector<float> drawn;
+        Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_adamw(model->parameters(), {.learning_rate = 0.05}),
+                         .callbacks = {make_save_training_state({.folder = states}), callback_of("draws", [&, stop_at](Attachment& run, Connections& connections) {
+                             connections += run.bus.observe<EvalStepEnd>(Stage::Observe, [&, stop_at](const EvalStepEnd& event) {
+                                 drawn.push_back(torch::rand({1}).item<float>());
+                                 if (event.position.epoch != 1 || event.step != stop_at) return;
+                                 if (fails) throw std::runtime_error("power is out");
+                                 for (const Decision decision : {Decision::SaveNow, Decision::StopRun}) run.asker.ask(decision, "to be taken up again");
+                             });
+                         })}, .seed = 3, .handle_signals = false});
+        try {
+            trainer.train(toy_data(12), toy_data(80, 3), {.epochs = 2, .batch_size = 4, .resume = std::move(resume)});
+        } catch (const SubscriberError&) {
+        }
+        return std::pair(drawn, copies_of(model->parameters()));
+    };
+    const auto whole = train(folder / "whole", -1, false);
+    REQUIRE(whole.first.size() == 40);
+    for (const bool fails : {false, true}) {
+        const fs::path states = folder / (fails ? "failed" : "stopped");
+        const auto half = train(states, 5, fails);
+        CHECK(half.first.size() == (fails ? 6 : 8));
+        const auto rest = train(states, -1, false, ResumeOptions{states});
+        CHECK(rest.first == whole.first);
+        CHECK(equal_bits(rest.second, whole.second));
+    }
+}
+
+TEST_CASE("the rest of an epoch that max_steps cut off is not left out in silence", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup cut(folder.path()), same(folder.path()), longer(folder.path()), allowed(folder.path());
+    cut.train(4, {}, {.max_steps = 4});  // three make an epoch
+    same.train(4, ResumeOptions{folder.path()}, {.max_steps = 4});
+    CHECK(same.trainer->position().step == 4);
+    CHECK_THAT(refusal(longer, {folder.path()}), containing("its last epoch was cut off by max_steps after step 4, and the rest of that epoch's data would be left out; to go on all the same allow by name: max_steps"));
+    allowed.train(3, ResumeOptions{folder.path(), false, {"max_steps"}});
+    CHECK(allowed.trainer->position().step == 7);
+    Setup whole(folder / "whole"), more(folder / "whole");
+    whole.train(4, {}, {.max_steps = 6});  // the end of an epoch
+    more.train(4, ResumeOptions{folder / "whole"}, {.max_steps = 9});
+    CHECK(more.trainer->position().step == 9);
+}
+
+TEST_CASE("weights of another type are of another model", "[trainer][resume]") {
+    const TemporaryFolder folder("resume");
+    Setup first(folder.path());
+    first.train(1);
+    auto wide = toy_model();
+    wide->to(torch::kFloat64);
+    Setup other(folder.path(), {}, wide);
+    CHECK_THAT(refusal(other, {folder.path()}), containing("'0.weight' is of type Float, the model's of type Double"));
+}
+
+TEST_CASE("a run that waits for data saves and stops before it comes", "[trainer][resume][signal][thread]") {
+    /// From the fifth batch on it comes when the run has saved, or after seconds.
+    class Stalled final : public Dataset {
+    public:
+        explicit Stalled(std::shared_ptr<TensorDataset> data) : data_(std::move(data)) {}
+        std::int64_t size() const override { return data_->size(); }
+        bool prefers_threads() const override { return true; }
+        Batch gather(std::span<const std::int64_t> indices, SampleSeed seed) const override {
+            if (indices.front() >= 16) {
+                stalls = true;
+                for (int i = 0; i < 500 && !saved; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+            }
+            return data_->gather(indices, seed);
+        }
+        mutable std::atomic<bool> stalls = false, saved = false;
+
+    private:
+        std::shared_ptr<TensorDataset> data_;
+    };
+    for (const bool in_evaluation : {false, true}) {
+        const TemporaryFolder folder("resume");
+        const auto stalled = std::make_shared<Stalled>(toy_data(40));
+        bool in_time = false;
+        Setup setup(folder.path(), {callback_of("watch", [&](Attachment& run, Connections& connections) {
+            connections += run.bus.observe<StepCheckpoint>(Stage::Observe, [&](const StepCheckpoint&) {
+                in_time = !stalled->saved.exchange(true);
+            });
+        })});
+        const AnyDataset data = in_evaluation ? AnyDataset(toy_data(8)) : AnyDataset(stalled), eval = in_evaluation ? AnyDataset(stalled) : AnyDataset(toy_data(4, 3));
+        setup.trainer->start_training(data, eval, {.batch_size = 4, .shuffle = false, .prefetch = 1});
+        // Until a whole poll interval has passed without anything: then it waits.
+        for (auto began = std::chrono::steady_clock::now(); !stalled->stalls || std::chrono::steady_clock::now() - began < std::chrono::milliseconds(50);) {
+            began = std::chrono::steady_clock::now();
+            REQUIRE(setup.trainer->advance());
+        }
+        for (const Decision decision : {Decision::SaveNow, Decision::StopRun}) setup.trainer->ask(decision, "operator", "the machine goes down");
+        while (setup.trainer->advance()) {}
+        CHECK(in_time);
+        CHECK(setup.trainer->result().outcome == Outcome::Stopped);
+        Setup rest(folder.path(), {callback_of("watch", [](Attachment&, Connections&) {})}), whole(folder / "whole", {callback_of("watch", [](Attachment&, Connections&) {})});
+        rest.trainer->train(data, eval, {.batch_size = 4, .shuffle = false, .prefetch = 1, .resume = ResumeOptions{folder.path()}});
+        whole.trainer->train(data, eval, {.batch_size = 4, .shuffle = false, .prefetch = 1});
+        CHECK(equal_bits(copies_of(rest.model->parameters()), copies_of(whole.model->parameters())));
+        CHECK(rest.trainer->position() == whole.trainer->position());
+    }
 }
 
 TEST_CASE("a run that is stopped within an epoch saves before it ends the epoch", "[trainer][resume][golden]") {

@@ -13,6 +13,7 @@ namespace torchbus {
 /// file is in its place.
 class AtomicFile {
 public:
+    static constexpr const char* kPart = ".part";  ///< what the temporary name ends in
     explicit AtomicFile(const std::filesystem::path& target);
     ~AtomicFile();
     AtomicFile(const AtomicFile&) = delete;

@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <cstddef>
+#include <filesystem>
 
 #include <torchbus/error.hpp>
 
@@ -33,6 +34,9 @@ public:
 
 /// The one in use: the system's, unless a test has put another in its place.
 Disk& disk();
+
+/// Makes a folder and those above it, so that they outlast a power failure. Throws: CheckpointError.
+void make_durable_folder(const std::filesystem::path& folder);
 
 /// Puts a disk in the place of the system's, while it lives.
 class DiskInPlace {

@@ -17,5 +17,7 @@ void save_safetensors(const std::filesystem::path& path, const std::vector<Named
 
 /// Throws: CheckpointError for a file that is missing, truncated or malformed, naming the tensor where there is one.
 std::vector<NamedTensor> load_safetensors(const std::filesystem::path& path);
+/// What was written beside the tensors. Throws like load_safetensors().
+std::map<std::string, std::string> metadata_of_safetensors(const std::filesystem::path& path);
 
 }  // namespace torchbus

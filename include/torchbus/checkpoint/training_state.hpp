@@ -48,20 +48,23 @@ TrainingStateSummary summary_of_training_state(const std::filesystem::path& path
 /// Throws: CheckpointError; the link is then as it was. What is there and is no link stays, and is an error.
 void point_link_to(const std::filesystem::path& checkpoint, const std::string& name);
 
-/// Brings back what an interrupted save of a step_<n> had moved aside, and removes what it has left half done; for who saves
-/// there next. What has another name stays.
+/// Brings back a step_<n> that an interrupted save had moved aside.
+void bring_back_training_states(const std::filesystem::path& folder);
+/// Does so, and removes what an interrupted save has left half done; for who saves there next, and holds the folder's lock:
+/// another's save under way would be gone. What has another name stays.
 void clean_up_training_states(const std::filesystem::path& folder);
 
 /// Removes a training state, first under a hidden name: what is half deleted is not to look like one. Missing ones are fine.
 /// Throws: CheckpointError.
 void remove_training_state(const std::filesystem::path& path);
 
-/// The newest of a folder that can be read as a whole, and what is wrong with the newer ones.
+/// The newest of some folders that can be read as a whole, and what is wrong with the newer ones.
 struct FoundState {
     std::optional<TrainingState> state;
     std::vector<std::string> passed_over;
 };
-FoundState newest_whole_training_state(const std::filesystem::path& folder);
+/// Throws: CheckpointError for a folder that is there and cannot be listed.
+FoundState newest_whole_training_state(const std::vector<std::filesystem::path>& folders);
 /// The same of these states, wherever they lie.
 FoundState newest_whole_of(std::vector<std::filesystem::path> states);
 

@@ -1,0 +1,118 @@
+#include <torchbus/callbacks/data_parallel.hpp>
+
+#include <algorithm>
+#include <map>
+#include <span>
+
+#include <fmt/format.h>
+#include <torch/nn/module.h>
+
+#include <torchbus/error.hpp>
+
+#include "entries.hpp"
+
+namespace torchbus {
+namespace {
+
+class DataParallel final : public Callback {
+public:
+    explicit DataParallel(DataParallelOptions options) : options_(std::move(options)) {}
+    std::string kind() const override { return "data_parallel"; }
+    Declaration declare() const override {
+        // Gradients are summed before anybody unscales them.
+        return {.listens = {"run_configured", "train_step_start", "backward_start", "parameters_changed", "run_closed"}, .reads = {"root"}, .writes = {"window", "gradients.finalize"},
+                .before = {"mixed_precision"}, .excludes = {{"micro_batch_halving", "a rank that divides its window would leave the others waiting"}}, .collectives = true};
+    }
+    std::shared_ptr<Consensus> consensus() override { return is_alone() ? nullptr : options_.world->consensus(); }
+    void attach(Attachment& run) override {
+        connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) {
+            if (!is_alone()) begin(event);
+        });
+        connections_ += run.bus.intercept<TrainStepStart>([this, &run](TrainStepStart& event) {
+            if (!is_alone()) run.consensus.sum(std::span(&event.window.total_weight, 1));
+        });
+        connections_ += run.bus.intercept<BackwardStart>([this](BackwardStart& event) {
+            if (!is_alone() && event.micro_batch.is_last()) reducer_of(event.micro_batch.update).arm(event.root);
+        });
+        connections_ += run.bus.observe<ParametersChanged>(Stage::Observe, [this](const ParametersChanged&) { reducers_.clear(); });
+        connections_ += run.bus.observe<RunClosed>(Stage::Observe, [this](const RunClosed&) { end(); });
+    }
+    void detach() override {
+        connections_.clear();
+        end();
+    }
+
+private:
+    bool is_alone() const { return !options_.world; }
+    void begin(RunConfigured& event) {
+        const at::NoGradGuard no_grad;
+        model_ = event.model;
+        updates_ = &event.updates;
+        std::vector<at::Tensor> tensors;
+        for (const auto& list : {model_->named_parameters(), model_->named_buffers()})
+            for (const auto& [name, tensor] : list) tensors.push_back(tensor.detach());
+        options_.world->broadcast(std::move(tensors));
+        reducers_.clear();
+    }
+    void end() {
+        reducers_.clear();
+        model_ = {};
+        updates_ = nullptr;
+    }
+    GradientReducer& reducer_of(std::string_view update) {
+        std::unique_ptr<GradientReducer>& reducer = reducers_[std::string(update)];
+        if (!reducer) reducer = make_reducer(update);
+        return *reducer;
+    }
+    /// Of the parameters that are trained now.
+    std::unique_ptr<GradientReducer> make_reducer(std::string_view update) const {
+        std::vector<at::Tensor> parameters;
+        std::vector<std::string> names;
+        const auto named = model_->named_parameters();
+        for (const Update& one : *updates_) {
+            if (one.name != update) continue;
+            for (const at::Tensor& parameter : one.parameters()) {
+                if (!parameter.requires_grad()) continue;
+                const auto found = std::ranges::find_if(named, [&](const auto& entry) { return entry.second.is_same(parameter); });
+                names.push_back(found == named.end() ? fmt::format("parameter {} of update '{}'", parameters.size(), update) : found->first);
+                parameters.push_back(parameter);
+            }
+        }
+        return std::make_unique<GradientReducer>(options_.world, std::move(parameters), std::move(names), options_.gradients);
+    }
+
+    DataParallelOptions options_;
+    Model model_;
+    std::vector<Update>* updates_ = nullptr;
+    std::map<std::string, std::unique_ptr<GradientReducer>, std::less<>> reducers_;  ///< by update
+    Connections connections_;
+};
+
+}  // namespace
+
+std::unique_ptr<Callback> make_data_parallel(DataParallelOptions options) {
+    const auto require_positive = [](const char* name, double value) {
+        if (!(value > 0)) throw ConfigError(fmt::format("data_parallel: {}: {} is no size; give MiB, e.g. 25", name, value));
+    };
+    require_positive("bucket_mib", options.gradients.bucket_mib);
+    require_positive("first_bucket_mib", options.gradients.first_bucket_mib);
+    if (!options.world)
+        if (const auto ranks = ranks_from_environment()) options.world = World::join(*ranks, options.waiting);
+    return std::make_unique<DataParallel>(std::move(options));
+}
+
+std::unique_ptr<Callback> data_parallel_from_json(OptionReader& reader) {
+    DataParallelOptions options;
+    double join_timeout_s = 300, timeout_s = 600;
+    reader.number("bucket_mib", options.gradients.bucket_mib, "MiB of gradients that travel together", Range::positive())
+        .number("first_bucket_mib", options.gradients.first_bucket_mib, "MiB of the bucket that is ready first", Range::positive())
+        .boolean("find_unused", options.gradients.find_unused, "whether parameters that a loss does not reach are looked for, every time")
+        .boolean("bf16", options.gradients.bf16, "whether gradients travel as bfloat16")
+        .number("join_timeout", join_timeout_s, "s that the other ranks are waited for at the start", Range::positive())
+        .number("timeout", timeout_s, "s within which every exchange must end", Range::positive());
+    options.waiting.join_timeout = std::chrono::milliseconds(static_cast<std::int64_t>(join_timeout_s * 1000));
+    options.waiting.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(timeout_s * 1000));
+    return make_data_parallel(std::move(options));
+}
+
+}  // namespace torchbus

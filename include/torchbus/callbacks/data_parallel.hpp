@@ -1,0 +1,24 @@
+#pragma once
+/// One model on several processes: each trains on a part of every batch, and all make the same update.
+
+#include <memory>
+
+#include <torchbus/callback.hpp>
+#include <torchbus/distributed/gradient_reducer.hpp>
+
+namespace torchbus {
+
+struct DataParallelOptions {
+    /// Default: as the environment says, set by `torchbus launch`, torchrun or by hand; without it this is one process, and
+    /// nothing is done.
+    std::shared_ptr<World> world = {};
+    GradientReducerOptions gradients = {};
+    WorldOptions waiting = {};  ///< where no world is given
+};
+
+/// Sends rank 0's parameters and buffers to all at the start, sums window weights before a step, and gradients over ranks in
+/// the last backward of its window: an update is that of one process on the whole batch. Brings the run's Consensus.
+/// Throws: DistributedError where the world cannot be joined; ConfigError for a size that is not positive.
+std::unique_ptr<Callback> make_data_parallel(DataParallelOptions options = {});
+
+}  // namespace torchbus

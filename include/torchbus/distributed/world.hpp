@@ -1,0 +1,63 @@
+#pragma once
+/// The processes that train together: where they meet, and what they tell each other.
+
+#include <chrono>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include <torchbus/consensus.hpp>
+#include <torchbus/distributed/ranks.hpp>
+
+namespace torchbus {
+
+struct WorldOptions {
+    std::chrono::milliseconds join_timeout = std::chrono::minutes(5);  ///< how long the others are waited for at the start
+    std::chrono::milliseconds timeout = std::chrono::minutes(10);      ///< and within every collective from then on
+};
+
+/// All ranks, joined. A collective is called on all of them alike, in the same order; it throws DistributedError where
+/// another rank is gone, or does not call it within the timeout.
+/// Thread: one at a time; the consensus has connections of its own, for the training thread.
+class World : public std::enable_shared_from_this<World> {
+public:
+    /// Waits until all ranks are there.
+    /// Throws: DistributedError naming the address and the time waited; the ranks that are missing, that came twice, or that
+    /// expect a world of another size; a port that is taken.
+    static std::shared_ptr<World> join(const Ranks& ranks, const WorldOptions& options = {});
+    ~World();
+    World(const World&) = delete;
+    World& operator=(const World&) = delete;
+
+    const Ranks& ranks() const;
+    int rank() const { return ranks().rank; }
+    int size() const { return ranks().world_size; }
+
+    /// In place, with the same bits on all ranks.
+    void sum(std::span<double> values);
+    void sum(at::Tensor& tensor);
+    /// Rank `from`'s tensors, into those of the others.
+    void broadcast(std::vector<at::Tensor> tensors, int from = 0);
+    /// Every rank's, in the order of ranks; their first dimensions may differ. Shapes: [N_r, …] each.
+    std::vector<at::Tensor> gather(const at::Tensor& tensor);
+    std::vector<std::string> gather(std::string_view text);
+    void barrier();
+
+    /// Decisions of all ranks: those asked for at one step are taken by all before the next one but one, and the exchange
+    /// overlaps with the step between; at the end of epochs and evaluations at once.
+    std::shared_ptr<Consensus> consensus();
+
+    /// What the rooms that know c10d reach through.
+    struct Groups;
+    Groups& groups() { return *groups_; }
+
+private:
+    explicit World(std::unique_ptr<Groups> groups);
+    std::unique_ptr<Groups> groups_;
+};
+
+}  // namespace torchbus

@@ -1,0 +1,97 @@
+#include <torchbus/distributed/gradient_reducer.hpp>
+
+#include <algorithm>
+#include <unordered_map>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <torch/csrc/distributed/c10d/reducer.hpp>
+#include <torch/types.h>
+
+#include <torchbus/error.hpp>
+
+#include "groups.hpp"
+
+namespace torchbus {
+namespace {
+
+constexpr double kMib = 1024.0 * 1024.0;
+
+/// Sums; c10d's own hooks average, and here the share of each rank is in its loss already.
+class SumHook final : public c10d::CommHookInterface {
+public:
+    SumHook(c10d::ProcessGroup* group, bool bf16) : group_(group), bf16_(bf16) {}
+    c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket& bucket) override {
+        at::Tensor whole = bucket.getBuffer();
+        std::vector<at::Tensor> sent = {bf16_ ? whole.to(at::kBFloat16) : whole};
+        auto future = group_->allreduce(sent)->getFuture();
+        if (!bf16_) return future;
+        return future->then([whole](c10::ivalue::Future& done) -> c10::IValue {
+            whole.copy_(done.value().toTensorVector()[0]);
+            return std::vector<at::Tensor>{whole};
+        }, future->elementType());
+    }
+    at::Tensor parseHookResult(const c10::IValue& result) override {
+        return result.isTensor() ? result.toTensor() : result.toTensorVector()[0];
+    }
+
+private:
+    c10d::ProcessGroup* group_;
+    bool bf16_;
+};
+
+/// Shapes and types in their order, as one number.
+std::string signature_of(const std::vector<at::Tensor>& parameters, const std::vector<std::string>& names) {
+    std::string all;
+    for (std::size_t i = 0; i < parameters.size(); ++i) all += fmt::format("{} [{}] {}\n", names[i], fmt::join(parameters[i].sizes(), ", "), c10::toString(parameters[i].scalar_type()));
+    return all;
+}
+
+}  // namespace
+
+struct GradientReducer::Impl {
+    std::shared_ptr<World> world;
+    std::unique_ptr<c10d::Reducer> reducer;
+    bool find_unused = false;
+};
+
+GradientReducer::GradientReducer(std::shared_ptr<World> world, std::vector<at::Tensor> parameters, std::vector<std::string> names, const GradientReducerOptions& options)
+    : impl_(std::make_unique<Impl>()) {
+    impl_->find_unused = options.find_unused;
+    const auto signatures = world->gather(signature_of(parameters, names));
+    for (std::size_t rank = 1; rank < signatures.size(); ++rank) {
+        if (signatures[rank] == signatures[0]) continue;
+        const auto [own, other] = std::ranges::mismatch(signatures[0], signatures[rank]);
+        const auto line = [](const std::string& text, std::string::const_iterator at) {
+            const auto place = static_cast<std::size_t>(at - text.begin());
+            const std::size_t begin = place == 0 ? 0 : text.rfind('\n', place - 1) + 1;
+            const std::string found = text.substr(begin, text.find('\n', begin) - begin);
+            return found.empty() ? std::string("nothing") : found;
+        };
+        throw DistributedError(fmt::format("rank {} trains other parameters than rank 0: {} where rank 0 has {}; make the same model on all ranks", rank, line(signatures[rank], other), line(signatures[0], own)));
+    }
+    const auto bytes = [](double mib) { return static_cast<std::size_t>(mib * kMib); };
+    const std::vector<bool> sparse(parameters.size(), false);
+    auto [buckets, limits] = c10d::compute_bucket_assignment_by_size(parameters, {bytes(options.first_bucket_mib), bytes(options.bucket_mib)}, sparse);
+    std::ranges::reverse(buckets);  // backward reaches the last parameters first
+    std::ranges::reverse(limits);
+    std::unordered_map<std::size_t, std::string> by_index;
+    for (std::size_t i = 0; i < names.size(); ++i) by_index.emplace(i, names[i]);
+    auto& groups = world->groups();
+    impl_->reducer = std::make_unique<c10d::Reducer>(std::move(parameters), std::move(buckets), groups.data, sparse, static_cast<std::int64_t>(bytes(options.bucket_mib)), options.find_unused,
+                                                     /*gradient_as_bucket_view=*/true, std::move(by_index), static_cast<std::int64_t>(bytes(options.first_bucket_mib)),
+                                                     /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false, std::vector<std::int64_t>{});
+    impl_->reducer->register_comm_hook(std::make_unique<SumHook>(groups.data.get(), options.bf16));
+    impl_->world = std::move(world);
+}
+
+GradientReducer::~GradientReducer() = default;
+
+void GradientReducer::arm(const at::Tensor& root) {
+    collective(impl_->world->groups(), "a sum of gradients", [&] {
+        if (impl_->reducer->should_rebuild_buckets()) impl_->reducer->rebuild_buckets();  // in the order in which gradients became ready
+        impl_->reducer->prepare_for_backward(impl_->find_unused ? std::vector<at::Tensor>{root} : std::vector<at::Tensor>{});
+    });
+}
+
+}  // namespace torchbus

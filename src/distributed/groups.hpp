@@ -1,0 +1,43 @@
+#pragma once
+/// The c10d side of a World. Only this room includes c10d.
+
+#include <string>
+
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+
+#include <torchbus/distributed/world.hpp>
+
+namespace torchbus {
+
+struct World::Groups {
+    Ranks ranks;
+    WorldOptions options;
+    c10::intrusive_ptr<c10d::Store> store;           ///< of this start of this run only
+    c10::intrusive_ptr<c10d::ProcessGroup> data;     ///< gradients, broadcasts, gathering
+    c10::intrusive_ptr<c10d::Backend> data_backend;  ///< the same, without the dispatcher
+    c10::intrusive_ptr<c10d::Backend> control;       ///< decisions and sums of numbers, which may overlap with the others
+};
+
+[[noreturn]] void fail_collective(const World::Groups& world, std::string_view what, const std::exception& error);
+
+/// Calls a collective, and turns what c10d throws into a DistributedError that says what was under way.
+template <class Call>
+void collective(const World::Groups& world, std::string_view what, Call&& call) {
+    try {
+        call();
+    } catch (const std::exception& error) {
+        fail_collective(world, what, error);
+    }
+}
+
+/// Sums numbers over ranks, in place.
+void sum_over(const World::Groups& world, c10d::Backend& group, std::span<double> values);
+/// Every rank's bytes, in the order of ranks.
+std::vector<std::string> gather_over(const World::Groups& world, c10d::Backend& group, std::string_view text);
+
+std::shared_ptr<Consensus> make_consensus(std::shared_ptr<World> world);
+
+}  // namespace torchbus

@@ -1,0 +1,241 @@
+#include "groups.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <map>
+#include <thread>
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
+#include <torch/types.h>
+
+#include <torchbus/error.hpp>
+
+namespace torchbus {
+namespace {
+
+using std::chrono::duration_cast;
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+std::string address_of(const Ranks& ranks) { return fmt::format("{}:{}", ranks.master_address, ranks.master_port); }
+std::string seconds_text(milliseconds time) { return fmt::format("{:.3g} s", static_cast<double>(time.count()) / 1000); }
+bool is_loopback(const std::string& address) { return address == "localhost" || address == "::1" || address.starts_with("127."); }
+
+[[noreturn]] void fail(const Ranks& ranks, const std::string& what) {
+    throw DistributedError(fmt::format("rank {} of {}: {}", ranks.rank, ranks.world_size, what));
+}
+
+/// The first line of what c10d says; the rest is where in c10d.
+std::string first_line(const std::exception& error) {
+    const std::string text = dynamic_cast<const c10::Error*>(&error) ? static_cast<const c10::Error&>(error).what_without_backtrace() : error.what();
+    return text.substr(0, text.find('\n'));
+}
+
+std::string text_of(const std::vector<std::uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
+std::vector<std::uint8_t> bytes_of(const std::string& text) { return {text.begin(), text.end()}; }
+
+c10::intrusive_ptr<c10d::Store> connect(const Ranks& ranks, const WorldOptions& options) {
+    c10d::TCPStoreOptions store;
+    store.port = static_cast<std::uint16_t>(ranks.master_port);
+    store.isServer = ranks.rank == 0 && !ranks.launcher_hosts_store;
+    store.waitWorkers = false;  // join() tells who is missing
+    store.timeout = options.join_timeout;
+    const auto began = steady_clock::now();
+    try {
+        return c10::make_intrusive<c10d::TCPStore>(ranks.master_address, store);
+    } catch (const std::exception& error) {
+        const std::string waited = seconds_text(duration_cast<milliseconds>(steady_clock::now() - began));
+        if (store.isServer)
+            fail(ranks, fmt::format("cannot open the meeting point {} (MASTER_ADDR and MASTER_PORT) here: {}; is the port taken by another program or an earlier run? give another MASTER_PORT",
+                                    address_of(ranks), first_line(error)));
+        fail(ranks, fmt::format("nobody answers at the meeting point {} (MASTER_ADDR and MASTER_PORT) after {}: {}; {} opens it, is it running, and is the address right?", address_of(ranks), waited,
+                                first_line(error), ranks.launcher_hosts_store ? "the launcher" : "rank 0"));
+    }
+}
+
+/// Every rank puts down who it is; rank 0 says to all when everybody is there, or what is wrong.
+class RollCall {
+public:
+    RollCall(const Ranks& ranks, const WorldOptions& options, c10d::Store& store) : ranks_(ranks), options_(options), store_(store) {}
+    void run() {
+        const bool is_second = store_.add(fmt::format("came/{}", ranks_.rank), 1) > 1;
+        const nlohmann::json self = {{"host", host()}, {"process", ::getpid()}, {"world_size", ranks_.world_size}};
+        if (is_second) {
+            const std::string problem = fmt::format("rank {} came twice: as process {} on {} and as {}", ranks_.rank, ::getpid(), host(), described(ranks_.rank));
+            store_.set("verdict", bytes_of(problem));  // for all: nobody can tell which of the two is meant
+            fail(ranks_, problem + "; give every process another RANK");
+        }
+        store_.set(fmt::format("rank/{}", ranks_.rank), bytes_of(self.dump()));
+        if (ranks_.rank == 0) judge();
+        hear();
+    }
+
+private:
+    static std::string host() {
+        char name[256] = {};
+        return ::gethostname(name, sizeof name - 1) == 0 ? name : "an unknown host";
+    }
+    std::string described(int rank) {
+        const std::string key = fmt::format("rank/{}", rank);
+        try {
+            store_.wait({key}, std::chrono::seconds(2));  // it may be about to say so
+        } catch (const std::exception&) {
+            return "another one";
+        }
+        const auto other = nlohmann::json::parse(text_of(store_.get(key)));
+        return fmt::format("process {} on {}", other.at("process").get<int>(), other.at("host").get<std::string>());
+    }
+    std::vector<int> missing() {
+        std::vector<int> ranks;
+        for (int rank = 0; rank < ranks_.world_size; ++rank)
+            if (!store_.check({fmt::format("rank/{}", rank)})) ranks.push_back(rank);
+        return ranks;
+    }
+    void judge() {
+        const auto deadline = steady_clock::now() + options_.join_timeout;
+        std::vector<int> absent = missing();
+        while (!absent.empty() && steady_clock::now() < deadline && !store_.check({"verdict"})) {
+            std::this_thread::sleep_for(milliseconds(10));
+            absent = missing();
+        }
+        if (store_.check({"verdict"})) return;
+        std::vector<std::string> problems;
+        if (!absent.empty()) problems.push_back(fmt::format("after {} rank{} {} {} not there", seconds_text(options_.join_timeout), absent.size() == 1 ? "" : "s", fmt::join(absent, ", "), absent.size() == 1 ? "is" : "are"));
+        for (int rank = 1; rank < ranks_.world_size; ++rank) {
+            if (std::ranges::find(absent, rank) != absent.end()) continue;
+            const auto other = nlohmann::json::parse(text_of(store_.get(fmt::format("rank/{}", rank))));
+            if (const int size = other.at("world_size"); size != ranks_.world_size)
+                problems.push_back(fmt::format("rank {} (process {} on {}) expects {} ranks, rank 0 expects {}; give all of them the same WORLD_SIZE", rank, other.at("process").get<int>(),
+                                               other.at("host").get<std::string>(), size, ranks_.world_size));
+        }
+        store_.set("verdict", bytes_of(fmt::format("{}", fmt::join(problems, "; "))));
+    }
+    void hear() {
+        std::string verdict;
+        try {
+            // A little more than rank 0 waits, so that its words are heard.
+            store_.wait({"verdict"}, options_.join_timeout + std::chrono::seconds(5));
+            verdict = text_of(store_.get("verdict"));
+        } catch (const std::exception& error) {
+            fail(ranks_, fmt::format("rank 0 did not say that all are there, at {}, within {}: {}", address_of(ranks_), seconds_text(options_.join_timeout), first_line(error)));
+        }
+        // The store may go with rank 0: it waits until all who are there have heard.
+        store_.add("heard", 1);
+        const auto deadline = steady_clock::now() + std::chrono::seconds(5);
+        while (ranks_.rank == 0 && store_.add("heard", 0) < present() && steady_clock::now() < deadline) std::this_thread::sleep_for(milliseconds(1));
+        if (!verdict.empty()) fail(ranks_, verdict);
+    }
+    std::int64_t present() { return ranks_.world_size - static_cast<std::int64_t>(missing().size()); }
+
+    const Ranks& ranks_;
+    const WorldOptions& options_;
+    c10d::Store& store_;
+};
+
+c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo_group(const World::Groups& world, const char* name) {
+    auto options = c10d::ProcessGroupGloo::Options::create(world.options.timeout);
+    // On one machine the name of the host may lead nowhere.
+    options->devices.push_back(is_loopback(world.ranks.master_address) ? c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1") : c10d::ProcessGroupGloo::createDefaultDevice());
+    return c10::make_intrusive<c10d::ProcessGroupGloo>(c10::make_intrusive<c10d::PrefixStore>(name, world.store), world.ranks.rank, world.ranks.world_size, options);
+}
+
+/// Bytes of each rank, the rest of the row zero. Shapes: [bytes].
+at::Tensor row_of(std::string_view text, std::int64_t bytes) {
+    at::Tensor row = torch::zeros({bytes}, torch::kByte);
+    std::copy(text.begin(), text.end(), reinterpret_cast<char*>(row.mutable_data_ptr<std::uint8_t>()));
+    return row;
+}
+
+std::vector<at::Tensor> gather_equal(const World::Groups& world, c10d::Backend& group, at::Tensor own) {
+    std::vector<std::vector<at::Tensor>> all(1);
+    for (int rank = 0; rank < world.ranks.world_size; ++rank) all[0].push_back(torch::empty_like(own));
+    std::vector<at::Tensor> inputs = {std::move(own)};
+    collective(world, "gathering", [&] { group.allgather(all, inputs)->wait(); });
+    return all[0];
+}
+
+std::vector<std::int64_t> gather_numbers(const World::Groups& world, c10d::Backend& group, std::int64_t own) {
+    std::vector<std::int64_t> numbers;
+    for (const at::Tensor& of_rank : gather_equal(world, group, torch::tensor({own}, torch::kLong))) numbers.push_back(of_rank.item<std::int64_t>());
+    return numbers;
+}
+
+}  // namespace
+
+void fail_collective(const World::Groups& world, std::string_view what, const std::exception& error) {
+    fail(world.ranks, fmt::format("{} with the other ranks did not come to its end: {}", what, first_line(error)));
+}
+
+void sum_over(const World::Groups& world, c10d::Backend& group, std::span<double> values) {
+    std::vector<at::Tensor> tensors = {torch::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, torch::kDouble)};
+    collective(world, "a sum", [&] { group.allreduce(tensors)->wait(); });
+}
+
+std::vector<std::string> gather_over(const World::Groups& world, c10d::Backend& group, std::string_view text) {
+    const auto lengths = gather_numbers(world, group, static_cast<std::int64_t>(text.size()));
+    const std::vector<at::Tensor> rows = gather_equal(world, group, row_of(text, std::max<std::int64_t>(1, std::ranges::max(lengths))));
+    std::vector<std::string> texts;
+    for (std::size_t rank = 0; rank < rows.size(); ++rank) texts.emplace_back(reinterpret_cast<const char*>(rows[rank].const_data_ptr<std::uint8_t>()), static_cast<std::size_t>(lengths[rank]));
+    return texts;
+}
+
+std::shared_ptr<World> World::join(const Ranks& ranks, const WorldOptions& options) {
+    auto groups = std::make_unique<Groups>();
+    groups->ranks = ranks;
+    groups->options = options;
+    // A launcher's store outlives a start of the group that failed.
+    groups->store = c10::make_intrusive<c10d::PrefixStore>(fmt::format("torchbus/{}/{}", ranks.run_id, ranks.restart), connect(ranks, options));
+    RollCall(groups->ranks, groups->options, *groups->store).run();
+    collective(*groups, "connecting", [&] {
+        groups->control = gloo_group(*groups, "control");
+        groups->data_backend = gloo_group(*groups, "data");
+    });
+    groups->data = c10::make_intrusive<c10d::ProcessGroup>(groups->store, ranks.rank, ranks.world_size);
+    groups->data->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, std::optional<c10::intrusive_ptr<c10d::Backend>>(groups->data_backend));
+    return std::shared_ptr<World>(new World(std::move(groups)));
+}
+
+World::World(std::unique_ptr<Groups> groups) : groups_(std::move(groups)) {}
+World::~World() = default;
+const Ranks& World::ranks() const { return groups_->ranks; }
+
+void World::sum(std::span<double> values) { sum_over(*groups_, *groups_->data_backend, values); }
+
+void World::sum(at::Tensor& tensor) {
+    std::vector<at::Tensor> tensors = {tensor};
+    collective(*groups_, "a sum", [&] { groups_->data_backend->allreduce(tensors)->wait(); });
+}
+
+void World::broadcast(std::vector<at::Tensor> tensors, int from) {
+    c10d::BroadcastOptions options;
+    options.rootRank = from;
+    for (at::Tensor& tensor : tensors) {
+        std::vector<at::Tensor> one = {tensor.contiguous()};
+        collective(*groups_, "a broadcast", [&] { groups_->data_backend->broadcast(one, options)->wait(); });
+        if (!one[0].is_same(tensor)) tensor.copy_(one[0]);
+    }
+}
+
+std::vector<at::Tensor> World::gather(const at::Tensor& tensor) {
+    const auto counts = gather_numbers(*groups_, *groups_->data_backend, tensor.size(0));
+    std::vector<std::int64_t> shape = tensor.sizes().vec();
+    shape[0] = std::ranges::max(counts);
+    at::Tensor padded = torch::zeros(shape, tensor.options());
+    padded.narrow(0, 0, tensor.size(0)).copy_(tensor);
+    std::vector<at::Tensor> all = gather_equal(*groups_, *groups_->data_backend, padded);
+    for (std::size_t rank = 0; rank < all.size(); ++rank) all[rank] = all[rank].narrow(0, 0, counts[rank]);
+    return all;
+}
+
+std::vector<std::string> World::gather(std::string_view text) { return gather_over(*groups_, *groups_->data_backend, text); }
+
+void World::barrier() {
+    collective(*groups_, "a barrier", [&] { groups_->data_backend->barrier()->wait(); });
+}
+
+std::shared_ptr<Consensus> World::consensus() { return make_consensus(shared_from_this()); }
+
+}  // namespace torchbus

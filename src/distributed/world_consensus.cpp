@@ -1,0 +1,86 @@
+// What one rank asks for becomes the decision of all.
+#include <nlohmann/json.hpp>
+#include <torch/types.h>
+
+#include "groups.hpp"
+
+namespace torchbus {
+namespace {
+
+using nlohmann::json;
+
+json to_values(const RequestSet& requests) {
+    json values = json::array();
+    for (const auto& request : requests)
+        values.push_back(request ? json{{"requester", request->requester}, {"reason", request->reason}, {"exit_code", request->exit_code}, {"by_signal", request->by_signal},
+                                        {"leave_out", {request->leave_out.epoch, request->leave_out.first, request->leave_out.count}}}
+                                 : json());
+    return values;
+}
+
+Request request_from(const json& values, int rank) {
+    const json& range = values.at("leave_out");
+    return {values.at("requester"), values.at("reason"), rank, values.at("exit_code"), values.at("by_signal"), {range.at(0), range.at(1), range.at(2)}};
+}
+
+class WorldConsensus final : public Consensus {
+public:
+    explicit WorldConsensus(std::shared_ptr<World> world) : owner_(std::move(world)), world_(owner_->groups()) {}
+    int rank() const override { return world_.ranks.rank; }
+    int world_size() const override { return world_.ranks.world_size; }
+    Shard shard() const override { return {rank(), world_size()}; }
+    void sum(std::span<double> values) override { sum_over(world_, *world_.control, values); }
+
+    RequestSet exchange(RequestSet local, Agreement when) override {
+        RequestSet agreed = pending_ ? finish() : RequestSet{};
+        begin(std::move(local));
+        if (when == Agreement::AtOnce) merge(agreed, finish());
+        return agreed;
+    }
+
+private:
+    /// Only which kinds are asked for, and by whom first: what they are is exchanged where there are some.
+    void begin(RequestSet local) {
+        asked_ = std::move(local);
+        flags_ = torch::full({static_cast<std::int64_t>(kDecisionCount)}, world_.ranks.world_size, torch::kInt);
+        for (std::size_t kind = 0; kind < kDecisionCount; ++kind)
+            if (asked_[kind]) flags_.mutable_data_ptr<std::int32_t>()[kind] = order_of(*asked_[kind]);
+        std::vector<at::Tensor> tensors = {flags_};
+        c10d::AllreduceOptions options;
+        options.reduceOp = c10d::ReduceOp::MIN;
+        collective(world_, "agreeing on decisions", [&] { pending_ = world_.control->allreduce(tensors, options); });
+    }
+    /// A signal wins over all other requests, then the lowest rank does.
+    std::int32_t order_of(const Request& request) const { return request.by_signal ? rank() - world_size() : rank(); }
+
+    RequestSet finish() {
+        collective(world_, "agreeing on decisions", [&] { std::exchange(pending_, nullptr)->wait(); });
+        const std::int32_t* first = flags_.const_data_ptr<std::int32_t>();
+        const std::int32_t nobody = world_.ranks.world_size;
+        RequestSet agreed;
+        if (std::all_of(first, first + kDecisionCount, [&](std::int32_t order) { return order == nobody; })) return agreed;
+        const std::vector<std::string> texts = gather_over(world_, *world_.control, to_values(asked_).dump());
+        for (std::size_t kind = 0; kind < kDecisionCount; ++kind) {
+            if (first[kind] == nobody) continue;
+            const int rank = first[kind] < 0 ? first[kind] + nobody : first[kind];
+            agreed[kind] = request_from(json::parse(texts[static_cast<std::size_t>(rank)]).at(kind), rank);
+        }
+        return agreed;
+    }
+    static void merge(RequestSet& into, RequestSet later) {
+        for (std::size_t kind = 0; kind < kDecisionCount; ++kind)
+            if (later[kind] && (!into[kind] || (later[kind]->by_signal && !into[kind]->by_signal))) into[kind] = std::move(later[kind]);
+    }
+
+    std::shared_ptr<World> owner_;
+    World::Groups& world_;
+    RequestSet asked_;
+    at::Tensor flags_;
+    c10::intrusive_ptr<c10d::Work> pending_;
+};
+
+}  // namespace
+
+std::shared_ptr<Consensus> make_consensus(std::shared_ptr<World> world) { return std::make_shared<WorldConsensus>(std::move(world)); }
+
+}  // namespace torchbus

@@ -1,0 +1,159 @@
+// Ranks as threads of this process, over the loopback interface.
+#include <exception>
+#include <functional>
+#include <thread>
+
+#include <torch/torch.h>
+
+#include <torchbus/distributed/world.hpp>
+#include <torchbus/error.hpp>
+
+#include "support/catch.hpp"
+#include "support/free_port.hpp"
+
+using namespace torchbus;
+using namespace torchbus::test;
+using Catch::Matchers::EndsWith;
+using Catch::Matchers::StartsWith;
+using std::chrono::milliseconds;
+
+namespace {
+
+Ranks rank_of(int rank, int size, int port) {
+    Ranks ranks;
+    ranks.rank = ranks.local_rank = rank;
+    ranks.world_size = ranks.local_world_size = size;
+    ranks.master_port = port;
+    return ranks;
+}
+
+/// What each of these ranks throws, or nothing.
+std::vector<std::string> run(const std::vector<Ranks>& all, const std::function<void(World&)>& work, WorldOptions options = {}) {
+    std::vector<std::string> errors(all.size());
+    std::vector<std::thread> threads;
+    for (std::size_t i = 0; i < all.size(); ++i)
+        threads.emplace_back([&, i] {
+            try {
+                work(*World::join(all[i], options));
+            } catch (const DistributedError& error) {
+                errors[i] = error.what();
+            }
+        });
+    for (std::thread& thread : threads) thread.join();
+    return errors;
+}
+std::vector<std::string> run(int size, const std::function<void(World&)>& work, WorldOptions options = {}) {
+    const int port = free_port();
+    std::vector<Ranks> all;
+    for (int rank = 0; rank < size; ++rank) all.push_back(rank_of(rank, size, port));
+    return run(all, work, options);
+}
+
+RequestSet asking(Decision decision, Request request) {
+    RequestSet requests;
+    requests[static_cast<std::size_t>(decision)] = std::move(request);
+    return requests;
+}
+const std::optional<Request>& of(const RequestSet& requests, Decision decision) { return requests[static_cast<std::size_t>(decision)]; }
+
+}  // namespace
+
+TEST_CASE("ranks sum, broadcast and gather", "[distributed][world]") {
+    for (int size = 1; size <= 4; ++size) {
+        std::vector<std::vector<double>> sums(static_cast<std::size_t>(size));
+        std::vector<std::vector<at::Tensor>> tensors(sums.size()), gathered(sums.size());
+        std::vector<std::vector<std::string>> texts(sums.size());
+        const auto errors = run(size, [&](World& world) {
+            const auto place = static_cast<std::size_t>(world.rank());
+            sums[place] = {0.1 * (world.rank() + 1), 1.0};
+            world.sum(sums[place]);
+            at::Tensor summed = torch::full({3}, world.rank() + 0.1);
+            world.sum(summed);
+            at::Tensor sent = torch::full({2, 2}, static_cast<double>(world.rank())), turned = torch::full({2, 3}, world.rank()).t();
+            world.broadcast({sent, turned}, size - 1);
+            tensors[place] = {summed, sent, turned};
+            gathered[place] = world.gather(torch::full({world.rank(), 2}, world.rank()));
+            texts[place] = world.gather(std::string(static_cast<std::size_t>(world.rank()), 'x'));
+            world.barrier();
+        });
+        CHECK(errors == std::vector<std::string>(sums.size()));
+        for (std::size_t rank = 0; rank < sums.size(); ++rank) {
+            CHECK(sums[rank][0] == Approx(0.05 * size * (size + 1)));
+            CHECK(sums[rank] == sums[0]);
+            CHECK(tensors[rank][0].equal(tensors[0][0]));
+            CHECK(tensors[rank][1].eq(size - 1).all().item<bool>());
+            CHECK(tensors[rank][2].eq(size - 1).all().item<bool>());
+            REQUIRE(gathered[rank].size() == sums.size());
+            for (std::size_t other = 0; other < sums.size(); ++other) {
+                CHECK(gathered[rank][other].equal(torch::full({static_cast<std::int64_t>(other), 2}, static_cast<std::int64_t>(other))));
+                CHECK(texts[rank][other] == std::string(other, 'x'));
+            }
+        }
+    }
+}
+
+TEST_CASE("what any rank asks for is agreed on by all, by the next point or at once", "[distributed][world]") {
+    constexpr int kSize = 3;
+    std::vector<std::vector<RequestSet>> agreed(kSize);
+    const auto errors = run(kSize, [&](World& world) {
+        const auto consensus = world.consensus();
+        CHECK_NOTHROW(consensus->rank() == world.rank());
+        auto& mine = agreed[static_cast<std::size_t>(world.rank())];
+        const auto asks = [&](int rank, RequestSet requests) { return world.rank() == rank ? std::move(requests) : RequestSet{}; };
+        mine.push_back(consensus->exchange(asks(2, asking(Decision::StopRun, {"early_stopping", "no better", 0})), Agreement::ByNextPoint));
+        std::vector<double> between = {1.0};
+        consensus->sum(between);
+        mine.push_back(consensus->exchange(asks(1, asking(Decision::RollBack, {"nan_policy", "NaN", 0, 0, false, {1, 7, 2}})), Agreement::ByNextPoint));
+        mine.push_back(consensus->exchange(world.rank() == 0 ? asking(Decision::StopRun, {"time_limit", "enough", 0}) : asks(2, asking(Decision::StopRun, {"SIGTERM", "received", 0, 143, true})), Agreement::AtOnce));
+        mine.push_back(consensus->exchange({}, Agreement::AtOnce));
+    });
+    CHECK(errors == std::vector<std::string>(kSize));
+    for (const auto& mine : agreed) {
+        REQUIRE(mine.size() == 4);
+        CHECK_FALSE(of(mine[0], Decision::StopRun));
+        REQUIRE(of(mine[1], Decision::StopRun));
+        CHECK(of(mine[1], Decision::StopRun)->requester == "early_stopping");
+        CHECK(of(mine[1], Decision::StopRun)->rank == 2);
+        CHECK_FALSE(of(mine[1], Decision::RollBack));
+        REQUIRE(of(mine[2], Decision::RollBack));
+        CHECK(of(mine[2], Decision::RollBack)->leave_out == BatchRange{1, 7, 2});
+        REQUIRE(of(mine[2], Decision::StopRun));
+        CHECK(of(mine[2], Decision::StopRun)->requester == "SIGTERM");
+        CHECK(of(mine[2], Decision::StopRun)->exit_code == 143);
+        CHECK(of(mine[2], Decision::StopRun)->rank == 2);
+        for (const auto& request : mine[3]) CHECK_FALSE(request);
+    }
+}
+
+TEST_CASE("who is not there is named, after the time that was waited", "[distributed][world]") {
+    const WorldOptions impatient{.join_timeout = milliseconds(400)};
+    const int port = free_port();
+    auto errors = run({rank_of(0, 4, port), rank_of(2, 4, port)}, [](World&) {}, impatient);
+    CHECK(errors[0] == "rank 0 of 4: after 0.4 s ranks 1, 3 are not there");
+    CHECK(errors[1] == "rank 2 of 4: after 0.4 s ranks 1, 3 are not there");
+    errors = run({rank_of(1, 2, free_port())}, [](World&) {}, impatient);
+    CHECK_THAT(errors[0], StartsWith("rank 1 of 2: nobody answers at the meeting point 127.0.0.1:") && EndsWith("; rank 0 opens it, is it running, and is the address right?"));
+}
+
+TEST_CASE("ranks that do not go together are refused on all of them", "[distributed][world]") {
+    const WorldOptions impatient{.join_timeout = milliseconds(2000)};
+    int port = free_port();
+    auto errors = run({rank_of(0, 3, port), rank_of(1, 3, port), rank_of(1, 3, port)}, [](World&) {}, impatient);
+    for (const std::string& error : errors) CHECK_THAT(error, containing("rank 1 came twice: as process ") && containing(" and as process "));
+    port = free_port();
+    errors = run({rank_of(0, 2, port), rank_of(1, 4, port)}, [](World&) {}, impatient);
+    for (const std::string& error : errors) CHECK_THAT(error, containing("expects 4 ranks, rank 0 expects 2; give all of them the same WORLD_SIZE"));
+    const HeldPort taken;
+    errors = run({rank_of(0, 2, taken.number)}, [](World&) {}, impatient);
+    CHECK_THAT(errors[0], StartsWith("rank 0 of 2: cannot open the meeting point 127.0.0.1:" + std::to_string(taken.number)) && EndsWith("give another MASTER_PORT"));
+}
+
+TEST_CASE("a collective that not all ranks call ends within the timeout", "[distributed][world]") {
+    const auto errors = run(2, [](World& world) {
+        std::vector<double> values = {1.0};
+        if (world.rank() == 0) world.sum(values);
+        else std::this_thread::sleep_for(milliseconds(1500));
+    }, {.timeout = milliseconds(500)});
+    CHECK_THAT(errors[0], StartsWith("rank 0 of 2: a sum with the other ranks did not come to its end: "));
+    CHECK(errors[1] == "");
+}
