@@ -56,6 +56,7 @@ public:
     }
     void attach(Attachment& run) override {
         run_ = &run;
+        if (run.consensus.rank() != 0) return;  // the first one draws for all
         auto& bus = run.bus;
         connections_ += bus.observe<TrainingRunStart>(Stage::Report, [this](const TrainingRunStart& event) {
             note_plan(event.plan);

@@ -26,6 +26,7 @@ public:
     }
     void attach(Attachment& run) override {
         run_ = &run;
+        if (run.consensus.rank() != 0) return;  // the first one speaks for all
         auto& bus = run.bus;
         connections_ += bus.observe<TrainingRunStart>(Stage::Report, [this](const TrainingRunStart& event) { epochs_ = event.plan.epochs.value_or(0); });
         if (options_.every.amount > 0) connect_line();
@@ -55,6 +56,7 @@ public:
 
 private:
     void connect_line() {
+        if (run_->consensus.rank() != 0) return;
         step_line_ = run_->bus.observe<TrainStepEnd>(Stage::Report, [this](const TrainStepEnd& event) {
             line(fmt::format("epoch {}, step {}: train {}", event.position.epoch + 1, event.position.step, metrics_text(run_->blackboard, "train")));
         }, every(options_.every));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <iostream>
+#include <string_view>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -47,7 +48,40 @@ struct Arguments {
     std::string run_file, weights, to, svg, name, from, format = "mermaid", dataset, resume, action, key;
     std::vector<std::string> set, plugins, allow, paths, include, skip, rename;
     bool markdown = false;
+    json launch = json::object();
+    std::vector<std::string> command;  ///< that is launched
 };
+
+/// What follows `--` is a command of its own. Returns how many arguments come before it.
+int take_command(int argc, char** argv, Arguments& arguments) {
+    const auto end = std::find(argv, argv + argc, std::string_view("--"));
+    if (argc < 2 || argv[1] != std::string_view("launch") || end == argv + argc) return argc;
+    arguments.command.assign(end + 1, argv + argc);
+    return static_cast<int>(end - argv);
+}
+
+/// The names are those of torchrun.
+void add_launch(CLI::App& app, Arguments& arguments) {
+    CLI::App* command = app.add_subcommand("launch", "start a command once for every rank, and look after them");
+    json& launch = arguments.launch;
+    launch = {{"processes", 1}, {"nodes", 1}, {"node", 0}, {"master_address", "127.0.0.1"}, {"master_port", 0}, {"max_restarts", 0}, {"log_folder", ""}, {"grace_s", 30.0}, {"run_id", "none"}};
+    const auto integer = [&](const char* flag, const char* key, const char* about) {
+        command->add_option_function<int>(flag, [&launch, key](int value) { launch[key] = value; }, about);
+    };
+    const auto text = [&](const char* flag, const char* key, const char* about) {
+        command->add_option_function<std::string>(flag, [&launch, key](const std::string& value) { launch[key] = value; }, about);
+    };
+    integer("--nproc-per-node", "processes", "processes on this node; default: 1");
+    integer("--nnodes", "nodes", "nodes; the command is launched on each; default: 1");
+    integer("--node-rank", "node", "which node this is, from 0");
+    text("--master-addr", "master_address", "address of node 0, whose launcher opens the meeting point; default: 127.0.0.1");
+    integer("--master-port", "master_port", "its port; default: a free one, on one node");
+    integer("--max-restarts", "max_restarts", "how often all ranks are started again where one has failed; default: 0");
+    text("--log-dir", "log_folder", "folder for what each rank says: <restart>/rank_<n>.out and .err");
+    command->add_option_function<double>("--grace", [&launch](double value) { launch["grace_s"] = value; }, "s between a signal to stop and the kill; default: 30");
+    text("--run-id", "run_id", "a name for the run, where several share a meeting point");
+    command->footer("The command follows after --, as in: torchbus launch --nproc-per-node 2 -- torchbus train run.json");
+}
 
 CLI::App* add_run_command(CLI::App& app, Arguments& arguments, const char* name, const char* about) {
     CLI::App* command = app.add_subcommand(name, about);
@@ -102,6 +136,7 @@ void add_commands(CLI::App& app, Arguments& arguments) {
     app.add_subcommand("events", "list the events, or tell of one")->add_option("NAME", arguments.name, "an event, e.g. gradients_ready");
     app.add_subcommand("graph", "print the state machine")->add_option("--format", arguments.format, "mermaid or dot")->check(CLI::IsMember({"mermaid", "dot"}));
     add_checkpoint_commands(app, arguments);
+    add_launch(app, arguments);
     CLI::App* fetch = app.add_subcommand("data", "data sets")->require_subcommand(1)->add_subcommand("fetch", "fetch a data set and verify it");
     fetch->add_option("DATASET", arguments.dataset, "mnist")->required()->check(CLI::IsMember({"mnist"}));
     fetch->add_option("--to", arguments.to, "folder to put it into; default: the cache, where run files look");
@@ -120,6 +155,11 @@ int run(const CLI::App& app, const Arguments& arguments) {
         options.log = [](const std::string& line) { std::cerr << line << '\n'; };
         std::cout << torchbus::fetch_mnist(options).string() << '\n';
         return 0;
+    }
+    if (name == "launch") {
+        json launch = arguments.launch;
+        launch["command"] = arguments.command;
+        return run_with_torch(name, {{"launch", launch}});
     }
     return run_with_torch(name, {{"run_file", arguments.run_file}, {"set", arguments.set}, {"weights", arguments.weights}, {"to", arguments.to}, {"svg", arguments.svg},
                                  {"resume", arguments.resume}, {"allow", arguments.allow}, {"action", arguments.action}, {"paths", arguments.paths}, {"key", arguments.key},
@@ -154,7 +194,7 @@ int main(int argc, char** argv) {
     add_commands(app, arguments);
     try {
         refuse_unknown_command(app, argc, argv);
-        app.parse(argc, argv);
+        app.parse(take_command(argc, argv, arguments), argv);
         const int exit_code = run(app, arguments);
         if (!std::cout.flush()) throw torchbus::Error("standard output: cannot write; is the disk full?");
         return exit_code;

@@ -18,7 +18,8 @@ using Command = int (*)(const nlohmann::json&);
 const std::map<std::string, Command>& commands() {
     static const std::map<std::string, Command> kCommands = {{"train", train}, {"evaluate", evaluate}, {"predict", predict},
                                                              {"check", check}, {"summary", summary}, {"callbacks", callbacks},
-                                                             {"schedule", schedule}, {"schema", schema},       {"checkpoint", checkpoint}};
+                                                             {"schedule", schedule}, {"schema", schema},       {"checkpoint", checkpoint},
+                                                             {"launch", launch}};
     return kCommands;
 }
 

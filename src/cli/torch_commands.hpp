@@ -48,5 +48,6 @@ int callbacks(const nlohmann::json& options);
 int schedule(const nlohmann::json& options);
 int schema(const nlohmann::json& options);
 int checkpoint(const nlohmann::json& options);
+int launch(const nlohmann::json& options);
 
 }  // namespace torchbus::cli

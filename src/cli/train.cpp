@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <optional>
 
@@ -5,6 +6,7 @@
 #include <torchbus/checkpoint/atomic_file.hpp>
 #include <torchbus/checkpoint/weights.hpp>
 #include <torchbus/composition.hpp>
+#include <torchbus/distributed/ranks.hpp>
 #include <torchbus/signals.hpp>
 #include <torchbus/trainer.hpp>
 
@@ -34,11 +36,19 @@ std::optional<ResumeOptions> resume_options_of(const nlohmann::json& options, co
     return ResumeOptions{folders.front(), true, allow, {folders.begin() + 1, folders.end()}};
 }
 
+/// Of processes that train together the first one writes.
+bool writes(const Composition& made) {
+    const bool is_parallel = std::ranges::any_of(made.trainer.callbacks, [](const ComposedCallback& composed) { return composed.callback->kind() == "data_parallel"; });
+    const auto ranks = is_parallel ? ranks_from_environment() : std::nullopt;
+    return !ranks || ranks->is_main();
+}
+
 }  // namespace
 
 int train(const nlohmann::json& options) {
     catch_signals_until_exit();  // whatever arrives, weights and history are written whole
     Composition made = composition_of(options);
+    if (!writes(made)) made.output.reset();
     if (made.output) require_writable_folder(*made.output, made.name + ": output");  // now, not after the night
     made.train.resume = resume_options_of(options, made);
     Model model = made.trainer.model;

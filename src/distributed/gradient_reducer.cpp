@@ -20,14 +20,16 @@ constexpr double kMib = 1024.0 * 1024.0;
 /// Sums; c10d's own hooks average, and here the share of each rank is in its loss already.
 class SumHook final : public c10d::CommHookInterface {
 public:
-    SumHook(c10d::ProcessGroup* group, bool bf16) : group_(group), bf16_(bf16) {}
+    SumHook(const World::Groups& world, bool bf16) : world_(world), bf16_(bf16) {}
     c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket& bucket) override {
         at::Tensor whole = bucket.getBuffer();
         std::vector<at::Tensor> sent = {bf16_ ? whole.to(at::kBFloat16) : whole};
-        auto future = group_->allreduce(sent)->getFuture();
-        if (!bf16_) return future;
-        return future->then([whole](c10::ivalue::Future& done) -> c10::IValue {
-            whole.copy_(done.value().toTensorVector()[0]);
+        auto future = world_.data->allreduce(sent)->getFuture();
+        return future->then([&world = world_, bf16 = bf16_, whole](c10::ivalue::Future& done) -> c10::IValue {
+            collective(world, "a sum of gradients", [&] {
+                if (done.hasError()) std::rethrow_exception(done.exception_ptr());
+            });
+            if (bf16) whole.copy_(done.value().toTensorVector()[0]);
             return std::vector<at::Tensor>{whole};
         }, future->elementType());
     }
@@ -36,7 +38,7 @@ public:
     }
 
 private:
-    c10d::ProcessGroup* group_;
+    const World::Groups& world_;
     bool bf16_;
 };
 
@@ -81,7 +83,7 @@ GradientReducer::GradientReducer(std::shared_ptr<World> world, std::vector<at::T
     impl_->reducer = std::make_unique<c10d::Reducer>(std::move(parameters), std::move(buckets), groups.data, sparse, static_cast<std::int64_t>(bytes(options.bucket_mib)), options.find_unused,
                                                      /*gradient_as_bucket_view=*/true, std::move(by_index), static_cast<std::int64_t>(bytes(options.first_bucket_mib)),
                                                      /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false, std::vector<std::int64_t>{});
-    impl_->reducer->register_comm_hook(std::make_unique<SumHook>(groups.data.get(), options.bf16));
+    impl_->reducer->register_comm_hook(std::make_unique<SumHook>(groups, options.bf16));
     impl_->world = std::move(world);
 }
 

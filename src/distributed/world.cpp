@@ -13,6 +13,8 @@
 
 #include <torchbus/error.hpp>
 
+#include "quiet_c10d.hpp"
+
 namespace torchbus {
 namespace {
 
@@ -183,6 +185,7 @@ std::vector<std::string> gather_over(const World::Groups& world, c10d::Backend& 
 }
 
 std::shared_ptr<World> World::join(const Ranks& ranks, const WorldOptions& options) {
+    const QuietC10d quiet;
     auto groups = std::make_unique<Groups>();
     groups->ranks = ranks;
     groups->options = options;

@@ -45,7 +45,7 @@ done
 if ! "$build/src/cli/torchbus" data fetch mnist >"$scratch/fetch" 2>&1; then
     ((failed == 0)) || exit 1
     cat "$scratch/fetch"
-    echo "the MNIST files could not be fetched: examples 04 and 05 were not run"
+    echo "the MNIST files could not be fetched: examples 04, 05 and 14 were not run"
     exit 77
 fi
 export TORCHBUS_LIMIT_BATCHES=200
@@ -55,4 +55,10 @@ mnist_from_run_file() {
         "$build/src/cli/torchbus" evaluate examples/05_mnist.json --weights "$scratch/mnist/model.safetensors" | tr -d '\n '
 }
 check 05_mnist '"eval.accuracy":0.9[0-9]+' mnist_from_run_file
+data_parallel() {
+    OMP_NUM_THREADS=1 "$build/src/cli/torchbus" launch --nproc-per-node 2 -- "$build/src/cli/torchbus" train examples/14_data_parallel.json --set "output=$scratch/parallel" \
+        --set "callbacks[5].folder=$scratch/parallel/checkpoints" --set train.epochs=1 &&
+        "$build/src/cli/torchbus" evaluate examples/05_mnist.json --weights "$scratch/parallel/model.safetensors" | tr -d '\n '
+}
+check 14_data_parallel '"eval.accuracy":0.9[0-9]+' data_parallel
 exit "$failed"

@@ -1,0 +1,275 @@
+#!/usr/bin/env python3
+"""Several processes of one program, over the loopback interface: the same run file on one, two, three and four.
+
+usage: distributed_test.py; the program is the one in $TORCHBUS_BUILD, default build/release.
+"""
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ROOT / os.environ.get("TORCHBUS_BUILD", "build/release") / "src/cli/torchbus"
+PATIENCE_S = 120
+OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def free_port():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+def run_file(**parallel):
+    return {
+        "seed": 3, "output": "out", "model": {"kind": "mlp", "inputs": 16, "hidden": [24], "classes": 4}, "data": {"kind": "synthetic", "samples": 250},
+        "optimizer": {"kind": "adamw", "learning_rate": 0.01}, "train": {"epochs": 3, "batch_size": 24},
+        "callbacks": [{"kind": "data_parallel", "join_timeout": 60, "timeout": 60, **parallel}, {"kind": "gradient_accumulation", "micro_batches": 2},
+                      {"kind": "gradient_clipping", "max_norm": 0.5}, {"kind": "metrics", "accuracy": True}, {"kind": "progress_lines"},
+                      {"kind": "fingerprint", "every": "1step", "path": "prints.jsonl"}],
+    }
+
+
+class InFolder(unittest.TestCase):
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory(prefix="torchbus-distributed-")
+        self.folder = Path(self.temporary.name)
+        self.running = []
+
+    def tearDown(self):
+        for process in self.running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            process.stderr.close()
+        self.temporary.cleanup()
+
+    def wait_for_prints(self, lines):
+        deadline = time.monotonic() + PATIENCE_S
+        while not (self.folder / "prints.jsonl").exists() or len((self.folder / "prints.jsonl").read_text().splitlines()) < lines:
+            self.assertLess(time.monotonic(), deadline, "no steps are made")
+            time.sleep(0.02)
+
+
+class Processes(InFolder):
+    def start(self, size, run, *arguments, ranks=None, **environment):
+        """One process a rank. Returns them."""
+        (self.folder / "run.json").write_text(json.dumps(run))
+        port = free_port()
+        started = []
+        for rank in range(size) if ranks is None else ranks:
+            own = {name: value for name, value in os.environ.items() if name not in OF_RANKS} | {"OMP_NUM_THREADS": "1"}
+            own |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | environment
+            own = {name: value for name, value in own.items() if value is not None}
+            started.append(subprocess.Popen([PROGRAM, "train", "run.json", *arguments], cwd=self.folder, env=own, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+        self.running += started
+        return started
+
+    def end(self, processes):
+        """Exit codes, and what each said."""
+        said = [process.communicate(timeout=PATIENCE_S)[1] for process in processes]
+        return [process.returncode for process in processes], said
+
+    def prints(self, rank):
+        path = self.folder / ("prints.jsonl" if rank == 0 else f"prints.jsonl.rank{rank}")
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def test_as_many_processes_as_one_likes_make_the_same_run(self):
+        histories = {}
+        for size in (1, 2, 3, 4):
+            for old in self.folder.glob("prints*"):
+                old.unlink()
+            codes, said = self.end(self.start(size, run_file(), "--set", f"train.batch_size={24 // size}"))
+            self.assertEqual(codes, [0] * size, said)
+            histories[size] = json.loads((self.folder / "out/history.json").read_text())
+            first = [line["parameters"] for line in self.prints(0)]
+            self.assertGreater(len(first), 10)
+            for rank in range(1, size):
+                self.assertEqual([line["parameters"] for line in self.prints(rank)], first, "the ranks' weights differ")
+                self.assertEqual(said[rank], "", "rank 0 speaks for all")
+        for size, history in histories.items():
+            for own, alone in zip(history, histories[1], strict=True):
+                self.assertEqual(own["metrics"]["eval.accuracy"], alone["metrics"]["eval.accuracy"], f"{size} processes")
+                for name in ("train.loss", "eval.loss"):
+                    self.assertAlmostEqual(own["metrics"][name] / alone["metrics"][name], 1, delta=2e-6, msg=f"{name} of {size} processes")
+
+    def test_a_signal_to_one_rank_stops_all_at_one_step(self):
+        for rank in (0, 1):
+            with self.subTest(rank=rank):
+                for old in self.folder.glob("prints*"):
+                    old.unlink()
+                processes = self.start(2, run_file(), "--set", "train.epochs=100000")
+                self.wait_for_prints(5)
+                processes[rank].send_signal(signal.SIGTERM)
+                codes, said = self.end(processes)
+                self.assertEqual(codes, [143, 143], said)
+                self.assertRegex(said[0], r"stopped after \d+ steps by SIGTERM: SIGTERM was received")
+                self.assertEqual(self.prints(0)[-1]["step"], self.prints(1)[-1]["step"])
+
+    def test_a_rank_that_dies_ends_the_other(self):
+        processes = self.start(2, run_file(), "--set", "train.epochs=100000")
+        self.wait_for_prints(5)
+        processes[1].kill()
+        codes, said = self.end(processes)
+        self.assertEqual(codes, [1, -signal.SIGKILL], said)
+        self.assertIn("rank 0 of 2: ", said[0])
+        self.assertIn("did not come to its end", said[0])
+
+    def test_who_is_missing_is_named(self):
+        codes, said = self.end(self.start(3, run_file(join_timeout=1), ranks=[0, 2]))
+        self.assertEqual(codes, [1, 1], said)
+        for text in said:
+            self.assertEqual(text.splitlines(), [f"torchbus: rank {2 if text is said[1] else 0} of 3: after 1 s rank 1 is not there"])
+        codes, said = self.end(self.start(2, run_file(join_timeout=1), ranks=[1]))
+        self.assertEqual(codes, [1], said)
+        self.assertRegex(said[0], r"^torchbus: rank 1 of 2: nobody answers at the meeting point 127\.0\.0\.1:\d+ .*after \d.*s: ")
+
+    def test_what_does_not_go_together_is_refused(self):
+        codes, said = self.end(self.start(3, run_file(join_timeout=20), ranks=[0, 1, 1]))
+        self.assertEqual(codes, [1, 1, 1], said)
+        for text in said:
+            self.assertIn("rank 1 came twice: as process", text)
+        codes, said = self.end(self.start(1, run_file(), MASTER_PORT=None))
+        self.assertEqual(codes, [2], said)
+        self.assertIn("MASTER_PORT is not set", said[0])
+        codes, said = self.end(self.start(2, run_file(), ranks=[5]))
+        self.assertEqual(codes, [2], said)
+        self.assertIn("RANK is 5, and WORLD_SIZE is 2; ranks count from 0", said[0])
+
+
+class Launched(InFolder):
+    """The same by `torchbus launch`."""
+    SHOW = ("sh", "-c", 'echo "$RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $GROUP_RANK $GROUP_WORLD_SIZE $ROLE_RANK $ROLE_WORLD_SIZE $ROLE_NAME '
+                        '$MASTER_ADDR $TORCHELASTIC_RESTART_COUNT $TORCHELASTIC_MAX_RESTARTS $TORCHELASTIC_RUN_ID $TORCHELASTIC_USE_AGENT_STORE"; echo oops >&2')
+
+    def launch(self, *arguments, **environment):
+        own = {name: value for name, value in os.environ.items() if name not in OF_RANKS} | environment
+        process = subprocess.Popen([PROGRAM, "launch", *map(str, arguments)], cwd=self.folder, env=own, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.running.append(process)
+        return process
+
+    def launched(self, *arguments, **environment):
+        process = self.launch(*arguments, **environment)
+        out, err = process.communicate(timeout=PATIENCE_S)
+        process.stdout.close()
+        return process.returncode, out, err
+
+    def test_every_rank_has_its_variables_prefix_and_logs(self):
+        code, out, err = self.launched("--nproc-per-node", 3, "--log-dir", "logs", "--max-restarts", 2, "--run-id", "night", "--", *self.SHOW)
+        self.assertEqual(code, 0, err)
+        self.assertEqual(sorted(out.splitlines()), [f"[rank {rank}/3] {rank} 3 {rank} 3 0 1 {rank} 3 default 127.0.0.1 0 2 night True" for rank in range(3)])
+        self.assertEqual(sorted(err.splitlines()), [f"[rank {rank}/3] oops" for rank in range(3)])
+        self.assertEqual((self.folder / "logs/0/rank_2.err").read_text(), "oops\n")
+        self.assertTrue((self.folder / "logs/0/rank_2.out").read_text().startswith("2 3 2 3"))
+
+    def test_a_launched_run_is_that_of_one_process(self):
+        (self.folder / "run.json").write_text(json.dumps(run_file()))
+        code, _, err = self.launched("--nproc-per-node", 1, "--", PROGRAM, "train", "run.json")
+        self.assertEqual(code, 0, err)
+        alone = json.loads((self.folder / "out/history.json").read_text())
+        code, _, err = self.launched("--nproc-per-node", 2, "--", PROGRAM, "train", "run.json", "--set", "train.batch_size=12")
+        self.assertEqual(code, 0, err)
+        both = json.loads((self.folder / "out/history.json").read_text())
+        self.assertAlmostEqual(both[-1]["metrics"]["eval.loss"] / alone[-1]["metrics"]["eval.loss"], 1, delta=2e-6)
+
+    def test_the_first_failure_stops_all_and_is_told_last(self):
+        began = time.monotonic()
+        code, out, err = self.launched("--nproc-per-node", 3, "--", "sh", "-c", 'if [ $RANK = 1 ]; then echo "all is lost" >&2; exit 7; fi; sleep 60')
+        self.assertEqual(code, 7, err)
+        self.assertLess(time.monotonic() - began, 20)
+        self.assertRegex(err.splitlines()[-2], r"^torchbus launch: rank 1 of 3 \(process \d+\) ended with exit code 7, and the others were stopped$")
+        self.assertEqual(err.splitlines()[-1], "[rank 1/3] all is lost")
+
+    def test_what_does_not_stop_is_killed_after_the_grace_and_nothing_is_left(self):
+        code, _, err = self.launched("--nproc-per-node", 2, "--grace", 0.5, "--", "sh", "-c", 'trap "" TERM; echo $$ > pid$RANK; sleep 300 & echo $! > child$RANK; [ $RANK = 1 ] && exit 3; wait; sleep 300')
+        self.assertEqual(code, 3, err)
+        for name in ("pid0", "pid1", "child0", "child1"):
+            self.assertFalse(self.is_running(int((self.folder / name).read_text())), name)
+
+    def is_running(self, process):
+        try:
+            state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            return False
+        return state not in "ZX"
+
+    def test_ranks_end_with_a_launcher_that_is_killed(self):
+        process = self.launch("--nproc-per-node", 2, "--", "sh", "-c", "echo $$ > pid$RANK; exec sleep 300")
+        deadline = time.monotonic() + PATIENCE_S
+        while not all((self.folder / f"pid{rank}").exists() and (self.folder / f"pid{rank}").read_text().strip() for rank in (0, 1)):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        for rank in (0, 1):
+            while self.is_running(int((self.folder / f"pid{rank}").read_text())):
+                self.assertLess(time.monotonic(), deadline, "a rank outlives its launcher")
+                time.sleep(0.02)
+
+    def test_all_start_again_and_know_how_often(self):
+        code, out, err = self.launched("--nproc-per-node", 2, "--max-restarts", 2, "--", "sh", "-c", 'echo "start $TORCHELASTIC_RESTART_COUNT"; if [ $TORCHELASTIC_RESTART_COUNT -lt 2 ] && [ $RANK = 0 ]; then exit 1; fi; [ $TORCHELASTIC_RESTART_COUNT = 2 ] || sleep 60')
+        self.assertEqual(code, 0, err)
+        self.assertIn("all ranks are started again, restart 1 of 2", err)
+        self.assertEqual(out.splitlines().count("[rank 1/2] start 2"), 1)
+
+    def test_a_rank_that_is_killed_costs_no_step(self):
+        run = run_file()
+        run["callbacks"] = [callback for callback in run["callbacks"] if callback["kind"] != "fingerprint"] + [{"kind": "save_training_state", "folder": "states", "every": "2step"}]
+        (self.folder / "run.json").write_text(json.dumps(run))
+        train = (PROGRAM, "train", "run.json", "--set", "train.batch_size=12", "--set", "train.epochs=40", "--resume", "auto")
+        code, _, err = self.launched("--nproc-per-node", 2, "--", *train)
+        self.assertEqual(code, 0, err)
+        whole = json.loads((self.folder / "out/history.json").read_text())
+        weights = (self.folder / "out/model.safetensors").read_bytes()
+        subprocess.run(["rm", "-r", self.folder / "states", self.folder / "out"], check=True)
+        dies = 'if [ $RANK = 1 ] && [ $TORCHELASTIC_RESTART_COUNT = 0 ]; then "$@" & victim=$!; while [ ! -e states/latest ]; do sleep 0.01; done; sleep 0.1; kill -9 $victim; wait $victim; exit 1; fi; exec "$@"'
+        code, _, err = self.launched("--nproc-per-node", 2, "--max-restarts", 1, "--", "sh", "-c", dies, "sh", *train)
+        self.assertEqual(code, 0, err)
+        self.assertIn("restart 1 of 1", err)
+        self.assertEqual(json.loads((self.folder / "out/history.json").read_text()), whole)
+        self.assertEqual((self.folder / "out/model.safetensors").read_bytes(), weights)
+
+    def test_signals_are_passed_on(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            for old in self.folder.glob("prints*"):
+                old.unlink()
+            (self.folder / "run.json").write_text(json.dumps(run_file()))
+            process = self.launch("--nproc-per-node", 2, "--", PROGRAM, "train", "run.json", "--set", "train.batch_size=12", "--set", "train.epochs=100000")
+            self.wait_for_prints(5)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=PATIENCE_S)
+            self.assertEqual(process.returncode, 128 + number, err)
+            self.assertRegex(err, r"stopped after \d+ steps by SIG(TERM|INT)")
+
+    def test_two_nodes_find_each_other_fail_and_restart_together(self):
+        port = free_port()
+        command = ("--", "sh", "-c", 'echo "$RANK of $WORLD_SIZE, start $TORCHELASTIC_RESTART_COUNT"; if [ $TORCHELASTIC_RESTART_COUNT = 0 ]; then [ $RANK = 3 ] && exit 5; sleep 60; fi')
+        nodes = [self.launch("--nproc-per-node", 2, "--nnodes", 2, "--node-rank", node, "--master-port", port, "--max-restarts", 1, *command) for node in (0, 1)]
+        said = [process.communicate(timeout=PATIENCE_S) for process in nodes]
+        self.assertEqual([process.returncode for process in nodes], [0, 0], said)
+        for node, (out, _) in enumerate(said):
+            for rank in (2 * node, 2 * node + 1):
+                self.assertIn(f"[rank {rank}/4] {rank} of 4, start 1", out)
+
+    def test_bad_numbers_and_commands_are_refused(self):
+        for arguments, told in ((("--",), "there is no command"), (("--nproc-per-node", 0, "--", "true"), "--nproc-per-node: 0 is too few"),
+                                (("--nnodes", 2, "--node-rank", 2, "--", "true"), "--node-rank: 2 is none of 2 nodes"), (("--nnodes", 2, "--", "true"), "several nodes need one"),
+                                (("--", "/no/such/program"), "cannot run '/no/such/program': No such file or directory"), (("--max-restarts", -1, "--", "true"), "--max-restarts: -1 is too few")):
+            with self.subTest(arguments):
+                code, _, err = self.launched(*arguments)
+                self.assertEqual(code, 2, err)
+                self.assertIn(told, err)
+
+
+if __name__ == "__main__":
+    if not os.access(PROGRAM, os.X_OK):
+        print(f"{PROGRAM} is not built")
+        sys.exit(77)
+    sys.exit(0 if unittest.main(exit=False, verbosity=2).result.wasSuccessful() else 1)
