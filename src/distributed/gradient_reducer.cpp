@@ -24,7 +24,8 @@ public:
     c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket& bucket) override {
         at::Tensor whole = bucket.getBuffer();
         std::vector<at::Tensor> sent = {bf16_ ? whole.to(at::kBFloat16) : whole};
-        auto future = world_.data->allreduce(sent)->getFuture();
+        c10::intrusive_ptr<c10::ivalue::Future> future;
+        collective(world_, "a sum of gradients", [&] { future = world_.data->allreduce(sent)->getFuture(); });
         return future->then([&world = world_, bf16 = bf16_, whole](c10::ivalue::Future& done) -> c10::IValue {
             collective(world, "a sum of gradients", [&] {
                 if (done.hasError()) std::rethrow_exception(done.exception_ptr());
