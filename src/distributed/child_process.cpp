@@ -57,6 +57,7 @@ ChildProcess::ChildProcess(const std::vector<std::string>& command, const std::m
     if (id_ == 0) {
         ::setpgid(0, 0);
         ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+        ::signal(SIGPIPE, SIG_DFL);  // what is ignored here would be there
         if (::getppid() != parent) ::_exit(1);
         ::dup2(out.write, STDOUT_FILENO);
         ::dup2(err.write, STDERR_FILENO);

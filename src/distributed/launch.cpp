@@ -28,7 +28,7 @@
 #include <torchbus/error.hpp>
 
 #include "child_process.hpp"
-#include "quiet_c10d.hpp"
+#include "c10d_process.hpp"
 
 namespace torchbus {
 namespace {
@@ -157,6 +157,7 @@ private:
 
     c10::intrusive_ptr<c10d::TCPStore> open() const {
         const QuietC10d quiet;
+        ignore_broken_pipes();
         c10d::TCPStoreOptions store;
         store.port = static_cast<std::uint16_t>(options_.master_port);
         store.isServer = options_.node == 0;

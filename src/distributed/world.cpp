@@ -13,7 +13,7 @@
 
 #include <torchbus/error.hpp>
 
-#include "quiet_c10d.hpp"
+#include "c10d_process.hpp"
 
 namespace torchbus {
 namespace {
@@ -186,6 +186,7 @@ std::vector<std::string> gather_over(const World::Groups& world, c10d::Backend& 
 
 std::shared_ptr<World> World::join(const Ranks& ranks, const WorldOptions& options) {
     const QuietC10d quiet;
+    ignore_broken_pipes();
     auto groups = std::make_unique<Groups>();
     groups->ranks = ranks;
     groups->options = options;

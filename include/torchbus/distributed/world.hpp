@@ -25,7 +25,7 @@ struct WorldOptions {
 /// Thread: one at a time; the consensus has connections of its own, for the training thread.
 class World : public std::enable_shared_from_this<World> {
 public:
-    /// Waits until all ranks are there.
+    /// Waits until all ranks are there. From here on SIGPIPE is ignored, unless somebody handles it: a rank that is gone is an error.
     /// Throws: DistributedError naming the address and the time waited; the ranks that are missing, that came twice, or that
     /// expect a world of another size; a port that is taken.
     static std::shared_ptr<World> join(const Ranks& ranks, const WorldOptions& options = {});

@@ -1,6 +1,7 @@
 #pragma once
-/// c10d logs what it throws as well, with the frames of its stack.
+/// What c10d expects of a process that Python has started, and how much it logs.
 
+#include <csignal>
 #include <cstdlib>
 
 #include <c10/util/Logging.h>
@@ -20,5 +21,11 @@ public:
 private:
     int former_;
 };
+
+/// A peer that is gone is to be an error, and not the end of this process. Python does so at its start.
+inline void ignore_broken_pipes() {
+    struct sigaction now = {};
+    if (::sigaction(SIGPIPE, nullptr, &now) == 0 && now.sa_handler == SIG_DFL) ::signal(SIGPIPE, SIG_IGN);
+}
 
 }  // namespace torchbus
