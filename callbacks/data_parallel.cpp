@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <torch/nn/module.h>
 
+#include <torchbus/checkpoint/weights.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
@@ -49,8 +50,7 @@ private:
         model_ = event.model;
         updates_ = &event.updates;
         std::vector<at::Tensor> tensors;
-        for (const auto& list : {model_->named_parameters(), model_->named_buffers()})
-            for (const auto& [name, tensor] : list) tensors.push_back(tensor.detach());
+        for (const auto& [name, tensor] : weights_of(model_)) tensors.push_back(tensor.detach());
         options_.world->broadcast(std::move(tensors));
         reducers_.clear();
     }

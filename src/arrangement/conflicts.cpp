@@ -101,22 +101,16 @@ public:
     }
 
     void find_shared_leases() {
-        std::map<std::string, const Member*> holders;
-        for (const Member& member : members_)
-            for (const std::string& view : member.declared.views) {
-                const auto [place, added] = holders.try_emplace(view, &member);
-                if (!added) error(fmt::format("'{}' and '{}' both hold the weights view '{}'; give one of them a view of another name", place->second->id, member.id, view));
-                if (view == "training") error(fmt::format("'{}' wants the view 'training', which is the trained weights' own; give it another name", member.id));
-            }
+        for_each_holder(&Declaration::views, [this](const Member* first, const Member& member, const std::string& view) {
+            if (first) error(fmt::format("'{}' and '{}' both hold the weights view '{}'; give one of them a view of another name", first->id, member.id, view));
+            if (view == "training") error(fmt::format("'{}' wants the view 'training', which is the trained weights' own; give it another name", member.id));
+        });
     }
 
     void find_shared_folders() {
-        std::map<std::string, const Member*> holders;
-        for (const Member& member : members_)
-            for (const std::string& folder : member.declared.folders) {
-                const auto [place, added] = holders.try_emplace(folder, &member);
-                if (!added) error(fmt::format("'{}' and '{}' both save into '{}', and would delete each other's; give one of them another folder", place->second->id, member.id, folder));
-            }
+        for_each_holder(&Declaration::folders, [this](const Member* first, const Member& member, const std::string& folder) {
+            if (first) error(fmt::format("'{}' and '{}' both save into '{}', and would delete each other's; give one of them another folder", first->id, member.id, folder));
+        });
     }
 
     void find_unscaled() {
@@ -177,6 +171,16 @@ public:
     }
 
 private:
+    /// `visit` is handed the first one that holds the same, or null.
+    template <class Visit>
+    void for_each_holder(std::vector<std::string> Declaration::*held, const Visit& visit) {
+        std::map<std::string, const Member*> holders;
+        for (const Member& member : members_)
+            for (const std::string& one : member.declared.*held) {
+                const auto [place, added] = holders.try_emplace(one, &member);
+                visit(added ? nullptr : place->second, member, one);
+            }
+    }
     void error(std::string text) { findings_.push_back({Finding::Weight::Error, std::move(text)}); }
     const std::vector<Member>& members_;
     std::vector<Finding>& findings_;

@@ -3,6 +3,9 @@
 #include <fcntl.h>
 
 #include <cerrno>
+#include <cstring>
+
+#include <fmt/format.h>
 
 #include <torchbus/checkpoint/disk.hpp>
 
@@ -50,6 +53,9 @@ bool sync_folder(const std::filesystem::path& folder) {
     return synced;
 }
 
+namespace {
+
+/// Each is synced in the one that holds it. One that is there is left as it is.
 bool make_folders(const std::filesystem::path& folder) {
     std::error_code status;
     if (folder.empty() || std::filesystem::is_directory(folder, status)) return true;
@@ -61,6 +67,12 @@ bool make_folders(const std::filesystem::path& folder) {
         return errno = ENOTDIR, false;
     }
     return sync_folder(parent.empty() ? "." : parent);
+}
+
+}  // namespace
+
+void make_durable_folder(const std::filesystem::path& folder) {
+    if (!make_folders(folder)) throw CheckpointError(fmt::format("{}: cannot make the folder: {}; nothing was changed", folder.string(), std::strerror(errno)));
 }
 
 }  // namespace torchbus

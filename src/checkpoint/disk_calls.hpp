@@ -13,7 +13,5 @@ bool write_all(int descriptor, const void* bytes, std::size_t count);
 bool sync_file(int descriptor);
 /// So that names in it outlast a power failure.
 bool sync_folder(const std::filesystem::path& folder);
-/// A folder and those above it, each synced in the one that holds it. One that is there is left as it is.
-bool make_folders(const std::filesystem::path& folder);
 
 }  // namespace torchbus

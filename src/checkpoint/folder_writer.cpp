@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include <torchbus/checkpoint/atomic_file.hpp>
 #include <torchbus/checkpoint/disk.hpp>
 #include <torchbus/checkpoint/training_state.hpp>
 #include <torchbus/error.hpp>
@@ -18,7 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 constexpr const char* kUnchanged = "nothing was changed";
-constexpr std::string_view kPart = ".part", kOld = ".old";
+constexpr std::string_view kPart = AtomicFile::kPart, kOld = ".old";
 
 [[noreturn]] void fail(const fs::path& where, const char* action, const char* outcome = kUnchanged) {
     throw CheckpointError(fmt::format("{}: cannot {}: {}; {}", where.string(), action, std::strerror(errno), outcome));
@@ -38,10 +39,6 @@ std::vector<fs::path> interrupted_saves_in(const fs::path& folder) {
 }
 
 }  // namespace
-
-void make_durable_folder(const fs::path& folder) {
-    if (!make_folders(folder)) fail(folder, "make the folder");
-}
 
 bool remove_folder(const fs::path& folder) {
     std::error_code status;

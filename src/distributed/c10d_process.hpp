@@ -1,20 +1,19 @@
 #pragma once
-/// What c10d expects of a process that Python has started, and how much it logs.
+/// c10d in a process that is not Python's: what it expects of one, how much it logs, and what it throws.
 
-#include <csignal>
-#include <cstdlib>
+#include <chrono>
+#include <exception>
+#include <string>
 
-#include <c10/util/Logging.h>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 namespace torchbus {
 
 /// While it lives nothing is logged, as it is in the error; unless the user has set how much is.
 class QuietC10d {
 public:
-    QuietC10d() : former_(FLAGS_caffe2_log_level) {
-        if (!std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = c10::GLOG_FATAL;
-    }
-    ~QuietC10d() { FLAGS_caffe2_log_level = former_; }
+    QuietC10d();
+    ~QuietC10d();
     QuietC10d(const QuietC10d&) = delete;
     QuietC10d& operator=(const QuietC10d&) = delete;
 
@@ -22,10 +21,11 @@ private:
     int former_;
 };
 
-/// A peer that is gone is to be an error, and not the end of this process. Python does so at its start.
-inline void ignore_broken_pipes() {
-    struct sigaction now = {};
-    if (::sigaction(SIGPIPE, nullptr, &now) == 0 && now.sa_handler == SIG_DFL) ::signal(SIGPIPE, SIG_IGN);
-}
+/// Of what c10d says; the rest is where in c10d.
+std::string first_line(const std::exception& error);
+std::string seconds_text(std::chrono::milliseconds time);
+
+/// Where ranks meet. From here on SIGPIPE is ignored, unless somebody handles it. Throws: what c10d throws.
+c10::intrusive_ptr<c10d::TCPStore> open_store(const std::string& address, int port, bool is_server, std::chrono::milliseconds timeout);
 
 }  // namespace torchbus

@@ -43,7 +43,7 @@ private:
     bool bf16_;
 };
 
-/// Shapes and types in their order, as one number.
+/// Names, shapes and types in their order, a line each.
 std::string signature_of(const std::vector<at::Tensor>& parameters, const std::vector<std::string>& names) {
     std::string all;
     for (std::size_t i = 0; i < parameters.size(); ++i) all += fmt::format("{} [{}] {}\n", names[i], fmt::join(parameters[i].sizes(), ", "), c10::toString(parameters[i].scalar_type()));

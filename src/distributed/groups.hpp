@@ -33,7 +33,8 @@ void collective(const World::Groups& world, std::string_view what, Call&& call) 
     }
 }
 
-/// Sums numbers over ranks, in place.
+/// Sums over ranks, in place.
+void sum_over(const World::Groups& world, c10d::Backend& group, at::Tensor values);
 void sum_over(const World::Groups& world, c10d::Backend& group, std::span<double> values);
 /// Every rank's bytes, in the order of ranks.
 std::vector<std::string> gather_over(const World::Groups& world, c10d::Backend& group, std::string_view text);

@@ -13,7 +13,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <optional>
@@ -21,14 +20,12 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
-
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <torchbus/error.hpp>
 
-#include "child_process.hpp"
 #include "c10d_process.hpp"
+#include "child_process.hpp"
+#include "rank_output.hpp"
 
 namespace torchbus {
 namespace {
@@ -38,8 +35,6 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr milliseconds kTick{50};
-constexpr std::size_t kLinesKept = 20;          ///< of each rank, for when it fails
-constexpr std::size_t kLongestLine = 64 << 10;  ///< what is longer is printed in parts
 constexpr std::array kPassedOn = {SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
 std::array<std::atomic<int>, kPassedOn.size()> arrived{};
@@ -76,65 +71,17 @@ std::string how_it_ended(int status) {
 }
 int exit_code_of(int status) { return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status); }
 
-/// One stream of a rank: printed line by line, logged as it comes.
-class Lines {
-public:
-    Lines(int from, std::FILE* to, std::string prefix, const fs::path& log, std::deque<std::string>* kept) : from_(from), to_(to), prefix_(std::move(prefix)), kept_(kept) {
-        if (log.empty()) return;
-        log_.open(log, std::ios::binary);
-        if (!log_) throw ConfigError(fmt::format("{}: cannot write the log: {}; give another --log-dir", log.string(), std::strerror(errno)));
-    }
-    int descriptor() const { return is_open_ ? from_ : -1; }
-    bool is_open() const { return is_open_; }
-    void read() {
-        char bytes[4096];
-        const ssize_t count = ::read(from_, bytes, sizeof bytes);
-        if (count < 0 && (errno == EINTR || errno == EAGAIN)) return;
-        if (count <= 0) return close();
-        log_.write(bytes, count).flush();
-        pending_.append(bytes, static_cast<std::size_t>(count));
-        for (std::size_t end; (end = pending_.find('\n')) != std::string::npos; pending_.erase(0, end + 1)) print(pending_.substr(0, end));
-        if (pending_.size() > kLongestLine) print(std::exchange(pending_, {}));
-    }
-    /// What is there, once its rank has ended; a process that has left the rank's group may still hold it open.
-    void read_rest() {
-        pollfd stream{from_, POLLIN, 0};
-        while (is_open_ && ::poll(&stream, 1, static_cast<int>(kTick.count())) > 0) read();
-        close();
-    }
-    void close() {
-        if (!pending_.empty()) print(std::exchange(pending_, {}));
-        is_open_ = false;
-    }
-
-private:
-    void print(const std::string& line) {
-        std::fprintf(to_, "%s%s\n", prefix_.c_str(), line.c_str());
-        std::fflush(to_);
-        if (kept_->size() == kLinesKept) kept_->pop_front();
-        kept_->push_back(line);
-    }
-    int from_;
-    std::FILE* to_;
-    std::string prefix_, pending_;
-    std::ofstream log_;
-    std::deque<std::string>* kept_;
-    bool is_open_ = true;
-};
-
 struct Failure {
     int rank = 0;
     pid_t process = 0;
     int status = 0;
-    std::vector<std::string> last_lines;
+    std::deque<std::string> last_lines;  ///< of its standard error
 };
 
 struct RankProcess {
     int rank;
-    std::deque<std::string> last_lines;  ///< of its standard error
-    std::deque<std::string> ignored;
     std::unique_ptr<ChildProcess> process;
-    std::unique_ptr<Lines> out, err;
+    std::unique_ptr<RankOutput> out, err;
 };
 
 class Launcher {
@@ -156,21 +103,14 @@ private:
     int world_size() const { return options_.processes * options_.nodes; }
 
     c10::intrusive_ptr<c10d::TCPStore> open() const {
-        const QuietC10d quiet;
-        ignore_broken_pipes();
-        c10d::TCPStoreOptions store;
-        store.port = static_cast<std::uint16_t>(options_.master_port);
-        store.isServer = options_.node == 0;
-        store.waitWorkers = false;
-        store.timeout = options_.join_timeout;
+        const bool is_server = options_.node == 0;
         try {
-            return c10::make_intrusive<c10d::TCPStore>(options_.master_address, store);
-        } catch (const c10::Error& error) {
-            const std::string why = std::string(error.what_without_backtrace()).substr(0, std::string(error.what_without_backtrace()).find('\n'));
+            return open_store(options_.master_address, options_.master_port, is_server, options_.join_timeout);
+        } catch (const std::exception& error) {
             const std::string address = fmt::format("{}:{}", options_.master_address, options_.master_port);
-            throw DistributedError(store.isServer ? fmt::format("cannot open the meeting point {}: {}; is the port taken? give another --master-port", address, why)
-                                                  : fmt::format("nobody answers at the meeting point {} after {:.3g} s: {}; is the launcher of node 0 running there?", address,
-                                                                static_cast<double>(options_.join_timeout.count()) / 1000, why));
+            throw DistributedError(is_server ? fmt::format("cannot open the meeting point {}: {}; is the port taken? give another --master-port", address, first_line(error))
+                                             : fmt::format("nobody answers at the meeting point {} after {}: {}; is the launcher of node 0 running there?", address, seconds_text(options_.join_timeout),
+                                                           first_line(error)));
         }
     }
 
@@ -204,12 +144,11 @@ private:
         }
         for (int local = 0; local < options_.processes; ++local) {
             const int rank = options_.node * options_.processes + local;
-            auto& one = *ranks_.emplace_back(std::make_unique<RankProcess>(RankProcess{rank, {}, {}, nullptr, nullptr, nullptr}));
-            one.process = std::make_unique<ChildProcess>(options_.command, environment_of(local, restart));
+            auto& one = *ranks_.emplace_back(std::make_unique<RankProcess>(RankProcess{rank, std::make_unique<ChildProcess>(options_.command, environment_of(local, restart)), nullptr, nullptr}));
             const std::string prefix = fmt::format("[rank {}/{}] ", rank, world_size());
             const auto log = [&](const char* ending) { return logs.empty() ? fs::path() : logs / fmt::format("rank_{}.{}", rank, ending); };
-            one.out = std::make_unique<Lines>(one.process->out(), stdout, prefix, log("out"), &one.ignored);
-            one.err = std::make_unique<Lines>(one.process->err(), stderr, prefix, log("err"), &one.last_lines);
+            one.out = std::make_unique<RankOutput>(one.process->out(), stdout, prefix, log("out"));
+            one.err = std::make_unique<RankOutput>(one.process->err(), stderr, prefix, log("err"));
         }
     }
 
@@ -220,14 +159,14 @@ private:
         kill_at_.reset();
         ranks_.clear();
         start(restart);
-        const std::string failed = fmt::format("launch/{}/{}/failed", options_.run_id, restart), done = fmt::format("launch/{}/{}/done", options_.run_id, restart);
+        failed_key_ = fmt::format("launch/{}/{}/failed", options_.run_id, restart);
+        const std::string done = fmt::format("launch/{}/{}/done", options_.run_id, restart);
         bool has_ended = false;
         while (!has_ended) {
             read_streams();
             pass_on_signals();
             has_ended = look_at_ranks();
-            if (failure_ && !failed_elsewhere_ && options_.nodes > 1) meeting_point_->set(failed, std::vector<std::uint8_t>{});
-            if (!failure_ && options_.nodes > 1 && meeting_point_->check({failed})) failed_elsewhere_ = true, stop_ranks(SIGTERM);
+            if (has_failed_elsewhere_now()) stop_ranks(SIGTERM);
             if (kill_at_ && steady_clock::now() > *kill_at_) signal_ranks(SIGKILL);
         }
         for (const auto& one : ranks_) one->out->read_rest(), one->err->read_rest();
@@ -235,22 +174,25 @@ private:
         if (options_.nodes == 1) return;
         // Who is done stays until all are: another node's rank may fail still, and node 0 has the meeting point.
         meeting_point_->add(done, 1);
-        while (meeting_point_->add(done, 0) < options_.nodes) {
-            if (!failure_ && meeting_point_->check({failed})) failed_elsewhere_ = true;
-            std::this_thread::sleep_for(kTick);
-        }
-        if (!failure_ && meeting_point_->check({failed})) failed_elsewhere_ = true;
+        while (meeting_point_->add(done, 0) < options_.nodes) std::this_thread::sleep_for(kTick);
+        has_failed_elsewhere_now();
         if (options_.node == 0) std::this_thread::sleep_for(4 * kTick);  // until the others have seen it
+    }
+
+    /// Whether a rank of another node was the first to fail, and this is the first that is heard of it.
+    bool has_failed_elsewhere_now() {
+        if (options_.nodes == 1 || failure_ || failed_elsewhere_) return false;
+        return failed_elsewhere_ = meeting_point_->check({failed_key_});
     }
 
     void read_streams() {
         std::vector<pollfd> streams;
-        std::vector<Lines*> owners;
+        std::vector<RankOutput*> owners;
         for (const auto& one : ranks_)
-            for (Lines* lines : {one->out.get(), one->err.get()}) {
-                if (!lines->is_open()) continue;
-                streams.push_back({lines->descriptor(), POLLIN, 0});
-                owners.push_back(lines);
+            for (RankOutput* output : {one->out.get(), one->err.get()}) {
+                if (!output->is_open()) continue;
+                streams.push_back({output->descriptor(), POLLIN, 0});
+                owners.push_back(output);
             }
         if (::poll(streams.data(), streams.size(), static_cast<int>(kTick.count())) <= 0) return;
         for (std::size_t i = 0; i < streams.size(); ++i)
@@ -280,7 +222,8 @@ private:
             if (!status) all_ended = false;
             if (!status || *status == 0 || failure_ || failed_elsewhere_ || signal_ != 0) continue;
             one->err->read_rest();
-            failure_ = Failure{one->rank, one->process->id(), *status, {one->last_lines.begin(), one->last_lines.end()}};
+            failure_ = Failure{one->rank, one->process->id(), *status, one->err->last_lines()};
+            if (options_.nodes > 1) meeting_point_->set(failed_key_, std::vector<std::uint8_t>{});
             stop_ranks(SIGTERM);
         }
         return all_ended;
@@ -310,6 +253,7 @@ private:
     std::vector<std::unique_ptr<RankProcess>> ranks_;
     std::optional<Failure> failure_;  ///< the first one on this node
     bool failed_elsewhere_ = false;
+    std::string failed_key_;          ///< by which nodes tell each other
     int signal_ = 0;                  ///< that ends the run
     std::optional<steady_clock::time_point> kill_at_;
 };

@@ -23,34 +23,23 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 std::string address_of(const Ranks& ranks) { return fmt::format("{}:{}", ranks.master_address, ranks.master_port); }
-std::string seconds_text(milliseconds time) { return fmt::format("{:.3g} s", static_cast<double>(time.count()) / 1000); }
 bool is_loopback(const std::string& address) { return address == "localhost" || address == "::1" || address.starts_with("127."); }
 
 [[noreturn]] void fail(const Ranks& ranks, const std::string& what) {
     throw DistributedError(fmt::format("rank {} of {}: {}", ranks.rank, ranks.world_size, what));
 }
 
-/// The first line of what c10d says; the rest is where in c10d.
-std::string first_line(const std::exception& error) {
-    const std::string text = dynamic_cast<const c10::Error*>(&error) ? static_cast<const c10::Error&>(error).what_without_backtrace() : error.what();
-    return text.substr(0, text.find('\n'));
-}
-
 std::string text_of(const std::vector<std::uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
 std::vector<std::uint8_t> bytes_of(const std::string& text) { return {text.begin(), text.end()}; }
 
 c10::intrusive_ptr<c10d::Store> connect(const Ranks& ranks, const WorldOptions& options) {
-    c10d::TCPStoreOptions store;
-    store.port = static_cast<std::uint16_t>(ranks.master_port);
-    store.isServer = ranks.rank == 0 && !ranks.launcher_hosts_store;
-    store.waitWorkers = false;  // join() tells who is missing
-    store.timeout = options.join_timeout;
+    const bool is_server = ranks.rank == 0 && !ranks.launcher_hosts_store;
     const auto began = steady_clock::now();
     try {
-        return c10::make_intrusive<c10d::TCPStore>(ranks.master_address, store);
+        return open_store(ranks.master_address, ranks.master_port, is_server, options.join_timeout);
     } catch (const std::exception& error) {
         const std::string waited = seconds_text(duration_cast<milliseconds>(steady_clock::now() - began));
-        if (store.isServer)
+        if (is_server)
             fail(ranks, fmt::format("cannot open the meeting point {} (MASTER_ADDR and MASTER_PORT) here: {}; is the port taken by another program or an earlier run? give another MASTER_PORT",
                                     address_of(ranks), first_line(error)));
         fail(ranks, fmt::format("nobody answers at the meeting point {} (MASTER_ADDR and MASTER_PORT) after {}: {}; {} opens it, is it running, and is the address right?", address_of(ranks), waited,
@@ -97,12 +86,12 @@ private:
         return ranks;
     }
     void judge() {
+        std::vector<std::string> everybody;
+        for (int rank = 0; rank < ranks_.world_size; ++rank) everybody.push_back(fmt::format("rank/{}", rank));
         const auto deadline = steady_clock::now() + options_.join_timeout;
-        std::vector<int> absent = missing();
-        while (!absent.empty() && steady_clock::now() < deadline && !store_.check({"verdict"})) {
-            std::this_thread::sleep_for(milliseconds(10));
-            absent = missing();
-        }
+        while (!store_.check(everybody) && steady_clock::now() < deadline && !store_.check({"verdict"})) std::this_thread::sleep_for(milliseconds(10));
+        const std::vector<int> absent = missing();
+        present_ -= static_cast<std::int64_t>(absent.size());
         if (store_.check({"verdict"})) return;
         std::vector<std::string> problems;
         if (!absent.empty()) problems.push_back(fmt::format("after {} rank{} {} {} not there", seconds_text(options_.join_timeout), absent.size() == 1 ? "" : "s", fmt::join(absent, ", "), absent.size() == 1 ? "is" : "are"));
@@ -127,14 +116,14 @@ private:
         // The store may go with rank 0: it waits until all who are there have heard.
         store_.add("heard", 1);
         const auto deadline = steady_clock::now() + std::chrono::seconds(5);
-        while (ranks_.rank == 0 && store_.add("heard", 0) < present() && steady_clock::now() < deadline) std::this_thread::sleep_for(milliseconds(1));
+        while (ranks_.rank == 0 && store_.add("heard", 0) < present_ && steady_clock::now() < deadline) std::this_thread::sleep_for(milliseconds(1));
         if (!verdict.empty()) fail(ranks_, verdict);
     }
-    std::int64_t present() { return ranks_.world_size - static_cast<std::int64_t>(missing().size()); }
 
     const Ranks& ranks_;
     const WorldOptions& options_;
     c10d::Store& store_;
+    std::int64_t present_ = ranks_.world_size;  ///< as rank 0 has found them
 };
 
 c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo_group(const World::Groups& world, const char* name) {
@@ -171,9 +160,13 @@ void fail_collective(const World::Groups& world, std::string_view what, const st
     fail(world.ranks, fmt::format("{} with the other ranks did not come to its end: {}", what, first_line(error)));
 }
 
-void sum_over(const World::Groups& world, c10d::Backend& group, std::span<double> values) {
-    std::vector<at::Tensor> tensors = {torch::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, torch::kDouble)};
+void sum_over(const World::Groups& world, c10d::Backend& group, at::Tensor values) {
+    std::vector<at::Tensor> tensors = {std::move(values)};
     collective(world, "a sum", [&] { group.allreduce(tensors)->wait(); });
+}
+
+void sum_over(const World::Groups& world, c10d::Backend& group, std::span<double> values) {
+    sum_over(world, group, torch::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, torch::kDouble));
 }
 
 std::vector<std::string> gather_over(const World::Groups& world, c10d::Backend& group, std::string_view text) {
@@ -186,7 +179,6 @@ std::vector<std::string> gather_over(const World::Groups& world, c10d::Backend& 
 
 std::shared_ptr<World> World::join(const Ranks& ranks, const WorldOptions& options) {
     const QuietC10d quiet;
-    ignore_broken_pipes();
     auto groups = std::make_unique<Groups>();
     groups->ranks = ranks;
     groups->options = options;
@@ -208,10 +200,7 @@ const Ranks& World::ranks() const { return groups_->ranks; }
 
 void World::sum(std::span<double> values) { sum_over(*groups_, *groups_->data_backend, values); }
 
-void World::sum(at::Tensor& tensor) {
-    std::vector<at::Tensor> tensors = {tensor};
-    collective(*groups_, "a sum", [&] { groups_->data_backend->allreduce(tensors)->wait(); });
-}
+void World::sum(at::Tensor& tensor) { sum_over(*groups_, *groups_->data_backend, tensor); }
 
 void World::broadcast(std::vector<at::Tensor> tensors, int from) {
     c10d::BroadcastOptions options;

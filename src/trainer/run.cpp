@@ -136,16 +136,14 @@ Trigger Run::decide_before_step() {
     if (stopping()) return Trigger::RunStopped;
     if (std::exchange(evaluation_due_, false)) return Trigger::EvaluationDue;
     const RunPlan& plan = parts_.plan;
-    const auto limit = plan.splits.front().max_batches;
-    const bool batches_done = limit && parts_.loaders.front()->position().batches >= *limit;
+    const Loader& loader = *parts_.loaders.front();
+    window_data_ = loader.position();  // where it goes on if it fails before the window is there
+    const auto is_done = [&](std::optional<std::int64_t> batches) { return batches && window_data_.batches >= *batches; };
+    const bool batches_done = is_done(plan.splits.front().max_batches);
     const bool steps_done = plan.max_steps && position().step >= *plan.max_steps;
-    if (stop_epoch_ || batches_done || steps_done) {
-        const auto batches = parts_.loaders.front()->batches();
-        epoch_cut_ = steps_done && !stop_epoch_ && !batches_done && (!batches || parts_.loaders.front()->position().batches < *batches);
-        return Trigger::EpochStopped;
-    }
-    window_data_ = parts_.loaders.front()->position();  // where it goes on if it fails before the window is there
-    return Trigger::Decided;
+    if (!stop_epoch_ && !batches_done && !steps_done) return Trigger::Decided;
+    epoch_cut_ = steps_done && !stop_epoch_ && !batches_done && !is_done(loader.batches());
+    return Trigger::EpochStopped;
 }
 
 Trigger Run::save_step() {

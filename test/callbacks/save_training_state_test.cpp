@@ -228,7 +228,6 @@ TEST_CASE("a save that comes while another is written waits, or is left out and 
     CHECK(captured.text() == "torchbus: warning: save_training_state: 3 saves were left out while another was written\n");
     // What others ask for waits, too.
     Setup asked({.folder = folder / "asked", .every = "1step", .at_end = false, .keep = 0, .skip_when_busy = true});
-    asked.at_start = [](Attachment&) {};
     asked.trainer.attach(callback_of("asker", [](Attachment& run, Connections& connections) {
         connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd& event) { if (event.position.step == 2) run.asker.ask(Decision::SaveNow, "before it is too late"); });
     }), "test").get();
