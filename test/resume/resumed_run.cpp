@@ -87,7 +87,7 @@ int verify(const std::vector<std::string>& folders) {
 int main(int argc, char** argv) {
     CLI::App app{"a small run that is stopped and taken up again"};
     std::string folder, raise_at;
-    std::int64_t stop_after = 0, raise_count = 0, epochs = 3, seed = 5, save_every = 0;
+    std::int64_t stop_after = 0, raise_count = 0, epochs = 3, seed = 5, save_every = 0, patience = 20;
     bool resume = false, slow_data = false;
     std::vector<std::string> folders;
     app.add_option("FOLDER", folder);
@@ -96,6 +96,7 @@ int main(int argc, char** argv) {
     app.add_option("--raise-at", raise_at, "the event at which SIGTERM is raised");
     app.add_option("--raise-count", raise_count, "which one of them");
     app.add_option("--epochs", epochs);
+    app.add_option("--patience", patience, "of early stopping");
     app.add_option("--seed", seed, "of weights that a resumed run replaces");
     app.add_flag("--resume", resume, "from the newest state, where there is one");
     app.add_flag("--slow-data", slow_data, "the training data comes a batch every 250 ms");
@@ -117,7 +118,7 @@ int main(int argc, char** argv) {
                                    make_learning_rate_schedule({make_cosine_schedule({.warmup = "0.1run"})}),
                                    make_reduce_on_plateau({.monitor = "eval.loss", .patience = 0}), make_model_ema({.decay = 0.8}),
                                    make_stochastic_weight_averaging({.start = "0.3run", .every = "3step", .batches = 3}),
-                                   make_early_stopping({.monitor = "eval.loss", .patience = 20, .restore_best = true}), make_step_evaluation({"4step"}),
+                                   make_early_stopping({.monitor = "eval.loss", .patience = patience, .restore_best = true}), make_step_evaluation({"4step"}),
                                    make_nan_policy({.usual = NanPolicyOptions::Usual::Median}), make_gradient_statistics({.every = "4step"}), make_learning_rate_monitor(),
                                    make_save_best({.monitor = "eval.ema.loss", .folder = checkpoints, .at_steps = true}),
                                    make_save_training_state({.folder = checkpoints, .every = {static_cast<double>(save_every), Interval::Unit::Step}, .keep = 1}), ComposedCallback(onlooker)},

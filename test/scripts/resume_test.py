@@ -72,19 +72,22 @@ class ExactResume(unittest.TestCase):
     def tearDownClass(cls):
         cls.folder.cleanup()
 
-    def stop_and_resume(self, *stop, code):
-        """Returns the events of both processes, without those of the stop."""
+    def stop_and_resume(self, *stop, code, whole=None, options=()):
+        """Compares with the run in `whole`, which had these options. Returns the events of both processes, without those of
+        the stop."""
+        whole = whole or self.whole
+        whole_events = after_start(events(whole))
         with tempfile.TemporaryDirectory(prefix="torchbus-resume-") as name:
             folder = Path(name)
-            run(folder, *stop, code=code)
+            run(folder, *stop, *options, code=code)
             before = after_start(events(folder))
-            run(folder, "--resume", "--seed", 99)
+            run(folder, "--resume", "--seed", 99, *options)
             after = after_start(events(folder))
-            self.assertEqual(files(folder / "checkpoints").keys(), files(self.whole / "checkpoints").keys())
-            for file, content in files(self.whole / "checkpoints").items():
+            self.assertEqual(files(folder / "checkpoints").keys(), files(whole / "checkpoints").keys())
+            for file, content in files(whole / "checkpoints").items():
                 self.assertEqual(files(folder / "checkpoints")[file], content, f"{file} after {' '.join(map(str, stop))}")
-            self.assertEqual((folder / "final.safetensors").read_bytes(), (self.whole / "final.safetensors").read_bytes())
-        self.assertEqual(after, self.whole_events[-len(after):], f"events after {' '.join(map(str, stop))}")
+            self.assertEqual((folder / "final.safetensors").read_bytes(), (whole / "final.safetensors").read_bytes())
+        self.assertEqual(after, whole_events[-len(after):], f"events after {' '.join(map(str, stop))}")
         return before, after
 
     def test_the_run_is_what_it_claims_to_be(self):
@@ -100,6 +103,20 @@ class ExactResume(unittest.TestCase):
                 told = len(before[:ends[attempt - 1] + 1])
                 self.assertEqual(before[:told], self.whole_events[:told])
                 self.assertEqual(told + len(after), len(self.whole_events), "an event is missing, or told twice")
+
+    def test_early_stopping_stops_a_resumed_run_where_it_stops_the_whole_one(self):
+        options = ("--epochs", 12, "--patience", 2)
+        with tempfile.TemporaryDirectory(prefix="torchbus-resume-") as name:
+            whole = Path(name)
+            run(whole, *options)
+            told = [json.loads(line) for line in (whole / "events.jsonl").read_text().splitlines()]
+            decisions = [event["data"] for event in told if event["event"] == "decision_taken" and event["data"]["decision"] == "stop_run"]
+            self.assertEqual([decision["requester"] for decision in decisions], ["early_stopping"])
+            attempts = sum(event["event"] == "train_step_end" for event in told)
+            self.assertLess(attempts, 12 * 6)
+            for attempt in range(attempts - 12, attempts + 1, 1 if SLOW else 3):  # from where it waits
+                with self.subTest(attempt=attempt):
+                    self.stop_and_resume("--stop-after", attempt, code=0, whole=whole, options=options)
 
     def signals(self, event, step):
         for count in range(1, self.counts[event] + 1, 1 if SLOW else step):
