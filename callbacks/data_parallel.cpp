@@ -6,8 +6,10 @@
 
 #include <fmt/format.h>
 #include <torch/nn/module.h>
+#include <torch/utils.h>
 
 #include <torchbus/checkpoint/weights.hpp>
+#include <torchbus/data/dataset.hpp>
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
@@ -21,7 +23,8 @@ public:
     std::string kind() const override { return "data_parallel"; }
     Declaration declare() const override {
         // Gradients are summed before anybody unscales them.
-        return {.listens = {"run_configured", "train_step_start", "backward_start", "parameters_changed", "run_closed"}, .reads = {"root"}, .writes = {"window", "gradients.finalize"},
+        return {.listens = {"run_configured", "train_step_start", "backward_start", "gradients_ready", "eval_epoch_start", "training_run_end", "parameters_changed", "run_closed"},
+                .reads = {"root"}, .writes = {"window", "gradients.finalize"},
                 .before = {"mixed_precision"}, .excludes = {{"micro_batch_halving", "a rank that divides its window would leave the others waiting"}}, .collectives = true};
     }
     std::shared_ptr<Consensus> consensus() override { return is_alone() ? nullptr : options_.world->consensus(); }
@@ -30,11 +33,15 @@ public:
             if (!is_alone()) begin(event);
         });
         connections_ += run.bus.intercept<TrainStepStart>([this, &run](TrainStepStart& event) {
-            if (!is_alone()) run.consensus.sum(std::span(&event.window.total_weight, 1));
+            if (!is_alone()) sum_counts(event.window, run.consensus);
         });
         connections_ += run.bus.intercept<BackwardStart>([this](BackwardStart& event) {
             if (!is_alone() && event.micro_batch.is_last()) reducer_of(event.micro_batch.update).arm(event.root);
         });
+        // Forward has changed them on each rank by its own samples.
+        connections_ += run.bus.intercept(Phase::Finalize, [this](GradientsReady&) { share_buffers(); });
+        connections_ += run.bus.intercept<EvalEpochStart>([this](EvalEpochStart&) { share_buffers(); });
+        connections_ += run.bus.intercept<TrainingRunEnd>([this](TrainingRunEnd&) { share_buffers(); });
         connections_ += run.bus.observe<ParametersChanged>(Stage::Observe, [this](const ParametersChanged&) { reducers_.clear(); });
         connections_ += run.bus.observe<RunClosed>(Stage::Observe, [this](const RunClosed&) { end(); });
     }
@@ -52,10 +59,31 @@ private:
         std::vector<at::Tensor> tensors;
         for (const auto& [name, tensor] : weights_of(model_)) tensors.push_back(tensor.detach());
         options_.world->broadcast(std::move(tensors));
+        buffers_.clear();
+        if (options_.share_buffers)
+            for (const auto& [name, buffer] : model_->named_buffers()) buffers_.push_back(buffer);
+        // Weights are rank 0's; what is drawn from here on, such as dropout, is to differ.
+        if (const int rank = options_.world->rank(); rank > 0 && is_training(event.plan)) torch::manual_seed(SampleSeed{event.plan.seed, 0}.of(-1 - rank));
         reducers_.clear();
+    }
+    static bool is_training(const RunPlan& plan) { return plan.has(Mode::Train); }
+    void share_buffers() {
+        if (!buffers_.empty()) options_.world->broadcast(buffers_);
+    }
+    static void sum_counts(Window& window, Consensus& consensus) {
+        std::vector<double> sums = {window.total_weight};
+        for (const Batch& batch : window.batches) {
+            sums.push_back(static_cast<double>(batch.over_ranks.samples));
+            sums.push_back(static_cast<double>(batch.over_ranks.tokens));
+        }
+        consensus.sum(sums);
+        window.total_weight = sums[0];
+        for (std::size_t i = 0; i < window.batches.size(); ++i)
+            window.batches[i].over_ranks = {static_cast<std::int64_t>(sums[1 + 2 * i]), static_cast<std::int64_t>(sums[2 + 2 * i])};
     }
     void end() {
         reducers_.clear();
+        buffers_.clear();
         model_ = {};
         updates_ = nullptr;
     }
@@ -84,6 +112,7 @@ private:
     DataParallelOptions options_;
     Model model_;
     std::vector<Update>* updates_ = nullptr;
+    std::vector<at::Tensor> buffers_;  ///< of the model, where they are shared
     std::map<std::string, std::unique_ptr<GradientReducer>, std::less<>> reducers_;  ///< by update
     Connections connections_;
 };
@@ -96,8 +125,7 @@ std::unique_ptr<Callback> make_data_parallel(DataParallelOptions options) {
     };
     require_positive("bucket_mib", options.gradients.bucket_mib);
     require_positive("first_bucket_mib", options.gradients.first_bucket_mib);
-    if (!options.world)
-        if (const auto ranks = ranks_from_environment()) options.world = World::join(*ranks, options.waiting);
+    if (!options.world) options.world = World::of_environment(options.waiting);
     return std::make_unique<DataParallel>(std::move(options));
 }
 
@@ -107,6 +135,7 @@ std::unique_ptr<Callback> data_parallel_from_json(OptionReader& reader) {
     reader.number("bucket_mib", options.gradients.bucket_mib, "MiB of gradients that travel together", Range::positive())
         .number("first_bucket_mib", options.gradients.first_bucket_mib, "MiB of the bucket that is ready first", Range::positive())
         .boolean("find_unused", options.gradients.find_unused, "whether parameters that a loss does not reach are looked for, every time")
+        .boolean("share_buffers", options.share_buffers, "whether rank 0's buffers, such as running means, go to all ranks after every window")
         .boolean("bf16", options.gradients.bf16, "whether gradients travel as bfloat16")
         .number("join_timeout", join_timeout_s, "s that the other ranks are waited for at the start", Range::positive())
         .number("timeout", timeout_s, "s within which every exchange must end", Range::positive());

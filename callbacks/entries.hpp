@@ -44,8 +44,10 @@ std::unique_ptr<Callback> save_training_state_from_json(OptionReader& reader);
 std::unique_ptr<Callback> sharpness_aware_from_json(OptionReader& reader);
 std::unique_ptr<Callback> step_evaluation_from_json(OptionReader& reader);
 std::unique_ptr<Callback> stochastic_weight_averaging_from_json(OptionReader& reader);
+std::unique_ptr<Callback> sync_batch_norm_from_json(OptionReader& reader);
 std::unique_ptr<Callback> terminate_on_nan_from_json(OptionReader& reader);
 std::unique_ptr<Callback> throughput_monitor_from_json(OptionReader& reader);
 std::unique_ptr<Callback> time_limit_from_json(OptionReader& reader);
+std::unique_ptr<Callback> zero_redundancy_from_json(OptionReader& reader);
 
 }  // namespace torchbus

@@ -94,6 +94,18 @@ public:
             if (run_ && sums.running) publish_running(prefix, sums);
         }
     }
+    /// Rank 0 goes on with what all have gathered: at the end of the epoch they are summed.
+    void load_states_of_ranks(const std::vector<SavedState>& states) override {
+        SavedState sum = states.front();
+        const bool is_first = run_->consensus.rank() == 0;
+        for (auto& [prefix, values] : sum.values.items())
+            for (const char* name : {"loss", "correct", "weight", "samples"}) {
+                auto& total = values.at(name) = is_first ? values.at(name) : nlohmann::json(0);
+                for (std::size_t rank = 1; is_first && rank < states.size(); ++rank)
+                    if (const auto& of_rank = states[rank].values; of_rank.contains(prefix)) total = total.get<double>() + of_rank.at(prefix).at(name).get<double>();
+            }
+        load_state(sum);
+    }
 
 private:
     /// train, eval, eval.noisy, eval.noisy.ema, train.discriminator

@@ -15,35 +15,6 @@
 namespace torchbus {
 namespace {
 
-/// Tokens of each sample, which a part's weight needs where the batch counts tokens. Shapes: [N].
-at::Tensor lengths_of(const Batch& batch) {
-    const at::Tensor* lengths = batch.extras.find("lengths");
-    if (!lengths || !lengths->defined() || lengths->sum().item<std::int64_t>() != batch.tokens)
-        throw ConfigError("micro_batch_halving: the batch counts tokens, and no extra 'lengths' tells those of each sample; collate_padded adds it");
-    return *lengths;
-}
-
-/// Samples `first` to `first + count` of a batch. Tensors of one entry a sample are narrowed, scalars are shared.
-Batch part_of(const Batch& batch, std::int64_t first, std::int64_t count) {
-    if (count == batch.samples) return batch;
-    Batch part = batch;
-    part.for_each_tensor([&](at::Tensor& tensor) {
-        if (tensor.dim() == 0) return;
-        if (tensor.size(0) != batch.samples)
-            throw ConfigError(fmt::format("micro_batch_halving: a tensor of the batch has {} rows for {} samples, so that it cannot be divided", tensor.size(0), batch.samples));
-        tensor = tensor.narrow(0, first, count);
-    });
-    if (!batch.indices.empty()) part.indices.assign(batch.indices.begin() + first, batch.indices.begin() + first + count);
-    part.samples = count;
-    part.valid = std::clamp<std::int64_t>(batch.valid - first, 0, count);
-    part.weight = batch.weight * static_cast<double>(count) / static_cast<double>(batch.samples);
-    if (batch.tokens > 0) {
-        part.tokens = lengths_of(batch).narrow(0, first, count).sum().item<std::int64_t>();
-        part.weight = batch.weight * static_cast<double>(part.tokens) / static_cast<double>(batch.tokens);
-    }
-    return part;
-}
-
 class MicroBatchHalving final : public Callback {
 public:
     explicit MicroBatchHalving(MicroBatchHalvingOptions options) : options_(options) {}
@@ -125,7 +96,7 @@ private:
 
     /// From the batch as it was before BatchReady, which fires for the part; what was told of its samples stays told.
     Batch batch_of(const Piece& piece, BatchProgress told) const {
-        Batch part = part_of(originals_[piece.original], piece.first, piece.count);
+        Batch part = part_of(originals_[piece.original], piece.first, piece.count, "micro_batch_halving");
         part.progress = {originals_[piece.original].progress.prepared, told.measured, told.counted};
         return part;
     }

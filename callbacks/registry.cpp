@@ -84,12 +84,16 @@ constexpr auto kCallbacks = std::to_array<CallbackEntry>({
      step_evaluation_from_json},
     {"stochastic_weight_averaging", "Averages the weights of the last part of a run, with batch-norm statistics computed anew.",
      stochastic_weight_averaging_from_json},
+    {"sync_batch_norm", "Takes the statistics of batch norm over all ranks; one process where the environment names no others.",
+     sync_batch_norm_from_json},
     {"terminate_on_nan", "Ends the run as failed at a NaN or infinite loss, before its update is made.",
      terminate_on_nan_from_json},
     {"throughput_monitor", "Samples, tokens and steps a second, the share of time waiting for data, and memory.",
      throughput_monitor_from_json},
     {"time_limit", "Stops the run in order after a duration, with a save.",
      time_limit_from_json},
+    {"zero_redundancy", "Divides the state of the optimizer among ranks (ZeRO stage 1), beside data_parallel.",
+     zero_redundancy_from_json},
 });
 
 }  // namespace

@@ -10,7 +10,7 @@
 
 #include <torchbus/changed_option.hpp>
 #include <torchbus/checkpoint/folder_lock.hpp>
-#include <torchbus/checkpoint/training_state.hpp>
+#include <torchbus/checkpoint/states_of_ranks.hpp>
 #include <torchbus/checkpoint/writable.hpp>
 #include <torchbus/error.hpp>
 
@@ -139,6 +139,9 @@ private:
     }
     bool is_busy() const { return writing_.valid() && writing_.wait_for(std::chrono::seconds(0)) != std::future_status::ready; }
 
+    /// Rank 0 is the one that writes. Rank: a collective.
+    bool is_any_busy() { return run_->consensus.broadcast(is_busy() ? "busy" : "") == "busy"; }
+
     /// Of the epoch's weights; nothing where nothing is monitored, or it is no number.
     std::optional<double> score_at(const Position& at) const {
         if (options_.monitor.empty()) return std::nullopt;
@@ -151,16 +154,16 @@ private:
     /// What others ask for, and the last one of a run, is not left out.
     enum class Busy : std::uint8_t { Wait, MaySkip };
     void save(const Position& at, std::string_view reason, WrittenState written, Busy busy) {
-        if (busy == Busy::MaySkip && options_.skip_when_busy && is_busy()) {
+        if (busy == Busy::MaySkip && options_.skip_when_busy && is_any_busy()) {
             ++skipped_;
             return;
         }
         wait();
         const auto before = kept_;
         kept_.add(written);  // first, as this list is saved too
-        if (run_->consensus.rank() != 0) return (void)kept_.take_superfluous();
         try {
-            TrainingState state = capture(run_->run_state, options_.background);
+            TrainingState state = capture_over_ranks(run_->run_state, run_->consensus, options_.background);
+            if (run_->consensus.rank() != 0) return (void)kept_.take_superfluous();
             state.about = about(at, reason);
             Job job{at, options_.folder / written.name(), std::move(state), kept_.take_superfluous(), kept_.best()};
             kept_before_ = before;

@@ -38,6 +38,7 @@ missing_packages() {
     claims '__has_include(<CLI/CLI.hpp>)' || echo libcli11-dev
     claims '__has_include(<fmt/format.h>)' || echo libfmt-dev
     claims '__has_include(<xxhash.h>)' || echo libxxhash-dev
+    claims '__has_include(<yaml-cpp/yaml.h>)' || echo libyaml-cpp-dev
     claims '__has_include(<gloo/algorithm.h>)' || echo libgloo-dev  # for c10d's headers; its library is in LibTorch
     has_program pkg-config || echo pkg-config
     has_program curl || has_program npm || echo curl  # for `torchbus data fetch`

@@ -38,6 +38,11 @@ struct BatchProgress {
     bool counted = false;   ///< its samples are in the position
 };
 
+/// Samples that are valid, and tokens.
+struct BatchCount {
+    std::int64_t samples = 0, tokens = 0;
+};
+
 /// One micro-batch.
 struct Batch {
     at::Tensor inputs;                  ///< Shapes: [N, …]
@@ -48,6 +53,7 @@ struct Batch {
     std::int64_t valid = 0;             ///< samples that count in metrics; the first `valid` of the batch
     std::int64_t tokens = 0;            ///< tokens, where the data declares them
     double weight = 0;                  ///< share in the mean of a window: samples, or tokens where declared
+    BatchCount over_ranks = {};         ///< of all ranks' parts of it, as the position counts them; data parallel sums them at TrainStepStart
     BatchProgress progress = {};        ///< kept by the trainer; who splits a batch hands it on to the parts
 
     /// Calls `change` on every defined tensor, which may replace it.
@@ -59,6 +65,11 @@ struct Batch {
             if (tensor.defined()) change(tensor);
     }
 };
+
+/// Samples `first` to `first + count` of a batch. Tensors of one entry a sample are narrowed, scalars are shared. Weight and
+/// tokens are divided by samples, or by tokens where extras["lengths"] tells those of each.
+/// Throws: ConfigError that begins with `who`, for a tensor of another length, or tokens without lengths.
+Batch part_of(const Batch& batch, std::int64_t first, std::int64_t count, std::string_view who);
 
 /// What a model returns: one tensor, and more by name where it has several results.
 struct Output {

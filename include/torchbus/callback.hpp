@@ -80,6 +80,9 @@ public:
     /// All that a resumed run needs; empty where there is no state.
     virtual SavedState state() const { return {}; }
     virtual void load_state(const SavedState& state);
+    /// What each rank of a run of another number of them had, in their order, rank 0's where one had no other. By default
+    /// rank 0's is taken. Rank: on all; no collective.
+    virtual void load_states_of_ranks(const std::vector<SavedState>& states) { load_state(states.front()); }
     /// How this run's processes agree, where the callback brings that: asked once, before it is attached.
     virtual std::shared_ptr<Consensus> consensus() { return nullptr; }
     /// Changes a number or an interval while a run is under way, at a decision point; `value` as in a run file.

@@ -21,6 +21,8 @@ namespace torchbus {
 /// - `"include": "base.json"`, or a list of files relative to this one: they come first, in their order, and this file
 ///   after them. Objects merge key by key, unless they name another `kind`; all else replaces;
 /// - `"plugins"` become relative to the working folder;
+/// - `"accelerate": "accelerate.yaml"` and `"deepspeed": "ds_config.json"`: what these files ask for is put in at the end, and
+///   must not differ from what the run file says;
 /// - overrides of `--set path=value`, e.g. "optimizer.learning_rate=0.01" or "callbacks[1].max_norm=2". A value that is
 ///   no JSON is taken as a string.
 /// Throws: ConfigError: file missing, malformed JSON with line and column, a key twice, files that include each other,

@@ -11,8 +11,8 @@ struct Counts {
     std::int64_t step = 0;         ///< updates made
     std::int64_t attempts = 0;     ///< updates made or skipped
     std::int64_t micro_batch = 0;  ///< batches that went forward and backward (first pass only)
-    std::int64_t samples = 0;      ///< samples of those batches
-    std::int64_t tokens = 0;       ///< tokens of those batches, where the data declares them
+    std::int64_t samples = 0;      ///< valid samples of those batches, of all ranks
+    std::int64_t tokens = 0;       ///< tokens of those batches, where the data declares them, of all ranks
     bool operator==(const Counts&) const = default;
 };
 

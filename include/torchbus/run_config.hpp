@@ -38,6 +38,13 @@ struct EvalSplit {
 /// Of whole batches, before they reach the trainer: see LoaderOptions::transform.
 using BatchTransform = std::function<void(Batch&, std::uint64_t seed)>;
 
+/// How several ranks share the training data. The order of samples never depends on how many they are.
+enum class Sharding : std::uint8_t {
+    Uneven,    ///< every sample is trained on once: of a last batch some ranks may have one sample less, or none
+    Even,      ///< every rank has as many of each batch; what is missing is taken again from the beginning: see Shard::even
+    Dispatch,  ///< rank 0 alone reads, and sends each rank its part, as in Uneven; the others need no dataset
+};
+
 /// Where a run goes on from, exactly: with the next batch, the same random numbers and the state of every callback.
 struct ResumeOptions {
     std::filesystem::path from;           ///< a training state, or a folder that holds some: the newest whole one
@@ -55,6 +62,7 @@ struct TrainOptions {
     bool shuffle = true;
     std::shared_ptr<Sampler> sampler = {};             ///< instead of shuffle
     bool drop_last = false;
+    Sharding sharding = Sharding::Uneven;              ///< evaluations are never filled up
     std::optional<int> workers = {};                   ///< see LoaderOptions
     int prefetch = 4;
     BatchTransform transform = {};
@@ -68,6 +76,7 @@ struct EvaluateOptions {
     std::optional<int> workers = {};
     int prefetch = 4;
     BatchTransform transform = {};
+    bool dispatch = false;                             ///< see Sharding::Dispatch
     std::string split = "eval";                        ///< what the dataset of evaluate() is called
 };
 

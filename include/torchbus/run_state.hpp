@@ -36,6 +36,8 @@ public:
     /// Throws: CheckpointError where it does not fit this run; StateError for where and what it is, which a run under way
     /// does not take: see TrainOptions::resume.
     virtual void load(std::string_view part, const SavedState& state) = 0;
+    /// The same of a run of another number of ranks: each one's, in their order.
+    virtual void load_of_ranks(std::string_view part, const std::vector<SavedState>& states) { load(part, states.front()); }
 };
 
 }  // namespace torchbus

@@ -38,9 +38,11 @@
 #include <torchbus/callbacks/sharpness_aware.hpp>
 #include <torchbus/callbacks/step_evaluation.hpp>
 #include <torchbus/callbacks/stochastic_weight_averaging.hpp>
+#include <torchbus/callbacks/sync_batch_norm.hpp>
 #include <torchbus/callbacks/terminate_on_nan.hpp>
 #include <torchbus/callbacks/throughput_monitor.hpp>
 #include <torchbus/callbacks/time_limit.hpp>
+#include <torchbus/callbacks/zero_redundancy.hpp>
 #include <torchbus/checkpoint/disk.hpp>
 #include <torchbus/checkpoint/safetensors.hpp>
 #include <torchbus/checkpoint/training_state.hpp>

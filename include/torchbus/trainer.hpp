@@ -50,7 +50,7 @@ public:
     /// Several named splits in one run.
     Metrics evaluate(std::vector<EvalSplit> splits, EvaluateOptions options = {});
 
-    /// The model's outputs in the order of the dataset; of its first batches only where limit_batches says so.
+    /// The model's outputs in the order of the dataset, of all ranks; of its first batches only where limit_batches says so.
     /// Shapes: [N, …]. Throws: StateError where the run was stopped.
     at::Tensor predict(const AnyDataset& dataset, EvaluateOptions options = {});
 
@@ -77,6 +77,8 @@ public:
     std::future<void> change_option(std::string id, std::string option, nlohmann::json value, std::string requester);
 
     State state() const;
+    /// How this run's processes agree: one of its callbacks brings that, else there is one process.
+    Consensus& consensus() const;
     const Position& position() const;
     /// How the last run ended.
     const RunResult& result() const;

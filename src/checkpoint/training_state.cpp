@@ -5,6 +5,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <torchbus/checkpoint/states_of_ranks.hpp>
+
 #include "tensor_file.hpp"
 
 namespace torchbus {
@@ -74,7 +76,7 @@ RestoredState load_training_state(const fs::path& path, RunState& run) {
             (put_back(path, part, found->second, run) ? restored.put_back : restored.left_out).push_back(part);
     }
     for (const auto& [part, state] : saved)
-        if (std::ranges::find(own, part) == own.end()) restored.left_out.push_back(part);
+        if (std::ranges::find(own, part) == own.end() && !is_part_of_rank(part)) restored.left_out.push_back(part);
     return restored;
 }
 

@@ -25,7 +25,7 @@ int evaluate(const nlohmann::json& options) {
     const std::int64_t batch_size = made.train.eval_batch_size.value_or(made.train.batch_size);
     const auto trainer = trainer_of(made);
     const Metrics metrics = in_file(made.name, [&] { return trainer->evaluate(made.eval_dataset, {.batch_size = batch_size}); });
-    std::printf("%s\n", nlohmann::json(metrics).dump(2).c_str());
+    if (trainer->consensus().rank() == 0) std::printf("%s\n", nlohmann::json(metrics).dump(2).c_str());
     return trainer->result().exit_code;
 }
 

@@ -10,6 +10,8 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
+#include <torchbus/checkpoint/atomic_file.hpp>
+#include <torchbus/composition/accelerate_config.hpp>
 #include <torchbus/data/fetch.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/events_reference.hpp>
@@ -44,6 +46,16 @@ int print_events(const std::string& name) {
     throw torchbus::ConfigError("unknown event '" + name + "'" + torchbus::did_you_mean(name, known) + " (torchbus events lists them)");
 }
 
+int write_config(const std::string& to) {
+    const std::string file = to.empty() ? "accelerate.yaml" : to;
+    const torchbus::AccelerateConfig config = torchbus::ask_for_config(std::cin, std::cerr);
+    torchbus::AtomicFile out(file);
+    out.write(torchbus::to_yaml(config));
+    out.commit();
+    std::cerr << file << " is written; use it: torchbus launch --config " << file << " -- torchbus train RUN.json --set accelerate=" << file << '\n';
+    return 0;
+}
+
 struct Arguments {
     std::string run_file, weights, to, svg, name, from, format = "mermaid", dataset, resume, action, key;
     std::vector<std::string> set, plugins, allow, paths, include, skip, rename;
@@ -64,13 +76,14 @@ int take_command(int argc, char** argv, Arguments& arguments) {
 void add_launch(CLI::App& app, Arguments& arguments) {
     CLI::App* command = app.add_subcommand("launch", "start a command once for every rank, and look after them");
     json& launch = arguments.launch;
-    launch = {{"processes", 1}, {"nodes", 1}, {"node", 0}, {"master_address", "127.0.0.1"}, {"master_port", 0}, {"max_restarts", 0}, {"log_folder", ""}, {"grace_s", 30.0}, {"run_id", "none"}};
+    launch = json::object();
     const auto integer = [&](const char* flag, const char* key, const char* about) {
         command->add_option_function<int>(flag, [&launch, key](int value) { launch[key] = value; }, about);
     };
     const auto text = [&](const char* flag, const char* key, const char* about) {
         command->add_option_function<std::string>(flag, [&launch, key](const std::string& value) { launch[key] = value; }, about);
     };
+    text("--config", "config", "a YAML of Accelerate or of torchbus config: processes, machines and where they meet; flags come before it");
     integer("--nproc-per-node", "processes", "processes on this node; default: 1");
     integer("--nnodes", "nodes", "nodes; the command is launched on each; default: 1");
     integer("--node-rank", "node", "which node this is, from 0");
@@ -137,6 +150,8 @@ void add_commands(CLI::App& app, Arguments& arguments) {
     app.add_subcommand("graph", "print the state machine")->add_option("--format", arguments.format, "mermaid or dot")->check(CLI::IsMember({"mermaid", "dot"}));
     add_checkpoint_commands(app, arguments);
     add_launch(app, arguments);
+    app.add_subcommand("config", "ask how many processes train and in which precision, and write what launch --config reads")
+        ->add_option("--to", arguments.to, "file to write to; default: accelerate.yaml");
     CLI::App* fetch = app.add_subcommand("data", "data sets")->require_subcommand(1)->add_subcommand("fetch", "fetch a data set and verify it");
     fetch->add_option("DATASET", arguments.dataset, "mnist")->required()->check(CLI::IsMember({"mnist"}));
     fetch->add_option("--to", arguments.to, "folder to put it into; default: the cache, where run files look");
@@ -148,6 +163,7 @@ int run(const CLI::App& app, const Arguments& arguments) {
     const std::string name = command->get_name();
     if (name == "events") return print_events(arguments.name);
     if (name == "graph") return std::cout << (arguments.format == "dot" ? torchbus::state_graph_dot() : torchbus::state_graph_mermaid()), 0;
+    if (name == "config") return write_config(arguments.to);
     if (name == "data") {
         torchbus::FetchOptions options;
         if (!arguments.to.empty()) options.target = arguments.to;

@@ -61,10 +61,12 @@ private:
 /// One JSON object a sample, in the order of the evaluation data: {"index": 0, "output": [...], "class": 7}.
 int predict(const nlohmann::json& options) {
     Composition made = trained_composition_of(options);
-    Target target(options.at("to"));
     const std::int64_t batch_size = made.train.eval_batch_size.value_or(made.train.batch_size);
     const auto trainer = trainer_of(made);
+    std::optional<Target> target;
+    if (trainer->consensus().rank() == 0) target.emplace(options.at("to").get<std::string>());  // of processes that predict together the first one writes
     const at::Tensor outputs = in_file(made.name, [&] { return trainer->predict(made.eval_dataset, {.batch_size = batch_size}); }).to(torch::kFloat).flatten(1).contiguous();
+    if (!target) return trainer->result().exit_code;
     const at::Tensor classes = outputs.argmax(1);
     std::int64_t without_class = 0;
     for (std::int64_t i = 0; i < outputs.size(0); ++i) {
@@ -74,9 +76,9 @@ int predict(const nlohmann::json& options) {
         without_class += has_class ? 0 : 1;
         nlohmann::json line = {{"index", i}, {"output", values}, {"class", nullptr}};
         if (has_class) line["class"] = classes[i].item<std::int64_t>();
-        target.write(line.dump() + "\n");
+        target->write(line.dump() + "\n");
     }
-    target.commit();
+    target->commit();
     if (without_class > 0) warn(fmt::format("{} of {} outputs have a NaN, written as null, and no class; look at the weights", without_class, outputs.size(0)));
     return trainer->result().exit_code;
 }

@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <cstdio>
 #include <optional>
 
@@ -6,7 +5,6 @@
 #include <torchbus/checkpoint/atomic_file.hpp>
 #include <torchbus/checkpoint/weights.hpp>
 #include <torchbus/composition.hpp>
-#include <torchbus/distributed/ranks.hpp>
 #include <torchbus/signals.hpp>
 #include <torchbus/trainer.hpp>
 
@@ -36,23 +34,16 @@ std::optional<ResumeOptions> resume_options_of(const nlohmann::json& options, co
     return ResumeOptions{folders.front(), true, allow, {folders.begin() + 1, folders.end()}};
 }
 
-/// Of processes that train together the first one writes.
-bool writes(const Composition& made) {
-    const bool is_parallel = std::ranges::any_of(made.trainer.callbacks, [](const ComposedCallback& composed) { return composed.callback->kind() == "data_parallel"; });
-    const auto ranks = is_parallel ? ranks_from_environment() : std::nullopt;
-    return !ranks || ranks->is_main();
-}
-
 }  // namespace
 
 int train(const nlohmann::json& options) {
     catch_signals_until_exit();  // whatever arrives, weights and history are written whole
     Composition made = composition_of(options);
-    if (!writes(made)) made.output.reset();
-    if (made.output) require_writable_folder(*made.output, made.name + ": output");  // now, not after the night
     made.train.resume = resume_options_of(options, made);
     Model model = made.trainer.model;
     const auto trainer = trainer_of(made);
+    if (trainer->consensus().rank() > 0) made.output.reset();  // of processes that train together the first one writes
+    if (made.output) require_writable_folder(*made.output, made.name + ": output");  // now, not after the night
     const RunResult result = in_file(made.name, [&] { return trainer->train(made.train_dataset, made.eval_dataset, made.train); });
     if (made.output) {
         // What a signal cut short does not take the place of a trained model.

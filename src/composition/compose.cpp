@@ -77,12 +77,16 @@ RunOptions read_run(OptionReader& reader) {
 TrainOptions read_train(OptionReader& reader) {
     TrainOptions options;
     std::int64_t max_steps = 0, eval_batch_size = 0;
+    std::string sharding = "uneven";
     reader.integer("epochs", options.epochs, "passes over the training data", Range::at_least(1))
         .integer("max_steps", max_steps, "updates after which the run ends; 0: all epochs", Range::at_least(0))
         .integer("batch_size", options.batch_size, "samples of a training batch", Range::at_least(1))
         .integer("eval_batch_size", eval_batch_size, "samples of an evaluation batch; 0: as batch_size", Range::at_least(0))
         .boolean("shuffle", options.shuffle, "a new order every epoch, of seed and epoch")
-        .boolean("drop_last", options.drop_last, "leave out a last batch that is not full");
+        .boolean("drop_last", options.drop_last, "leave out a last batch that is not full")
+        .choice("sharding", sharding, {"uneven", "even", "dispatch"},
+                "how several ranks share a batch: each sample once; filled up, so that all have as many; or read by rank 0 alone, and sent");
+    options.sharding = sharding == "even" ? Sharding::Even : sharding == "dispatch" ? Sharding::Dispatch : Sharding::Uneven;
     if (max_steps > 0) options.max_steps = max_steps;
     if (eval_batch_size > 0) options.eval_batch_size = eval_batch_size;
     return options;

@@ -3,47 +3,23 @@
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
-#include <set>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <torchbus/composition.hpp>
+#include <torchbus/composition/accelerate_config.hpp>
+#include <torchbus/composition/deepspeed_config.hpp>
+#include <torchbus/distributed/ranks.hpp>
 #include <torchbus/error.hpp>
+
+#include "json_text.hpp"
 
 namespace torchbus {
 namespace {
 
 using nlohmann::json;
-
-/// "line 3, column 7" of a byte of the text.
-std::string line_and_column(const std::string& text, std::size_t byte) {
-    const auto end = text.begin() + static_cast<std::ptrdiff_t>(std::min(byte, text.size()));
-    const auto line = 1 + std::count(text.begin(), end, '\n');
-    const auto newline = text.rfind('\n', byte == 0 ? 0 : std::min(byte, text.size()) - 1);
-    const std::size_t column = newline == std::string::npos || byte <= newline ? byte : byte - newline - 1;
-    return fmt::format("line {}, column {}", line, std::max<std::size_t>(column, 1));
-}
-
-json parse(const std::string& text, const std::string& name) {
-    std::vector<std::set<std::string>> keys;  // of the objects that are open
-    const auto watch = [&](int, json::parse_event_t event, json& parsed) {
-        if (event == json::parse_event_t::object_start) keys.emplace_back();
-        if (event == json::parse_event_t::object_end) keys.pop_back();
-        if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second)
-            throw ConfigError(fmt::format("{}: the key '{}' stands twice in one object; remove one of them", name, parsed.get<std::string>()));
-        return true;
-    };
-    try {
-        return json::parse(text, watch);
-    } catch (const json::parse_error& error) {
-        std::string what = error.what();
-        const auto detail = what.find("syntax error");
-        what = detail == std::string::npos ? what : what.substr(detail);
-        throw ConfigError(fmt::format("{}: {}: {}", name, line_and_column(text, error.byte), what));
-    }
-}
 
 /// One name or index of a path such as callbacks[1].max_norm.
 std::vector<std::string> split_path(const std::string& path) {
@@ -190,7 +166,7 @@ RunFileContent read_file(const std::filesystem::path& path, const std::string& w
         for (auto from = std::ranges::find(open, identity); from != open.end(); ++from) names.push_back(from->filename().string());
         throw ConfigError(fmt::format("{}{} includes itself: {} -> {}; remove one of the includes", where, name, fmt::join(names, " -> "), names.front()));
     }
-    json run = parse(text, name);
+    json run = json_of_text(text, name);
     if (!run.is_object()) throw ConfigError(fmt::format("{}: a run file is a JSON object; found a {}", name, run.type_name()));
     put_in_variables(run, name, "");
     RunFileContent whole{name, json::object(), {}};
@@ -200,6 +176,8 @@ RunFileContent read_file(const std::filesystem::path& path, const std::string& w
         merge(whole.run, base.run, "", whole.origins, base.origins);
     }
     open.pop_back();
+    for (const char* other : {"accelerate", "deepspeed"})
+        if (const auto files = take_texts(run, other, name); !files.empty()) run[other] = beside(path, files.front());
     if (run.contains("plugins")) {
         json plugins = json::array();
         for (const std::string& plugin : take_texts(run, "plugins", name)) plugins.push_back(beside(path, plugin));
@@ -209,6 +187,19 @@ RunFileContent read_file(const std::filesystem::path& path, const std::string& w
     originate(run, name, "", own);
     merge(whole.run, run, "", whole.origins, own);
     return whole;
+}
+
+/// What files of Accelerate and DeepSpeed ask for.
+void put_in_configurations(json& run, const std::string& name) {
+    const auto ranks = ranks_from_environment();
+    const int world_size = ranks ? ranks->world_size : 1;
+    std::vector<RunChanges> all;
+    if (const auto files = take_texts(run, "accelerate", name); !files.empty()) all = changes_of_accelerate(read_accelerate_config(files.front()), run, world_size);
+    if (const auto files = take_texts(run, "deepspeed", name); !files.empty()) all.push_back(changes_of_deepspeed(files.front(), run, world_size));
+    for (const RunChanges& changes : all) {
+        apply(changes, run, name);
+        if (!changes.not_supported.empty() && (!ranks || ranks->is_main())) warn(fmt::format("{}: not supported, and without effect: {}", changes.name, fmt::join(changes.not_supported, ", ")));
+    }
 }
 
 }  // namespace
@@ -222,6 +213,7 @@ RunFileContent load_run_file(const std::filesystem::path& path, const std::vecto
         forget_within(path, content.origins);
         content.origins[path] = content.name;
     }
+    put_in_configurations(content.run, content.name);
     return content;
 }
 

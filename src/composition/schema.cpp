@@ -119,6 +119,8 @@ json initial_weights() {
     return {{"anyOf", {{{"type", "string"}, {"minLength", 1}}, std::move(options)}}, {"description", "a file of weights to begin with, or which of its tensors under which names"}};
 }
 
+json file_name(const char* about) { return {{"type", "string"}, {"minLength", 1}, {"description", about}}; }
+
 json file_names(const char* about) {
     const json name = {{"type", "string"}, {"minLength", 1}};
     return {{"anyOf", {name, {{"type", "array"}, {"items", name}}}}, {"description", about}};
@@ -134,6 +136,8 @@ json run_file_schema() {
         {"$schema", {{"type", "string"}, {"description", "where this schema lies, for editors"}}},
         {"include", file_names("run files that this one builds on, relative to it")},
         {"plugins", file_names(schema["properties"]["plugins"]["description"].get_ref<const std::string&>().c_str())},
+        {"accelerate", file_name("a YAML of Accelerate, relative to this file: what it asks for is put in")},
+        {"deepspeed", file_name("a JSON of DeepSpeed, relative to this file: what it asks for is put in")},
         {"model", reference("model", "what is trained")},
         {"weights", initial_weights()},
         {"data", reference("data", "what it is trained and evaluated on")},
@@ -144,7 +148,7 @@ json run_file_schema() {
         {"callbacks", {{"type", "array"}, {"items", {{"$ref", "#/$defs/callback"}}}, {"description", "behaviours, in this order within a stage"}}},
     });
     // What a file leaves out may stand in one that it includes.
-    schema["anyOf"] = {{{"required", {"model", "data", "optimizer"}}}, {{"required", {"include"}}}};
+    schema["anyOf"] = {{{"required", {"model", "data", "optimizer"}}}, {{"required", {"include"}}}, {{"required", {"model", "data", "deepspeed"}}}, {{"required", {"model", "data", "accelerate"}}}};
     schema["$defs"] = {{"model", one_of(model_table())},         {"data", one_of(data_table())},         {"loss", one_of_losses()},
                        {"optimizer", one_of_optimizers()},      {"schedule", one_of(schedule_table())}, {"train", object_read_by(read_train)},
                        {"callback", one_of_callbacks()}};

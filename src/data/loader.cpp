@@ -59,16 +59,22 @@ protected:
     std::int64_t whole_batch() const { return options_.batch_size * options_.shard.count; }
     struct Part {
         std::int64_t begin, count;
+        std::int64_t valid;  ///< the first of them; the others are read again, to fill it up
     };
     /// This shard's of `total` samples. A shard without any takes one of another's, which counts nothing.
     Part part_of(std::int64_t total) const {
-        const auto [index, count] = options_.shard;
+        const auto [index, count, even] = options_.shard;
+        if (even) {
+            const std::int64_t each = (total + count - 1) / count, begin = index * each;
+            return {begin, each, std::clamp<std::int64_t>(total - begin, 0, each)};
+        }
         const std::int64_t each = total / count, over = total % count;
-        const std::int64_t begin = index * each + std::min(index, over);
-        return {std::min(begin, total - 1), each + (index < over ? 1 : 0)};
+        const std::int64_t own = each + (index < over ? 1 : 0);
+        return {std::min(index * each + std::min(index, over), total - 1), std::max<std::int64_t>(1, own), own};
     }
     Batch finished(Batch batch, std::int64_t number, const Part& part) const {
-        if (part.count == 0) batch.valid = batch.tokens = 0, batch.weight = 0;
+        batch.valid = std::min(batch.valid, part.valid);
+        if (part.valid == 0 && !options_.shard.even) batch.tokens = 0, batch.weight = 0;
         // Batches count from the far end of the sample seeds, so that no batch shares one with a sample.
         if (options_.transform) options_.transform(batch, seed().of(-2 - (number * options_.shard.count + options_.shard.index)));
         return batch;
@@ -116,8 +122,12 @@ private:
     std::optional<Batch> make(std::int64_t number) override {
         if (number >= *batches()) return std::nullopt;
         const std::int64_t begin = number * whole_batch();
-        const Part part = part_of(std::min(whole_batch(), static_cast<std::int64_t>(order_.size()) - begin));
-        const std::span indices(order_.data() + begin + part.begin, static_cast<std::size_t>(std::max<std::int64_t>(1, part.count)));
+        const auto size = static_cast<std::int64_t>(order_.size());
+        const Part part = part_of(std::min(whole_batch(), size - begin));
+        const std::int64_t first = begin + part.begin;
+        if (first + part.count <= size) return finished(dataset_->gather(std::span(order_.data() + first, static_cast<std::size_t>(part.count)), seed()), number, part);
+        std::vector<std::int64_t> indices;  // filled up from the beginning
+        for (std::int64_t i = first; i < first + part.count; ++i) indices.push_back(order_[static_cast<std::size_t>(i % size)]);
         return finished(dataset_->gather(indices, seed()), number, part);
     }
 
@@ -155,9 +165,9 @@ private:
         const auto total = static_cast<std::int64_t>(items.size());
         if (items.empty() || (total < whole_batch() && options_.drop_last)) return std::nullopt;
         const Part part = part_of(total);
-        items.erase(items.begin(), items.begin() + part.begin);
-        items.resize(static_cast<std::size_t>(std::max<std::int64_t>(1, part.count)));
-        return finished(dataset_->collate(std::move(items)), number, part);
+        std::vector<Item> own;
+        for (std::int64_t i = part.begin; i < part.begin + part.count; ++i) own.push_back(items[static_cast<std::size_t>(i % total)]);
+        return finished(dataset_->collate(std::move(own)), number, part);
     }
 
     std::shared_ptr<IterableDataset> dataset_;
@@ -165,6 +175,9 @@ private:
 };
 
 }  // namespace
+
+// Below this room a loader is only a name.
+std::unique_ptr<Loader> Consensus::dispatch(std::unique_ptr<Loader> of_first) { return of_first; }
 
 std::unique_ptr<Loader> make_loader(const AnyDataset& dataset, LoaderOptions options) {
     if (!dataset) throw ConfigError("there is no dataset; give one");

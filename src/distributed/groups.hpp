@@ -38,7 +38,18 @@ void sum_over(const World::Groups& world, c10d::Backend& group, at::Tensor value
 void sum_over(const World::Groups& world, c10d::Backend& group, std::span<double> values);
 /// Every rank's bytes, in the order of ranks.
 std::vector<std::string> gather_over(const World::Groups& world, c10d::Backend& group, std::string_view text);
+/// The same on rank 0; on the others only their own.
+std::vector<std::string> gather_on_first(const World::Groups& world, c10d::Backend& group, std::string text);
+/// Rank 0's bytes, on all.
+std::string broadcast_over(const World::Groups& world, c10d::Backend& group, std::string text);
+/// Of rank 0's texts, one a rank, this rank's. The others give none.
+std::string scatter_over(const World::Groups& world, c10d::Backend& group, std::vector<std::string> texts);
+/// Rank `from`'s tensors, into those of the others: one message for each type.
+void broadcast_over(const World::Groups& world, c10d::Backend& group, std::vector<at::Tensor> tensors, int from);
 
 std::shared_ptr<Consensus> make_consensus(std::shared_ptr<World> world);
+
+/// Delivers to each rank its part of what `of_first` reads on rank 0; on the others that is none.
+std::unique_ptr<Loader> make_dispatching_loader(std::shared_ptr<World> world, std::unique_ptr<Loader> of_first);
 
 }  // namespace torchbus

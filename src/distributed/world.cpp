@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <mutex>
 #include <thread>
 
 #include <fmt/format.h>
@@ -148,6 +149,12 @@ std::vector<at::Tensor> gather_equal(const World::Groups& world, c10d::Backend& 
     return all[0];
 }
 
+std::vector<std::string> texts_of(const std::vector<at::Tensor>& rows, const std::vector<std::int64_t>& lengths) {
+    std::vector<std::string> texts;
+    for (std::size_t rank = 0; rank < rows.size(); ++rank) texts.emplace_back(reinterpret_cast<const char*>(rows[rank].const_data_ptr<std::uint8_t>()), static_cast<std::size_t>(lengths[rank]));
+    return texts;
+}
+
 std::vector<std::int64_t> gather_numbers(const World::Groups& world, c10d::Backend& group, std::int64_t own) {
     std::vector<std::int64_t> numbers;
     for (const at::Tensor& of_rank : gather_equal(world, group, torch::tensor({own}, torch::kLong))) numbers.push_back(of_rank.item<std::int64_t>());
@@ -172,9 +179,60 @@ void sum_over(const World::Groups& world, c10d::Backend& group, std::span<double
 std::vector<std::string> gather_over(const World::Groups& world, c10d::Backend& group, std::string_view text) {
     const auto lengths = gather_numbers(world, group, static_cast<std::int64_t>(text.size()));
     const std::vector<at::Tensor> rows = gather_equal(world, group, row_of(text, std::max<std::int64_t>(1, std::ranges::max(lengths))));
-    std::vector<std::string> texts;
-    for (std::size_t rank = 0; rank < rows.size(); ++rank) texts.emplace_back(reinterpret_cast<const char*>(rows[rank].const_data_ptr<std::uint8_t>()), static_cast<std::size_t>(lengths[rank]));
-    return texts;
+    return texts_of(rows, lengths);
+}
+
+std::vector<std::string> gather_on_first(const World::Groups& world, c10d::Backend& group, std::string text) {
+    const auto lengths = gather_numbers(world, group, static_cast<std::int64_t>(text.size()));
+    std::vector<at::Tensor> own = {row_of(text, std::max<std::int64_t>(1, std::ranges::max(lengths)))};
+    std::vector<std::vector<at::Tensor>> rows;
+    if (world.ranks.rank == 0)
+        for (auto& row : rows.emplace_back(lengths.size())) row = torch::empty_like(own[0]);
+    collective(world, "gathering", [&] { group.gather(rows, own)->wait(); });
+    if (rows.empty()) return {std::move(text)};
+    return texts_of(rows[0], lengths);
+}
+
+std::string broadcast_over(const World::Groups& world, c10d::Backend& group, std::string text) {
+    at::Tensor length = torch::tensor({static_cast<std::int64_t>(text.size())}, torch::kLong);
+    broadcast_over(world, group, {length}, 0);
+    const auto bytes = length.item<std::int64_t>();
+    if (bytes == 0) return "";
+    at::Tensor row = world.ranks.rank == 0 ? row_of(text, bytes) : torch::empty({bytes}, torch::kByte);
+    broadcast_over(world, group, {row}, 0);
+    return {reinterpret_cast<const char*>(row.const_data_ptr<std::uint8_t>()), static_cast<std::size_t>(bytes)};
+}
+
+std::string scatter_over(const World::Groups& world, c10d::Backend& group, std::vector<std::string> texts) {
+    at::Tensor lengths = torch::zeros({world.ranks.world_size}, torch::kLong);
+    for (std::size_t rank = 0; rank < texts.size(); ++rank) lengths[static_cast<std::int64_t>(rank)] = static_cast<std::int64_t>(texts[rank].size());
+    broadcast_over(world, group, {lengths}, 0);
+    const auto longest = lengths.max().item<std::int64_t>();
+    std::vector<at::Tensor> own = {torch::empty({longest}, torch::kByte)};
+    std::vector<std::vector<at::Tensor>> rows;
+    for (const std::string& text : texts) (rows.empty() ? rows.emplace_back() : rows.front()).push_back(row_of(text, longest));
+    collective(world, "sending batches", [&] { group.scatter(own, rows)->wait(); });
+    return {reinterpret_cast<const char*>(own[0].const_data_ptr<std::uint8_t>()), static_cast<std::size_t>(lengths[world.ranks.rank].item<std::int64_t>())};
+}
+
+void broadcast_over(const World::Groups& world, c10d::Backend& group, std::vector<at::Tensor> tensors, int from) {
+    const at::NoGradGuard no_grad;
+    std::map<at::ScalarType, std::vector<at::Tensor>> by_type;
+    for (at::Tensor& tensor : tensors) by_type[tensor.scalar_type()].push_back(std::move(tensor));
+    c10d::BroadcastOptions options;
+    options.rootRank = from;
+    for (auto& [type, of_type] : by_type) {
+        std::vector<at::Tensor> flat;
+        for (const at::Tensor& tensor : of_type) flat.push_back(tensor.reshape({-1}));
+        std::vector<at::Tensor> sent = {of_type.size() == 1 ? flat[0].contiguous() : torch::cat(flat)};
+        collective(world, "a broadcast", [&] { group.broadcast(sent, options)->wait(); });
+        if (world.ranks.rank == from || sent[0].is_alias_of(of_type[0])) continue;
+        std::int64_t begin = 0;
+        for (at::Tensor& tensor : of_type) {
+            tensor.copy_(sent[0].narrow(0, begin, tensor.numel()).view(tensor.sizes()));
+            begin += tensor.numel();
+        }
+    }
 }
 
 std::shared_ptr<World> World::join(const Ranks& ranks, const WorldOptions& options) {
@@ -194,6 +252,20 @@ std::shared_ptr<World> World::join(const Ranks& ranks, const WorldOptions& optio
     return std::shared_ptr<World>(new World(std::move(groups)));
 }
 
+std::shared_ptr<World> World::of_environment(const WorldOptions& options) {
+    static std::mutex one_at_a_time;
+    static std::weak_ptr<World> shared;
+    static int joined = 0;
+    const std::lock_guard lock(one_at_a_time);
+    if (auto world = shared.lock()) return world;
+    auto ranks = ranks_from_environment();
+    if (!ranks) return nullptr;
+    if (const int before = joined++; before > 0) ranks->run_id += fmt::format("/{}", before);  // the store may still hold what was said then
+    auto world = join(*ranks, options);
+    shared = world;
+    return world;
+}
+
 World::World(std::unique_ptr<Groups> groups) : groups_(std::move(groups)) {}
 World::~World() = default;
 const Ranks& World::ranks() const { return groups_->ranks; }
@@ -202,14 +274,31 @@ void World::sum(std::span<double> values) { sum_over(*groups_, *groups_->data_ba
 
 void World::sum(at::Tensor& tensor) { sum_over(*groups_, *groups_->data_backend, tensor); }
 
-void World::broadcast(std::vector<at::Tensor> tensors, int from) {
-    c10d::BroadcastOptions options;
-    options.rootRank = from;
-    for (at::Tensor& tensor : tensors) {
-        std::vector<at::Tensor> one = {tensor.contiguous()};
-        collective(*groups_, "a broadcast", [&] { groups_->data_backend->broadcast(one, options)->wait(); });
-        if (!one[0].is_same(tensor)) tensor.copy_(one[0]);
+void World::broadcast(std::vector<at::Tensor> tensors, int from) { broadcast_over(*groups_, *groups_->data_backend, std::move(tensors), from); }
+
+void World::on_first(const std::function<void()>& section) const {
+    if (rank() == 0) section();
+}
+
+void World::on_first_of_node(const std::function<void()>& section) const {
+    if (ranks().local_rank == 0) section();
+}
+
+void World::first_then_others(const std::function<void()>& section) {
+    std::string failure;
+    std::exception_ptr thrown;
+    if (rank() == 0) {
+        try {
+            section();
+        } catch (const std::exception& error) {
+            thrown = std::current_exception();
+            failure = std::string("rank 0, whose turn it was first, failed: ") + error.what();
+        }
     }
+    failure = broadcast_over(*groups_, *groups_->data_backend, std::move(failure));
+    if (thrown) std::rethrow_exception(thrown);
+    if (!failure.empty()) fail(ranks(), failure);
+    if (rank() != 0) section();
 }
 
 std::vector<at::Tensor> World::gather(const at::Tensor& tensor) {

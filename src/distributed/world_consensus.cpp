@@ -2,6 +2,8 @@
 #include <nlohmann/json.hpp>
 #include <torch/types.h>
 
+#include <torchbus/data/loader.hpp>
+
 #include "groups.hpp"
 
 namespace torchbus {
@@ -30,6 +32,10 @@ public:
     int world_size() const override { return world_.ranks.world_size; }
     Shard shard() const override { return {rank(), world_size()}; }
     void sum(std::span<double> values) override { sum_over(world_, *world_.control, values); }
+    std::vector<std::string> gather(std::string own) override { return gather_on_first(world_, *world_.control, std::move(own)); }
+    std::string broadcast(std::string own) override { return broadcast_over(world_, *world_.control, std::move(own)); }
+
+    std::unique_ptr<Loader> dispatch(std::unique_ptr<Loader> of_first) override { return make_dispatching_loader(owner_, std::move(of_first)); }
 
     RequestSet exchange(RequestSet local, Agreement when) override {
         RequestSet agreed = pending_ ? finish() : RequestSet{};

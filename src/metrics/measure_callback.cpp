@@ -128,6 +128,16 @@ public:
         }
     }
 
+    /// Rank 0 goes on with what all have gathered: at the end of the epoch they are summed.
+    void load_states_of_ranks(const std::vector<SavedState>& states) override {
+        load_state({});
+        if (run_->consensus.rank() != 0) return;
+        load_state(states.front());
+        for (std::size_t rank = 1; rank < states.size(); ++rank)
+            for (const auto& [key, width] : states[rank].values.items())
+                if (key.ends_with("/epoch")) places_[key.substr(0, key.find('/'))].epoch.merge(load(key, width.get<std::int64_t>(), states[rank]));
+    }
+
 private:
     void connect_training() {
         Filter training = in(Mode::Train);

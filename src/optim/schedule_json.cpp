@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include <torchbus/error.hpp>
+#include <torchbus/optim/deepspeed_schedule.hpp>
 #include <torchbus/optim/registry.hpp>
 #include <torchbus/optim/schedule.hpp>
 
@@ -134,6 +135,39 @@ Schedule read_sequence(OptionReader& reader) {
     return make_sequence_schedule(std::move(parts));
 }
 
+Schedule read_deepspeed(OptionReader& reader) {
+    DeepSpeedScheduleOptions options;
+    std::string warmup_type = "log";
+    double highest = 0;
+    std::int64_t second_size = 0, second_stairs = 0;
+    reader.choice("type", options.type, {"LRRangeTest", "OneCycle", "WarmupLR", "WarmupDecayLR", "WarmupCosineLR"}, "which one")
+        .number("learning_rate", options.learning_rate, "the optimizer's, which rates are a factor of; > 0", Range::positive())
+        .integer("total_num_steps", options.total_num_steps, "updates of WarmupDecayLR and WarmupCosineLR; 0: the run's", Range::at_least(0))
+        .number("warmup_min_lr", options.warmup_min_lr, "rate of the first update", kFactor)
+        .number("warmup_max_lr", highest, "rate after the warm-up; left out: the optimizer's, or 0.001 for WarmupDecayLR", kFactor)
+        .integer("warmup_num_steps", options.warmup_num_steps, "updates of the warm-up", Range::at_least(1))
+        .choice("warmup_type", warmup_type, {"log", "linear"}, "how it rises")
+        .number("warmup_min_ratio", options.warmup_min_ratio, "of WarmupCosineLR: factor where the warm-up begins", kFactor)
+        .number("cos_min_ratio", options.cos_min_ratio, "of WarmupCosineLR: factor at the end", kFactor)
+        .number("lr_range_test_min_lr", options.lr_range_test_min_lr, "of LRRangeTest: the first rate", kFactor)
+        .integer("lr_range_test_step_size", options.lr_range_test_step_size, "updates after which it has risen once", Range::at_least(1))
+        .number("lr_range_test_step_rate", options.lr_range_test_step_rate, "by how many times the first rate", kFactor)
+        .boolean("lr_range_test_staircase", options.lr_range_test_staircase, "whether it rises in steps")
+        .number("cycle_min_lr", options.cycle_min_lr, "of OneCycle: the lowest rate", kFactor)
+        .number("cycle_max_lr", options.cycle_max_lr, "and the highest", kFactor)
+        .integer("cycle_first_step_size", options.cycle_first_step_size, "updates in which it rises", Range::at_least(1))
+        .integer("cycle_second_step_size", second_size, "updates in which it falls; left out: as many", Range::at_least(0))
+        .integer("cycle_first_stair_count", options.cycle_first_stair_count, "steps in which it rises; 0: a line", Range::at_least(0))
+        .integer("cycle_second_stair_count", second_stairs, "steps in which it falls; left out: as many", Range::at_least(0))
+        .integer("decay_step_size", options.decay_step_size, "updates of a decay after the cycle; 0: none", Range::at_least(0))
+        .number("decay_lr_rate", options.decay_lr_rate, "of that decay", kFactor);
+    options.warmup_is_linear = warmup_type == "linear";
+    if (reader.has("warmup_max_lr")) options.warmup_max_lr = highest;
+    if (reader.has("cycle_second_step_size")) options.cycle_second_step_size = second_size;
+    if (reader.has("cycle_second_stair_count")) options.cycle_second_stair_count = second_stairs;
+    return make_deepspeed_schedule(options);
+}
+
 /// Whatever a factory refuses is said at the part's path.
 template <Schedule (*kRead)(OptionReader&)>
 Schedule at_its_path(OptionReader& reader) {
@@ -149,6 +183,7 @@ Schedule at_its_path(OptionReader& reader) {
 constexpr auto kSchedules = std::to_array<ScheduleEntry>({
     {"constant", "One factor throughout.", at_its_path<read_constant>},
     {"cosine", "Half a cosine, with warm-up, cycles, k-decay and cooldown.", at_its_path<read_cosine>},
+    {"deepspeed", "What DeepSpeed's configuration files call a scheduler, to its numbers.", at_its_path<read_deepspeed>},
     {"exponential", "Multiplied by a factor over every length, and in between.", at_its_path<read_exponential>},
     {"linear", "A straight line to a final factor, after a linear warm-up.", at_its_path<read_linear>},
     {"multi_step", "Drops by a factor at milestones.", at_its_path<read_multi_step>},

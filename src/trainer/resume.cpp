@@ -1,6 +1,7 @@
 #include "resume.hpp"
 
 #include <algorithm>
+#include <functional>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -60,8 +61,11 @@ std::vector<Difference> compare_configurations(const json& saved, const json& ow
 
 }  // namespace
 
-std::shared_ptr<const Resume> Resume::find(const ResumeOptions& options) {
-    if (fs::exists(options.from / "manifest.json")) return std::shared_ptr<const Resume>(new Resume(read_training_state(options.from), options.allow));
+namespace {
+
+/// The newest whole state of a folder, or nothing where there is none and that is allowed.
+std::optional<TrainingState> found_by(const ResumeOptions& options) {
+    if (fs::exists(options.from / "manifest.json")) return read_training_state(options.from);
     std::vector<fs::path> folders = {options.from};
     folders.insert(folders.end(), options.also.begin(), options.also.end());
     for (const fs::path& folder : folders) bring_back_training_states(folder);
@@ -70,18 +74,53 @@ std::shared_ptr<const Resume> Resume::find(const ResumeOptions& options) {
     if (!found.state && !found.passed_over.empty())
         throw CheckpointError(fmt::format("{}: none of the training states there can be read: {}; mend them, or move them away to begin anew", options.from.string(), fmt::join(found.passed_over, "; ")));
     for (const std::string& passed : found.passed_over) warn(fmt::format("passed over {}", passed));
-    if (found.state) return std::shared_ptr<const Resume>(new Resume(std::move(*found.state), options.allow));
-    if (options.if_any) return nullptr;
-    throw CheckpointError(fmt::format("{}: there is no whole training state to resume from; give a folder that was saved, e.g. checkpoints/step_100, or one that holds some",
-                                      options.from.string()));
+    if (!found.state && !options.if_any)
+        throw CheckpointError(fmt::format("{}: there is no whole training state to resume from; give a folder that was saved, e.g. checkpoints/step_100, or one that holds some",
+                                          options.from.string()));
+    return std::move(found.state);
 }
 
-std::shared_ptr<const Resume> Resume::newest_of(const std::vector<std::string>& states) {
-    FoundState found = newest_whole_of({states.begin(), states.end()});
-    if (!found.state) throw CheckpointError(fmt::format("none of the run's training states can be read: {}", fmt::join(found.passed_over, "; ")));
-    for (const std::string& passed : found.passed_over) warn(fmt::format("passed over {}", passed));
-    return std::shared_ptr<const Resume>(new Resume(std::move(*found.state), {}));
+/// What rank 0 finds, read by all: ranks that go on from different states would train different models.
+std::optional<TrainingState> read_by_all(Consensus& consensus, const std::function<std::optional<TrainingState>()>& find) {
+    if (consensus.world_size() == 1) return find();
+    std::optional<TrainingState> found;
+    std::exception_ptr failure;
+    json told = json::object();
+    if (consensus.rank() == 0) {
+        try {
+            found = find();
+            told["path"] = found ? json(found->path.string()) : json();
+        } catch (const std::exception& error) {
+            failure = std::current_exception();
+            told["failure"] = error.what();
+        }
+    }
+    told = json::parse(consensus.broadcast(told.dump()));
+    if (failure) std::rethrow_exception(failure);
+    if (told.contains("failure")) throw CheckpointError(fmt::format("rank 0 found no state to go on from: {}", told.at("failure").get<std::string>()));
+    if (consensus.rank() > 0 && !told.at("path").is_null()) found = read_training_state(told.at("path").get<std::string>());
+    return found;
 }
+
+}  // namespace
+
+std::shared_ptr<const Resume> Resume::find(const ResumeOptions& options, Consensus& consensus) {
+    auto found = read_by_all(consensus, [&] { return found_by(options); });
+    if (!found) return nullptr;
+    return std::shared_ptr<const Resume>(new Resume(std::move(*found), options.allow, consensus));
+}
+
+std::shared_ptr<const Resume> Resume::newest_of(const std::vector<std::string>& states, Consensus& consensus) {
+    auto found = read_by_all(consensus, [&] {
+        FoundState newest = newest_whole_of({states.begin(), states.end()});
+        if (!newest.state) throw CheckpointError(fmt::format("none of the run's training states can be read: {}", fmt::join(newest.passed_over, "; ")));
+        for (const std::string& passed : newest.passed_over) warn(fmt::format("passed over {}", passed));
+        return std::move(newest.state);
+    });
+    return std::shared_ptr<const Resume>(new Resume(std::move(*found), {}, consensus));
+}
+
+int Resume::saved_world_size() const { return state_.parts.at("configuration").values.value("world_size", 1); }
 
 void Resume::fail(const std::string& what) const { throw CheckpointError(fmt::format("{}: {}", state_.path.string(), what)); }
 
@@ -145,7 +184,7 @@ void Resume::require_same_run(const RunState& run) const {
     for (const std::string& part : own)
         if (!state_.parts.contains(part)) differences.push_back({part, fmt::format("{} is new, and has no saved state to go on with", part)});
     for (const auto& [part, state] : state_.parts)
-        if (std::ranges::find(own, part) == own.end()) differences.push_back({part, fmt::format("{} was saved, and is not in this run", part)});
+        if (!is_part_of_rank(part) && std::ranges::find(own, part) == own.end()) differences.push_back({part, fmt::format("{} was saved, and is not in this run", part)});
     for (Difference& difference : compare_configurations(state_.parts.at("configuration").values, configuration)) differences.push_back(std::move(difference));
     if (const auto cut = cut_epoch(configuration)) differences.push_back(*cut);
     std::vector<std::string> texts, names;
@@ -159,10 +198,15 @@ void Resume::require_same_run(const RunState& run) const {
 }
 
 void Resume::put_back_part(RunState& run, const std::string& part) const {
-    const auto found = state_.parts.find(part);
-    if (found == state_.parts.end()) return;
+    if (!state_.parts.contains(part)) return;
+    const int saved_size = saved_world_size();
+    if (part == "generators" && rank_ >= saved_size) return;  // this rank had none: it draws as a new one does
     try {
-        run.load(part, found->second);
+        const std::vector<SavedState> of_ranks = states_of_ranks(state_, part, saved_size);
+        if (saved_size == world_size_ || part == "generators")
+            run.load(part, of_ranks[static_cast<std::size_t>(rank_)]);
+        else
+            run.load_of_ranks(part, of_ranks);
     } catch (const std::exception& error) {
         fail(fmt::format("the part '{}' does not fit this run: {}", part, error.what()));
     }

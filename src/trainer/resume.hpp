@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <torchbus/checkpoint/training_state.hpp>
+#include <torchbus/checkpoint/states_of_ranks.hpp>
 #include <torchbus/run_config.hpp>
 
 #include "run_progress.hpp"
@@ -19,9 +19,11 @@ class Resume {
 public:
     /// Reads the state that the options name, and tells which were passed over, and why.
     /// Returns nothing where there is none and that is allowed. Throws: CheckpointError.
-    static std::shared_ptr<const Resume> find(const ResumeOptions& options);
+    /// Rank: a collective: what rank 0 finds is what all read.
+    static std::shared_ptr<const Resume> find(const ResumeOptions& options, Consensus& consensus);
     /// The newest of these states that can be read as a whole. Tells which were passed over. Throws: CheckpointError.
-    static std::shared_ptr<const Resume> newest_of(const std::vector<std::string>& states);
+    /// Rank: a collective, as find().
+    static std::shared_ptr<const Resume> newest_of(const std::vector<std::string>& states, Consensus& consensus);
 
     /// Where the run goes on. `batch_size` is that of the run to come, over all ranks.
     ResumePoint point(std::int64_t batch_size) const;
@@ -35,7 +37,9 @@ public:
     const std::filesystem::path& path() const { return state_.path; }
 
 private:
-    Resume(TrainingState state, std::vector<std::string> allowed) : state_(std::move(state)), allowed_(std::move(allowed)) {}
+    Resume(TrainingState state, std::vector<std::string> allowed, const Consensus& consensus)
+        : state_(std::move(state)), allowed_(std::move(allowed)), rank_(consensus.rank()), world_size_(consensus.world_size()) {}
+    int saved_world_size() const;
     void require_same_run(const RunState& run) const;
     void require_known_versions(const RunState& run) const;
     void tell_environment(const nlohmann::json& own) const;
@@ -47,6 +51,7 @@ private:
 
     TrainingState state_;
     std::vector<std::string> allowed_;
+    int rank_, world_size_;
 };
 
 }  // namespace torchbus

@@ -37,7 +37,9 @@ bool Run::begin_split(std::size_t index) {
 
 void Run::end_split(bool completed) {
     const Scope scope{Mode::Eval, parts_.plan.splits[split_index_].name, shown_view_};
-    parts_.bus.emit([&] { return EvalEpochEnd{position(), scope, eval_step_, eval_samples_, completed}; });
+    auto samples = static_cast<double>(eval_samples_);
+    parts_.consensus.sum(std::span(&samples, 1));
+    parts_.bus.emit([&] { return EvalEpochEnd{position(), scope, eval_step_, static_cast<std::int64_t>(samples), completed}; });
 }
 
 /// Leaves the evaluation as the training run left off.

@@ -66,6 +66,7 @@ void Run::start_step() {
     window_.total_weight = 0;
     for (Batch& batch : window_.batches) {
         window_.total_weight += batch.weight;
+        batch.over_ranks = {batch.valid, batch.tokens};
         batch.progress.measured = false;
     }
     renew_gradients_view();
@@ -157,8 +158,8 @@ void Run::forward_and_backward() {
     if (!std::exchange(batch.progress.counted, true))
         count([&](Counts& counts) {
             ++counts.micro_batch;
-            counts.samples += batch.samples;
-            counts.tokens += batch.tokens;
+            counts.samples += batch.over_ranks.samples;
+            counts.tokens += batch.over_ranks.tokens;
         });
     bus.emit([&] { return BackwardEnd{position(), micro_batch}; });
     loss_ = at::Tensor();  // not to be alive beside that of the next forward

@@ -6,6 +6,7 @@
 
 #include <torchbus/error.hpp>
 
+#include "gathered_outputs.hpp"
 #include "trainer_parts.hpp"
 
 namespace torchbus {
@@ -59,11 +60,8 @@ Metrics Trainer::evaluate(std::vector<EvalSplit> splits, EvaluateOptions options
     RunPlan plan;
     std::vector<std::unique_ptr<Loader>> loaders;
     if (splits.empty()) throw ConfigError("there is nothing to evaluate; give at least one split");
-    for (const EvalSplit& split : splits) {
-        LoaderOptions of_split = Parts::loader_options(options);
-        of_split.shard = parts_->consensus->shard();
-        parts_->plan_eval(plan, loaders, split, std::move(of_split));
-    }
+    for (const EvalSplit& split : splits)
+        parts_->plan_eval(plan, loaders, split, Parts::loader_options(options), options.dispatch ? Sharding::Dispatch : Sharding::Uneven);
     parts_->require_idle();
     for (const std::string& name : parts_->blackboard.names())
         if (name.starts_with("eval.")) parts_->blackboard.withdraw(name);  // those of another split or another time
@@ -79,7 +77,7 @@ at::Tensor Trainer::predict(const AnyDataset& dataset, EvaluateOptions options) 
     RunPlan plan;
     plan.splits.push_back({"predict", Mode::Predict});
     std::vector<std::unique_ptr<Loader>> loaders;
-    loaders.push_back(make_loader(dataset, Parts::loader_options(options)));
+    loaders.push_back(parts_->loader_of(dataset, Parts::loader_options(options), options.dispatch ? Sharding::Dispatch : Sharding::Uneven));
     std::vector<at::Tensor> outputs;
     Subscriber collector = parts_->bus.subscribe("prediction_outputs");
     const Connection connection = collector.observe<PredictStepEnd>(Stage::Observe, [&](const PredictStepEnd& event) {
@@ -89,10 +87,11 @@ at::Tensor Trainer::predict(const AnyDataset& dataset, EvaluateOptions options) 
     const RunResult result = parts_->finish();
     if (result.outcome != Outcome::Finished)
         throw StateError(fmt::format("the prediction was stopped by {} ({}); its outputs are not complete", result.requester, result.reason));
-    return torch::cat(outputs);
+    return gathered_outputs(outputs, *parts_->consensus);
 }
 
 State Trainer::state() const { return parts_->run ? parts_->run->state() : State::Ready; }
+Consensus& Trainer::consensus() const { return *parts_->consensus; }
 const Position& Trainer::position() const { return parts_->bus.moment().position; }
 const RunResult& Trainer::result() const { return parts_->result; }
 const RunHistory& Trainer::history() const { return parts_->history; }

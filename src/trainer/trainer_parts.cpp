@@ -106,7 +106,8 @@ void Trainer::Parts::name_slow_subscribers() const {
 }
 
 void Trainer::Parts::check_before_run(const RunPlan& plan) {
-    for (const Finding& finding : require_nothing_against(plan)) warn(finding.text);
+    for (const Finding& finding : require_nothing_against(plan))
+        if (consensus->rank() == 0) warn(finding.text);  // all ranks have found the same
 }
 
 std::vector<Finding> Trainer::Parts::require_nothing_against(const RunPlan& plan) {
@@ -172,7 +173,7 @@ void Trainer::Parts::begin(RunPlan plan, std::vector<std::unique_ptr<Loader>> lo
 }
 
 SavedRun Trainer::Parts::read_state(const std::vector<std::string>& folders) {
-    const auto saved = Resume::newest_of(folders);
+    const auto saved = Resume::newest_of(folders, *consensus);
     return {saved->point(data_configuration.at("batch_size").get<std::int64_t>() * consensus->world_size()), saved->path().string(), [this, saved] {
                 blackboard.clear();  // of what is given up
                 saved->put_back(run_state);
@@ -196,12 +197,22 @@ LoaderOptions Trainer::Parts::loader_options(const EvaluateOptions& options) {
     return {options.batch_size, {}, {}, false, 0, options.workers, options.prefetch, options.transform};
 }
 
-void Trainer::Parts::plan_eval(RunPlan& plan, std::vector<std::unique_ptr<Loader>>& loaders, const EvalSplit& split, LoaderOptions options) {
+std::unique_ptr<Loader> Trainer::Parts::loader_of(const AnyDataset& dataset, LoaderOptions options, Sharding sharding) {
+    if (sharding != Sharding::Dispatch) {
+        options.shard = consensus->shard();
+        options.shard.even = sharding == Sharding::Even;
+        return make_loader(dataset, std::move(options));
+    }
+    options.batch_size *= consensus->world_size();
+    return consensus->dispatch(consensus->rank() == 0 ? make_loader(dataset, std::move(options)) : nullptr);
+}
+
+void Trainer::Parts::plan_eval(RunPlan& plan, std::vector<std::unique_ptr<Loader>>& loaders, const EvalSplit& split, LoaderOptions options, Sharding sharding) {
     if (std::ranges::any_of(plan.splits, [&](const SplitPlan& known) { return known.name == split.name; }))
         throw ConfigError(fmt::format("two splits are called '{}'; give one of them another name", split.name));
     plan.splits.push_back({split.name, Mode::Eval});
     options.seed = seed.value_or(0);
-    loaders.push_back(make_loader(split.dataset, std::move(options)));
+    loaders.push_back(loader_of(split.dataset, std::move(options), sharding));
 }
 
 void Trainer::Parts::start_training(const AnyDataset& train, const AnyDataset& eval, TrainOptions options) {
@@ -209,7 +220,7 @@ void Trainer::Parts::start_training(const AnyDataset& train, const AnyDataset& e
     require_trainable();
     if (options.epochs < 1) throw ConfigError(fmt::format("epochs: {} is too few; give at least 1", options.epochs));
     require(!options.resume || options.reset_run_history, "give either `resume`, or reset_run_history = false, not both");
-    const std::shared_ptr<const Resume> resume = options.resume ? Resume::find(*options.resume) : nullptr;
+    const std::shared_ptr<const Resume> resume = options.resume ? Resume::find(*options.resume, *consensus) : nullptr;
     std::optional<ResumePoint> point = resume ? std::optional(resume->point(options.batch_size * consensus->world_size())) : std::nullopt;
     if (!options.reset_run_history) point = end_of_last_run();
     RunPlan plan;
@@ -220,11 +231,14 @@ void Trainer::Parts::start_training(const AnyDataset& train, const AnyDataset& e
     auto sampler = options.sampler;
     if (!sampler && train.with_length()) sampler = options.shuffle ? make_random_sampler() : make_sequential_sampler();  // a stream has its own
     std::vector<std::unique_ptr<Loader>> loaders;
-    loaders.push_back(make_loader(train, LoaderOptions{options.batch_size, consensus->shard(), std::move(sampler), options.drop_last,
-                                  plan.seed, options.workers, options.prefetch, options.transform}));
-    const LoaderOptions for_eval{options.eval_batch_size.value_or(options.batch_size), consensus->shard(), {}, false, 0, options.workers, options.prefetch, options.eval_transform};
-    if (eval) plan_eval(plan, loaders, {"eval", eval}, for_eval);
-    for (const EvalSplit& split : options.eval_splits) plan_eval(plan, loaders, split, for_eval);
+    loaders.push_back(loader_of(train, LoaderOptions{options.batch_size, {}, std::move(sampler), options.drop_last, plan.seed, options.workers, options.prefetch, options.transform},
+                                options.sharding));
+    const LoaderOptions for_eval{options.eval_batch_size.value_or(options.batch_size), {}, {}, false, 0, options.workers, options.prefetch, options.eval_transform};
+    const Sharding of_eval = options.sharding == Sharding::Dispatch ? Sharding::Dispatch : Sharding::Uneven;
+    // Where rank 0 reads for all, the others may have been given no dataset.
+    const bool evaluates = options.sharding == Sharding::Dispatch ? !consensus->broadcast(eval ? "it does" : "").empty() : static_cast<bool>(eval);
+    if (evaluates) plan_eval(plan, loaders, {"eval", eval}, for_eval, of_eval);
+    for (const EvalSplit& split : options.eval_splits) plan_eval(plan, loaders, split, for_eval, of_eval);
     data_configuration = {{"batch_size", options.batch_size}, {"drop_last", options.drop_last}, {"order", options.sampler ? "sampler" : options.shuffle ? "shuffled" : "as it is"},
                           {"seed", plan.seed}, {"batches", loaders.front()->batches() ? nlohmann::json(*loaders.front()->batches()) : nlohmann::json()}};
     if (options.reset_run_history) {

@@ -54,7 +54,9 @@ struct Trainer::Parts {
     bool advance();
     RunResult finish();
     static LoaderOptions loader_options(const EvaluateOptions& options);
-    void plan_eval(RunPlan& plan, std::vector<std::unique_ptr<Loader>>& loaders, const EvalSplit& split, LoaderOptions options);
+    void plan_eval(RunPlan& plan, std::vector<std::unique_ptr<Loader>>& loaders, const EvalSplit& split, LoaderOptions options, Sharding sharding);
+    /// This rank's part of a dataset.
+    std::unique_ptr<Loader> loader_of(const AnyDataset& dataset, LoaderOptions options, Sharding sharding);
     void start_training(const AnyDataset& train, const AnyDataset& eval, TrainOptions options);
     /// For a run that goes on with the next epoch where the last one ended. Callbacks are to keep their state.
     ResumePoint end_of_last_run();

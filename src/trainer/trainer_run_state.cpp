@@ -112,6 +112,11 @@ SavedState TrainerRunState::save(std::string_view part) const {
     throw StateError(fmt::format("a run has no part '{}' that could be saved", part));
 }
 
+void TrainerRunState::load_of_ranks(std::string_view part, const std::vector<SavedState>& states) {
+    if (Callback* callback = callback_of(part)) return callback->load_states_of_ranks(states);
+    load(part, states.front());
+}
+
 void TrainerRunState::load(std::string_view part, const SavedState& state) {
     if (part == "model") return load_weights(sources_.model, state);
     if (const Update* update = update_of(part)) return load_optimizer(*update->optimizer, sources_.model->named_parameters(), state);

@@ -37,6 +37,7 @@ public:
     bool is_resumable() const override { return sources_.is_resumable(); }
     SavedState save(std::string_view part) const override;
     void load(std::string_view part, const SavedState& state) override;
+    void load_of_ranks(std::string_view part, const std::vector<SavedState>& states) override;
 
 private:
     Update* update_of(std::string_view part) const;

@@ -103,7 +103,7 @@ TEST_CASE("every mistake in a run file is named with its path", "[composition][e
     CHECK(error_with("/model/hidden/0", 0) == "run.json: model.hidden[0]: 0 is out of range; give a number of at least 1");
     CHECK(error_with("/optimizer/kind", "sdg") == "run.json: optimizer.kind: 'sdg' is not known; did you mean 'sgd'? (expected one of sgd, adam, adamw, adagrad)");
     CHECK(error_with("/optimizer/learning_rate", -0.1) == "run.json: optimizer.learning_rate: -0.1 is out of range; give a number of at least 0");
-    CHECK(error_with("/schedule/kind", "cosin") == "run.json: schedule.kind: 'cosin' is not known; did you mean 'cosine'? (expected one of constant, cosine, exponential, linear, multi_step, one_cycle, polynomial, sequence, step, warmup_stable_decay)");
+    CHECK(error_with("/schedule/kind", "cosin") == "run.json: schedule.kind: 'cosin' is not known; did you mean 'cosine'? (expected one of constant, cosine, deepspeed, exponential, linear, multi_step, one_cycle, polynomial, sequence, step, warmup_stable_decay)");
     CHECK(error_with("/train/epochs", 0) == "run.json: train.epochs: 0 is out of range; give a number of at least 1");
     CHECK(error_with("/train/epochs", 1.5) == "run.json: train.epochs: 1.5 is a number; expected an integer");
     CHECK(error_with("/train/batch_size", 0) == "run.json: train.batch_size: 0 is out of range; give a number of at least 1");

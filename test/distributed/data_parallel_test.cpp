@@ -1,22 +1,24 @@
 // Ranks as threads of this process: every one trains on its part, and all make the update of one process on the whole.
-#include <exception>
 #include <functional>
 #include <map>
 #include <mutex>
-#include <thread>
 
 #include <torchbus/callbacks/data_parallel.hpp>
+#include <torchbus/callbacks/freeze.hpp>
 #include <torchbus/callbacks/gradient_accumulation.hpp>
 #include <torchbus/callbacks/gradient_clipping.hpp>
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/mixed_precision.hpp>
 #include <torchbus/callbacks/model_ema.hpp>
 #include <torchbus/callbacks/nan_policy.hpp>
+#include <torchbus/callbacks/sync_batch_norm.hpp>
+#include <torchbus/callbacks/zero_redundancy.hpp>
+#include <torchbus/distributed/batch_norm_over_ranks.hpp>
 #include <torchbus/optim/optimizers.hpp>
 
 #include "support/callback_of.hpp"
 #include "support/catch.hpp"
-#include "support/free_port.hpp"
+#include "support/ranks_as_threads.hpp"
 #include "support/toy.hpp"
 
 using namespace torchbus;
@@ -25,92 +27,209 @@ using namespace torchbus::test;
 namespace {
 
 struct Trained {
-    std::vector<at::Tensor> parameters;
+    std::vector<at::Tensor> weights;  ///< parameters and buffers
     std::vector<std::vector<at::Tensor>> after_step;
     std::map<std::string, double> metrics;
     RunResult result;
-    std::int64_t step = 0;
+    Position position;
+    std::int64_t evaluated = 0;  ///< samples of the last evaluation
+    int with_state = 0;          ///< parameters that the optimizer keeps a state of
 };
 
-using More = std::function<std::vector<ComposedCallback>(int rank)>;
+/// The callbacks of a rank beside data_parallel and metrics; without a world it is one process.
+using More = std::function<std::vector<ComposedCallback>(const std::shared_ptr<World>& world)>;
+std::vector<ComposedCallback> nothing(const std::shared_ptr<World>&) { return {}; }
 
-/// 12 samples of 26 an update and rank's part of them; `more` makes what else is composed.
-Trained train(int rank, int size, std::shared_ptr<World> world, const More& more, const AnyDataset& data, GradientReducerOptions gradients) {
+struct Setup {
+    More more = nothing;
+    AnyDataset data = toy_data(26);
+    GradientReducerOptions gradients = {};
+    std::function<torch::nn::Sequential(std::uint64_t seed)> make_model = toy_model;
+    TrainOptions options = {};
+};
+
+/// Without a bias before the batch norm, whose gradient is nothing but rounding errors, which AdamW makes as large as any.
+torch::nn::Sequential normalized_model(std::uint64_t seed) {
+    torch::manual_seed(seed);
+    return torch::nn::Sequential(torch::nn::Linear(torch::nn::LinearOptions(6, 8).bias(false)), torch::nn::BatchNorm1d(8), torch::nn::ReLU(), torch::nn::Linear(8, 3));
+}
+
+/// 12 samples an update, or rank's part of them.
+Trained train(const Setup& setup, const std::shared_ptr<World>& world) {
+    const int rank = world ? world->rank() : 0, size = world ? world->size() : 1;
     static std::mutex drawing;  // weights are drawn from a generator of all threads
     std::unique_lock lock(drawing);
-    auto model = toy_model(static_cast<std::uint64_t>(rank + 1));  // another one on each rank: rank 0's counts
+    auto model = setup.make_model(static_cast<std::uint64_t>(rank + 1));  // another one on each rank: rank 0's counts
     lock.unlock();
     Trained trained;
-    std::vector<ComposedCallback> callbacks = more(rank);
+    const auto weights = [&] {
+        std::vector<at::Tensor> all = model->parameters();
+        for (const at::Tensor& buffer : model->buffers()) all.push_back(buffer);
+        return copies_of(all);
+    };
+    std::vector<ComposedCallback> callbacks = setup.more(world);
     callbacks.emplace_back(make_metrics({.accuracy = true}));
-    if (world) callbacks.emplace_back(make_data_parallel({.world = world, .gradients = gradients}));
+    if (world) callbacks.emplace_back(make_data_parallel({.world = world, .gradients = setup.gradients}));
     callbacks.push_back(callback_of("tap", [&](Attachment& run, Connections& connections) {
-        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd&) { trained.after_step.push_back(copies_of(model->parameters())); });
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd&) { trained.after_step.push_back(weights()); });
+        connections += run.bus.observe<EvalEpochEnd>(Stage::Observe, [&](const EvalEpochEnd& event) { trained.evaluated = event.samples; });
     }));
-    Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_adamw(model->parameters(), {.learning_rate = 0.02}), .callbacks = std::move(callbacks), .handle_signals = false});
-    trained.result = trainer.train(data, toy_data(10, 3), {.epochs = 2, .batch_size = 12 / size});
-    trained.parameters = copies_of(model->parameters());
+    auto optimizer = make_adamw(model->parameters(), {.learning_rate = 0.02});
+    Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = optimizer, .callbacks = std::move(callbacks), .handle_signals = false});
+    TrainOptions options = setup.options;
+    options.epochs = 2;
+    options.batch_size = 12 / size;
+    trained.result = trainer.train(setup.data, toy_data(10, 3), options);
+    trained.weights = weights();
+    trained.with_state = static_cast<int>(optimizer->state().size());
     if (!trainer.history().epochs().empty()) trained.metrics = {trainer.history().epochs().back().metrics.begin(), trainer.history().epochs().back().metrics.end()};
-    trained.step = trainer.position().step;
+    trained.position = trainer.position();
     return trained;
 }
 
-std::vector<Trained> train_on(int size, const More& more, const AnyDataset& data = toy_data(26), GradientReducerOptions gradients = {}) {
-    std::vector<Trained> trained(static_cast<std::size_t>(size));
-    std::vector<std::exception_ptr> failures(trained.size());
-    std::vector<std::thread> threads;
-    const int port = free_port();
-    for (int rank = 0; rank < size; ++rank)
-        threads.emplace_back([&, rank] {
-            const auto place = static_cast<std::size_t>(rank);
-            try {
-                Ranks ranks;
-                ranks.rank = ranks.local_rank = rank;
-                ranks.world_size = ranks.local_world_size = size;
-                ranks.master_port = port;
-                trained[place] = train(rank, size, World::join(ranks, {.timeout = std::chrono::seconds(20)}), more, data, gradients);
-            } catch (...) {
-                failures[place] = std::current_exception();
-            }
-        });
-    for (std::thread& thread : threads) thread.join();
-    for (const std::exception_ptr& failure : failures)
-        if (failure) std::rethrow_exception(failure);
-    return trained;
+std::vector<Trained> train_on(int size, const Setup& setup) {
+    return on_ranks<Trained>(size, [&](const std::shared_ptr<World>& world) { return train(setup, world); });
 }
-
-std::vector<ComposedCallback> nothing(int) { return {}; }
 
 }  // namespace
 
 TEST_CASE("ranks make the same updates, which are those of one process on the whole batch", "[distributed][data_parallel]") {
     struct Case {
         const char* name;
-        More more;
+        Setup setup;
         double tolerance = 1e-6;
-        GradientReducerOptions gradients = {};
     };
+    using Callbacks = std::vector<ComposedCallback>;
+    const auto with = [](More more) { return Setup{.more = std::move(more)}; };
+    const auto synchronized = [](const std::shared_ptr<World>& world) { return world ? Callbacks{make_sync_batch_norm({.world = world})} : Callbacks{}; };
+    const auto divided = [](const std::shared_ptr<World>& world) { return world ? Callbacks{make_zero_redundancy({.world = world}), make_gradient_clipping({.max_norm = 0.1})} : Callbacks{make_gradient_clipping({.max_norm = 0.1})}; };
     const std::vector<Case> cases = {
-        {"plain", nothing},
-        {"accumulation and clipping", [](int) -> std::vector<ComposedCallback> { return {make_gradient_accumulation({2}), make_gradient_clipping({.max_norm = 0.1})}; }},
-        {"average of weights", [](int) -> std::vector<ComposedCallback> { return {make_model_ema({.decay = 0.8})}; }},
-        {"buckets of one parameter", nothing, 1e-6, {.bucket_mib = 1e-6, .first_bucket_mib = 1e-6}},
-        {"bf16 on the way", nothing, 2e-2, {.bf16 = true}},
-        {"unused looked for", nothing, 1e-6, {.find_unused = true}},
+        {"plain", {}},
+        {"accumulation and clipping", with([](const auto&) -> Callbacks { return {make_gradient_accumulation({2}), make_gradient_clipping({.max_norm = 0.1})}; })},
+        {"average of weights", with([](const auto&) -> Callbacks { return {make_model_ema({.decay = 0.8})}; })},
+        {"layers unfrozen later", with([](const auto&) -> Callbacks { return {make_freeze({.groups = {{.names = {"0.*"}, .unfreeze_at = Interval{1, Interval::Unit::Epoch}}}})}; })},
+        {"buckets of one parameter", {.gradients = {.bucket_mib = 1e-6, .first_bucket_mib = 1e-6}}},
+        {"bf16 on the way", {.gradients = {.bf16 = true}}, 2e-2},
+        {"unused looked for", {.gradients = {.find_unused = true}}},
+        {"the optimizer's state divided, with clipping", with(divided)},
+        {"batch norm over ranks", {.more = synchronized, .make_model = normalized_model}, 1e-5},
+        {"data sent by rank 0", {.options = {.sharding = Sharding::Dispatch}}},
     };
     for (const Case& one : cases) {
-        const Trained alone = train(0, 1, nullptr, one.more, toy_data(26), {});
+        const Trained alone = train(one.setup, nullptr);
         for (int size = 1; size <= 4; ++size) {
             INFO(one.name << ", " << size << " ranks");
-            const std::vector<Trained> ranks = train_on(size, one.more, toy_data(26), one.gradients);
+            const std::vector<Trained> ranks = train_on(size, one.setup);
             for (const Trained& rank : ranks) {
                 REQUIRE(rank.after_step.size() == alone.after_step.size());
                 for (std::size_t step = 0; step < rank.after_step.size(); ++step) CHECK(equal_bits(rank.after_step[step], ranks[0].after_step[step]));
-                CHECK(relative_difference(rank.parameters, alone.parameters) <= one.tolerance);
+                CHECK(relative_difference(rank.weights, alone.weights) <= one.tolerance);
                 REQUIRE(rank.metrics.size() == alone.metrics.size());
                 for (const auto& [name, value] : alone.metrics) CHECK(rank.metrics.at(name) == Approx(value).epsilon(one.tolerance));
+                CHECK(rank.position == alone.position);  // samples are those of all ranks
+                CHECK(rank.evaluated == 10);
             }
         }
+    }
+}
+
+TEST_CASE("a state divided among ranks is kept once, and updates have the bits of one that is not", "[distributed][zero_redundancy]") {
+    const auto divided = [](const std::shared_ptr<World>& world) -> std::vector<ComposedCallback> { return {make_zero_redundancy({.world = world})}; };
+    for (int size = 1; size <= 4; ++size) {
+        const std::vector<Trained> whole = train_on(size, {}), ranks = train_on(size, {.more = divided});
+        int with_state = 0;
+        for (const Trained& rank : ranks) {
+            CHECK(rank.after_step.size() == whole[0].after_step.size());
+            for (std::size_t step = 0; step < rank.after_step.size(); ++step) CHECK(equal_bits(rank.after_step[step], whole[0].after_step[step]));
+            with_state += rank.with_state;
+        }
+        CHECK(with_state == 4);
+        CHECK(whole[0].with_state == 4);
+        if (size == 4) CHECK(ranks[0].with_state == 1);
+    }
+}
+
+TEST_CASE("buffers of all ranks are those of rank 0 after every step", "[distributed][data_parallel]") {
+    const std::vector<Trained> ranks = train_on(3, {.data = toy_data(24), .make_model = normalized_model});
+    for (const Trained& rank : ranks)
+        for (std::size_t step = 0; step < rank.after_step.size(); ++step) CHECK(equal_bits(rank.after_step[step], ranks[0].after_step[step]));
+}
+
+TEST_CASE("batch norm over ranks leaves instance norm, evaluation, and what is outside of a forward as they are", "[distributed][sync_batch_norm]") {
+    const auto outputs = on_ranks<std::vector<at::Tensor>>(2, [](const std::shared_ptr<World>& world) {
+        torch::nn::BatchNorm2d norm(torch::nn::BatchNorm2dOptions(3).momentum(0.3));
+        auto generator = at::make_generator<at::CPUGeneratorImpl>(7);
+        const at::Tensor whole = torch::randn({5, 3, 2, 2}, generator, at::TensorOptions());
+        const at::Tensor own = world->rank() == 0 ? whole.narrow(0, 0, 2) : whole.narrow(0, 2, 3);
+        std::vector<at::Tensor> found;
+        {
+            const BatchNormOverRanks over_ranks(world, {own.size(0), own.size(0)});
+            found.push_back(norm(own).detach());
+            found.push_back(torch::instance_norm(own, {}, {}, {}, {}, true, 0.1, 1e-5, false));
+            norm->eval();
+            found.push_back(norm(own).detach());
+            norm->train();
+        }
+        found.push_back(norm(own).detach());
+        return found;
+    });
+    torch::nn::BatchNorm2d norm(torch::nn::BatchNorm2dOptions(3).momentum(0.3));
+    auto generator = at::make_generator<at::CPUGeneratorImpl>(7);
+    const at::Tensor whole = torch::randn({5, 3, 2, 2}, generator, at::TensorOptions());
+    const auto together = [&](std::size_t place) { return torch::cat({outputs[0][place], outputs[1][place]}); };
+    CHECK(torch::allclose(together(0), norm(whole).detach(), 1e-5, 1e-6));
+    CHECK(torch::allclose(together(1), torch::instance_norm(whole, {}, {}, {}, {}, true, 0.1, 1e-5, false), 1e-5, 1e-6));
+    norm->eval();
+    CHECK(torch::allclose(together(2), norm(whole).detach(), 1e-5, 1e-6));  // of the same running statistics
+    norm->train();
+    CHECK(torch::allclose(outputs[0][3], norm(whole.narrow(0, 0, 2)).detach(), 1e-5, 1e-6));
+}
+
+TEST_CASE("the order of the data is the same however ranks share it", "[distributed][data_parallel]") {
+    // Of the last batch, of two samples, the third rank has none of its own.
+    std::map<Sharding, std::vector<std::vector<std::int64_t>>> of_ranks;
+    for (const Sharding sharding : {Sharding::Uneven, Sharding::Even, Sharding::Dispatch}) {
+        const auto found = on_ranks<std::vector<std::vector<std::int64_t>>>(3, [&](const std::shared_ptr<World>& world) {
+            std::vector<std::vector<std::int64_t>> batches;
+            auto model = toy_model();
+            Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}),
+                             .callbacks = {make_data_parallel({.world = world}), callback_of("tap", [&](Attachment& run, Connections& connections) {
+                                               connections += run.bus.observe<ForwardEnd>(Stage::Observe, [&](const ForwardEnd& event) {
+                                                   batches.push_back(event.batch.indices);
+                                                   batches.back().push_back(-event.batch.valid);
+                                               });
+                                           })}, .seed = 4, .handle_signals = false});
+            const AnyDataset data = sharding == Sharding::Dispatch && world->rank() > 0 ? AnyDataset() : AnyDataset(toy_data(14));
+            trainer.train(data, {.batch_size = 4, .sharding = sharding});
+            return batches;
+        });
+        for (const auto& of_rank : found) of_ranks[sharding].insert(of_ranks[sharding].end(), of_rank.begin(), of_rank.end());
+    }
+    CHECK(of_ranks[Sharding::Dispatch] == of_ranks[Sharding::Uneven]);
+    const auto& even = of_ranks[Sharding::Even];
+    const auto& uneven = of_ranks[Sharding::Uneven];
+    REQUIRE(even.size() == 6);
+    CHECK(even[0] == uneven[0]);
+    CHECK(even[1].size() == 2);  // one sample, and how many are valid
+    CHECK(even[1].back() == -1);
+    CHECK(even[5].front() == even[0].front());  // filled up from the beginning of the epoch
+    CHECK(even[5].back() == 0);
+    CHECK(uneven[5].back() == 0);
+}
+
+TEST_CASE("predictions of all ranks are in the order of the data, on each of them", "[distributed][data_parallel]") {
+    auto alone = toy_model();
+    const at::Tensor expected = Trainer({.model = alone, .handle_signals = false}).predict(toy_data(14), {.batch_size = 4});
+    for (const bool dispatch : {false, true}) {
+        const auto found = on_ranks<at::Tensor>(3, [&](const std::shared_ptr<World>& world) {
+            static std::mutex drawing;
+            std::unique_lock lock(drawing);
+            auto model = toy_model();
+            lock.unlock();
+            Trainer trainer({.model = model, .callbacks = {make_data_parallel({.world = world})}, .handle_signals = false});
+            return trainer.predict(toy_data(14), {.batch_size = 2, .dispatch = dispatch});
+        });
+        for (const at::Tensor& outputs : found) CHECK(torch::allclose(outputs, expected, 1e-6, 1e-7));
     }
 }
 
@@ -119,27 +238,27 @@ TEST_CASE("an update that one rank cannot make is skipped by all", "[distributed
     at::Tensor inputs = clean->inputs().clone();
     inputs[5][0] = std::numeric_limits<float>::quiet_NaN();
     const auto data = std::make_shared<TensorDataset>(inputs, clean->targets());
-    const std::vector<Trained> ranks = train_on(3, [](int) -> std::vector<ComposedCallback> { return {make_nan_policy()}; }, data);
+    const std::vector<Trained> ranks = train_on(3, {.more = [](const auto&) -> std::vector<ComposedCallback> { return {make_nan_policy()}; }, .data = data});
     for (const Trained& rank : ranks) {
-        CHECK(rank.step == 4);  // of six, as the sample comes by in both epochs
-        CHECK(equal_bits(rank.parameters, ranks[0].parameters));
-        CHECK(rank.parameters.front().isfinite().all().item<bool>());
+        CHECK(rank.position.step == 4);  // of six, as the sample comes by in both epochs
+        CHECK(equal_bits(rank.weights, ranks[0].weights));
+        CHECK(rank.weights.front().isfinite().all().item<bool>());
     }
 }
 
 TEST_CASE("what one rank asks for ends all of them at the same step", "[distributed][data_parallel]") {
     for (int asking = 0; asking < 3; ++asking) {
-        const std::vector<Trained> ranks = train_on(3, [asking](int rank) -> std::vector<ComposedCallback> {
+        const std::vector<Trained> ranks = train_on(3, {.more = [asking](const std::shared_ptr<World>& world) -> std::vector<ComposedCallback> {
             return {callback_of("asker", [=](Attachment& run, Connections& connections) {
                 connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [=, &run](const TrainStepEnd& event) {
-                    if (rank == asking && event.position.step == 1) run.asker.ask(Decision::StopRun, "enough");
+                    if (world->rank() == asking && event.position.step == 1) run.asker.ask(Decision::StopRun, "enough");
                 });
             })};
-        });
+        }});
         for (const Trained& rank : ranks) {
             CHECK(rank.result.outcome == Outcome::Stopped);
             CHECK(rank.result.requester == "asker");
-            CHECK(rank.step == 2);  // the exchange overlaps with a step
+            CHECK(rank.position.step == 2);  // the exchange overlaps with a step
         }
     }
 }

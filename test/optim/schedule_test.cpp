@@ -175,7 +175,7 @@ TEST_CASE("schedules are read from JSON, with the path in every error", "[optim]
         moment.length.epochs = 1;
         CHECK(std::isfinite(from({{"kind", kind}})(moment)));
     }
-    CHECK_THROWS_WITH(from({{"kind", "cosin"}}), "run.json: schedule.kind: 'cosin' is not known; did you mean 'cosine'? (expected one of constant, cosine, "
+    CHECK_THROWS_WITH(from({{"kind", "cosin"}}), "run.json: schedule.kind: 'cosin' is not known; did you mean 'cosine'? (expected one of constant, cosine, deepspeed, "
                                                  "exponential, linear, multi_step, one_cycle, polynomial, sequence, step, warmup_stable_decay)");
     CHECK_THROWS_WITH(from({{"kind", "cosine"}, {"warmup", "1year"}}),
                       "run.json: schedule.warmup: '1year' is not an interval; give a number and a unit out of step, attempt, micro_batch, epoch, sample, token, "

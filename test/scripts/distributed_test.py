@@ -221,7 +221,9 @@ class Launched(InFolder):
 
     def test_a_rank_that_is_killed_costs_no_step(self):
         run = run_file()
-        run["callbacks"] = [callback for callback in run["callbacks"] if callback["kind"] != "fingerprint"] + [{"kind": "save_training_state", "folder": "states", "every": "2step"}]
+        run["model"]["dropout"] = 0.2  # each rank draws its own
+        run["callbacks"] = [callback for callback in run["callbacks"] if callback["kind"] != "fingerprint"] + [
+            {"kind": "zero_redundancy"}, {"kind": "classification_metrics"}, {"kind": "save_training_state", "folder": "states", "every": "2step"}]
         (self.folder / "run.json").write_text(json.dumps(run))
         train = (PROGRAM, "train", "run.json", "--set", "train.batch_size=12", "--set", "train.epochs=40", "--resume", "auto")
         code, _, err = self.launched("--nproc-per-node", 2, "--", *train)
@@ -233,10 +235,31 @@ class Launched(InFolder):
         code, _, err = self.launched("--nproc-per-node", 2, "--max-restarts", 1, "--", "sh", "-c", dies, "sh", *train)
         self.assertEqual(code, 0, err)
         self.assertIn("restart 1 of 1", err)
-        for own, of_whole in zip(json.loads((self.folder / "out/history.json").read_text()), whole, strict=True):
-            for name in ("eval.loss", "eval.accuracy"):  # what the second rank had counted of the epoch under way is not saved
-                self.assertEqual(own["metrics"][name], of_whole["metrics"][name])
+        self.assertEqual(json.loads((self.folder / "out/history.json").read_text()), whole)
         self.assertEqual((self.folder / "out/model.safetensors").read_bytes(), weights)
+
+    def test_a_run_goes_on_with_another_number_of_ranks(self):
+        run = run_file()
+        run["callbacks"] = [callback for callback in run["callbacks"] if callback["kind"] not in ("fingerprint", "data_parallel")] + [
+            {"kind": "data_parallel"}, {"kind": "zero_redundancy"}, {"kind": "classification_metrics"}, {"kind": "save_training_state", "folder": "states", "every": "1step", "keep": 0}]
+        (self.folder / "run.json").write_text(json.dumps(run))
+        histories = {}
+        for size, resume in ((2, ()), (1, ("--resume", "states/step_4")), (3, ("--resume", "states/step_4")), (2, ("--resume", "states/step_4"))):
+            train = (PROGRAM, "train", "run.json", "--set", f"train.batch_size={24 // size}", "--set", "train.epochs=2", *resume)
+            if resume and size != 2:
+                code, _, err = self.launched("--nproc-per-node", size, "--", *train)
+                self.assertEqual(code, 1, err)
+                self.assertIn(f"world_size was 2, is {size}", err)
+                train += ("--allow", "world_size", "--allow", "batch_size")
+            code, _, err = self.launched("--nproc-per-node", size, "--", *train)
+            self.assertEqual(code, 0, err)
+            histories[size, bool(resume)] = json.loads((self.folder / "out/history.json").read_text())
+        whole = histories.pop((2, False))
+        self.assertEqual(histories[2, True], whole)
+        for (size, _), history in histories.items():
+            for own, of_whole in zip(history, whole, strict=True):
+                for name, value in of_whole["metrics"].items():  # those of the epoch under way count what was seen before
+                    self.assertAlmostEqual(own["metrics"][name] / value, 1, delta=2e-6, msg=f"{name} of {size} ranks")
 
     def test_signals_are_passed_on(self):
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -41,11 +41,11 @@ for source in examples/[0-9]*.cpp; do
     grep -q "check $name" "$0" || { echo "$name has no check in $0"; failed=1; }
 done
 
-# The two on MNIST need its files; a short run does here.
+# Those on MNIST need its files; a short run does here.
 if ! "$build/src/cli/torchbus" data fetch mnist >"$scratch/fetch" 2>&1; then
     ((failed == 0)) || exit 1
     cat "$scratch/fetch"
-    echo "the MNIST files could not be fetched: examples 04, 05 and 14 were not run"
+    echo "the MNIST files could not be fetched: examples 04, 05 and 14 to 17 were not run"
     exit 77
 fi
 export TORCHBUS_LIMIT_BATCHES=200
@@ -61,4 +61,15 @@ data_parallel() {
         "$build/src/cli/torchbus" evaluate examples/05_mnist.json --weights "$scratch/parallel/model.safetensors" | tr -d '\n '
 }
 check 14_data_parallel '"eval.accuracy":0.9[0-9]+' data_parallel
+on_two_ranks() {  # on_two_ranks NAME LAUNCH-OPTION... -- TRAIN-OPTION...
+    local name=$1 launch=()
+    shift
+    while [[ $1 != -- ]]; do launch+=("$1"); shift; done
+    shift
+    OMP_NUM_THREADS=1 "$build/src/cli/torchbus" launch "${launch[@]}" -- "$build/src/cli/torchbus" train "examples/$name.json" --set "output=$scratch/$name" --set train.epochs=1 "$@" &&
+        "$build/src/cli/torchbus" evaluate examples/05_mnist.json --weights "$scratch/$name/model.safetensors" | tr -d '\n '
+}
+check 15_zero '"eval.accuracy":0.9[0-9]+' on_two_ranks 15_zero --nproc-per-node 2 -- --set "callbacks[5].folder=$scratch/zero/checkpoints"
+check 16_accelerate '"eval.accuracy":0.9[0-9]+' on_two_ranks 16_accelerate --config examples/16_accelerate.yaml --
+check 17_deepspeed '"eval.accuracy":0.[89][0-9]+' on_two_ranks 17_deepspeed --nproc-per-node 2 --
 exit "$failed"

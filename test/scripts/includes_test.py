@@ -18,8 +18,9 @@ FLOORS = [
     {"bus": "filter event_type delivery subscriber bus"},
     {"state_machine": "state_machine"},
     {"callback": "declaration run_state callback function_callback"},
-    {"data": "data", "optim": "optim", "models": "models", "checkpoint": "checkpoint", "distributed": "distributed",
+    {"data": "data", "optim": "optim", "models": "models", "checkpoint": "checkpoint",
      "stream": "stream", "metrics": "metrics"},
+    {"distributed": "distributed"},  # sends batches and states
     {"callbacks": "callbacks", "arrangement": "arrangement"},
     {"trainer": "trainer run_config run_history signals"},
     {"composition": "composition composition_schema plugin link"},

@@ -28,6 +28,22 @@ RequestSet FakeWorld::exchange(int rank, RequestSet local) {
     return agreed;
 }
 
+std::vector<std::string> FakeWorld::gather(int rank, std::string own) {
+    texts_[static_cast<std::size_t>(rank)] = own;
+    barrier_.arrive_and_wait();
+    const std::vector<std::string> all = rank == 0 ? texts_ : std::vector{std::move(own)};
+    barrier_.arrive_and_wait();
+    return all;
+}
+
+std::string FakeWorld::broadcast(int rank, std::string own) {
+    if (rank == 0) texts_[0] = std::move(own);
+    barrier_.arrive_and_wait();
+    const std::string text = texts_[0];
+    barrier_.arrive_and_wait();
+    return text;
+}
+
 void FakeWorld::sum(int rank, std::vector<at::Tensor> tensors) {
     auto& mine = gradients_[static_cast<std::size_t>(rank)];
     mine.clear();
@@ -47,6 +63,8 @@ public:
     FakeConsensus(FakeWorld& world, int rank) : world_(world), rank_(rank) {}
     RequestSet exchange(RequestSet local, Agreement) override { return world_.exchange(rank_, std::move(local)); }
     void sum(std::span<double> values) override { world_.sum(rank_, values); }
+    std::vector<std::string> gather(std::string own) override { return world_.gather(rank_, std::move(own)); }
+    std::string broadcast(std::string own) override { return world_.broadcast(rank_, std::move(own)); }
     int rank() const override { return rank_; }
     int world_size() const override { return world_.size(); }
 

@@ -13,11 +13,13 @@ struct DataParallelOptions {
     /// nothing is done.
     std::shared_ptr<World> world = {};
     GradientReducerOptions gradients = {};
+    bool share_buffers = true;  ///< rank 0's buffers go to all ranks after every window, so that models stay equal
     WorldOptions waiting = {};  ///< where no world is given
 };
 
-/// Sends rank 0's parameters and buffers to all at the start, sums window weights before a step, and gradients over ranks in
-/// the last backward of its window: an update is that of one process on the whole batch. Brings the run's Consensus.
+/// Sends rank 0's parameters and buffers to all at the start, sums window weights and what is counted before a step, and
+/// gradients over ranks in the last backward of its window: an update is that of one process on the whole batch. Random
+/// generators of the other ranks begin elsewhere than rank 0's. Brings the run's Consensus.
 /// Throws: DistributedError where the world cannot be joined; ConfigError for a size that is not positive.
 std::unique_ptr<Callback> make_data_parallel(DataParallelOptions options = {});
 

@@ -15,7 +15,7 @@ namespace torchbus {
 
 struct LoaderOptions {
     std::int64_t batch_size = 32;                ///< samples, of each shard
-    Shard shard = {};                            ///< of every batch of shard.count × batch_size samples; a rest is divided as evenly as can be
+    Shard shard = {};                            ///< of every batch of shard.count × batch_size samples
     std::shared_ptr<Sampler> sampler = {};       ///< default: sequential
     bool drop_last = false;                      ///< leave out a last batch that is not full
     std::uint64_t seed = 0;

@@ -2,6 +2,7 @@
 /// The processes that train together: where they meet, and what they tell each other.
 
 #include <chrono>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -29,6 +30,9 @@ public:
     /// Throws: DistributedError naming the address and the time waited; the ranks that are missing, that came twice, or that
     /// expect a world of another size; a port that is taken.
     static std::shared_ptr<World> join(const Ranks& ranks, const WorldOptions& options = {});
+    /// The one that the environment describes, joined by the first who asks in this process and shared with the next; null
+    /// where it describes none. Throws: as join(); ConfigError for variables that make no sense.
+    static std::shared_ptr<World> of_environment(const WorldOptions& options = {});
     ~World();
     World(const World&) = delete;
     World& operator=(const World&) = delete;
@@ -46,6 +50,13 @@ public:
     std::vector<at::Tensor> gather(const at::Tensor& tensor);
     std::vector<std::string> gather(std::string_view text);
     void barrier();
+
+    /// Sections of a program that not all ranks need: only on rank 0, or on one rank of each node. No collective.
+    void on_first(const std::function<void()>& section) const;
+    void on_first_of_node(const std::function<void()>& section) const;
+    /// On rank 0, and when it is done on all the others: data that is to be fetched once. A collective.
+    /// Throws: what the section throws; on the others a DistributedError where rank 0's has failed.
+    void first_then_others(const std::function<void()>& section);
 
     /// Decisions of all ranks: those asked for at one step are taken by all before the next one but one, and the exchange
     /// overlaps with the step between; at the end of epochs and evaluations at once.
