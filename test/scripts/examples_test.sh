@@ -70,6 +70,6 @@ on_two_ranks() {  # on_two_ranks NAME LAUNCH-OPTION... -- TRAIN-OPTION...
         "$build/src/cli/torchbus" evaluate examples/05_mnist.json --weights "$scratch/$name/model.safetensors" | tr -d '\n '
 }
 check 15_zero '"eval.accuracy":0.9[0-9]+' on_two_ranks 15_zero --nproc-per-node 2 -- --set "callbacks[5].folder=$scratch/zero/checkpoints"
-check 16_accelerate '"eval.accuracy":0.9[0-9]+' on_two_ranks 16_accelerate --config examples/16_accelerate.yaml --
+check 16_accelerate '"eval.accuracy":0.9[0-9]+' on_two_ranks 16_accelerate --config examples/configurations/accelerate.yaml --
 check 17_deepspeed '"eval.accuracy":0.[89][0-9]+' on_two_ranks 17_deepspeed --nproc-per-node 2 --
 exit "$failed"
