@@ -23,7 +23,7 @@ public:
     std::string kind() const override { return "data_parallel"; }
     Declaration declare() const override {
         // Gradients are summed before anybody unscales them.
-        return {.listens = {"run_configured", "train_step_start", "backward_start", "gradients_ready", "eval_epoch_start", "training_run_end", "parameters_changed", "run_closed"},
+        return {.listens = {"*", "run_configured", "train_step_start", "backward_start", "gradients_ready", "eval_epoch_start", "training_run_end", "parameters_changed", "run_failed", "run_closed"},
                 .reads = {"root"}, .writes = {"window", "gradients.finalize"},
                 .before = {"mixed_precision"}, .excludes = {{"micro_batch_halving", "a rank that divides its window would leave the others waiting"}}, .collectives = true};
     }
@@ -43,6 +43,13 @@ public:
         connections_ += run.bus.intercept<EvalEpochStart>([this](EvalEpochStart&) { share_buffers(); });
         connections_ += run.bus.intercept<TrainingRunEnd>([this](TrainingRunEnd&) { share_buffers(); });
         connections_ += run.bus.observe<ParametersChanged>(Stage::Observe, [this](const ParametersChanged&) { reducers_.clear(); });
+        connections_ += run.bus.observe_all(Stage::Observe, [this, &run](const AnyEvent& event) {
+            if (!is_alone() && event.name() != "run_failed") options_.world->note(event.name(), run.moment.position.epoch, run.moment.position.step);
+        });
+        // The others are not to wait for this rank, nor is anybody here to wait for them.
+        connections_ += run.bus.observe<RunFailed>(Stage::Observe, [this](const RunFailed& event) {
+            if (!is_alone()) options_.world->leave(event.error);
+        });
         connections_ += run.bus.observe<RunClosed>(Stage::Observe, [this](const RunClosed&) { end(); });
     }
     void detach() override {
@@ -132,13 +139,16 @@ std::unique_ptr<Callback> make_data_parallel(DataParallelOptions options) {
 std::unique_ptr<Callback> data_parallel_from_json(OptionReader& reader) {
     DataParallelOptions options;
     double join_timeout_s = 300, timeout_s = 600;
+    std::string record_folder;
     reader.number("bucket_mib", options.gradients.bucket_mib, "MiB of gradients that travel together", Range::positive())
         .number("first_bucket_mib", options.gradients.first_bucket_mib, "MiB of the bucket that is ready first", Range::positive())
         .boolean("find_unused", options.gradients.find_unused, "whether parameters that a loss does not reach are looked for, every time")
         .boolean("share_buffers", options.share_buffers, "whether rank 0's buffers, such as running means, go to all ranks after every window")
         .boolean("bf16", options.gradients.bf16, "whether gradients travel as bfloat16")
         .number("join_timeout", join_timeout_s, "s that the other ranks are waited for at the start", Range::positive())
-        .number("timeout", timeout_s, "s within which every exchange must end", Range::positive());
+        .number("timeout", timeout_s, "s within which every exchange must end", Range::positive())
+        .text("record_folder", record_folder, "where each rank writes what it did last when it fails, with c10d's flight record; empty: nowhere");
+    options.waiting.record_folder = record_folder;
     options.waiting.join_timeout = std::chrono::milliseconds(static_cast<std::int64_t>(join_timeout_s * 1000));
     options.waiting.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(timeout_s * 1000));
     return make_data_parallel(std::move(options));

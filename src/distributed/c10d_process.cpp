@@ -1,7 +1,13 @@
 #include "c10d_process.hpp"
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+
 #include <csignal>
 #include <cstdlib>
+#include <filesystem>
+#include <mutex>
+#include <utility>
 
 #include <c10/util/Exception.h>
 #include <c10/util/Logging.h>
@@ -9,10 +15,29 @@
 
 namespace torchbus {
 
-QuietC10d::QuietC10d() : former_(FLAGS_caffe2_log_level) {
-    if (!std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = c10::GLOG_FATAL;
+namespace {
+
+/// The level is the process's: the first to enter sets it, the last to leave puts it back.
+struct Quiet {
+    std::mutex mutex;
+    int inside = 0, former = 0;
+};
+Quiet& quiet() {
+    static auto* const kQuiet = new Quiet;
+    return *kQuiet;
 }
-QuietC10d::~QuietC10d() { FLAGS_caffe2_log_level = former_; }
+
+}  // namespace
+
+QuietC10d::QuietC10d() {
+    const std::lock_guard lock(quiet().mutex);
+    if (quiet().inside++ > 0 || std::getenv("TORCH_CPP_LOG_LEVEL")) return;
+    quiet().former = std::exchange(FLAGS_caffe2_log_level, c10::GLOG_FATAL);
+}
+QuietC10d::~QuietC10d() {
+    const std::lock_guard lock(quiet().mutex);
+    if (--quiet().inside == 0 && !std::getenv("TORCH_CPP_LOG_LEVEL")) FLAGS_caffe2_log_level = quiet().former;
+}
 
 std::string first_line(const std::exception& error) {
     const auto* of_c10d = dynamic_cast<const c10::Error*>(&error);
@@ -21,6 +46,22 @@ std::string first_line(const std::exception& error) {
 }
 
 std::string seconds_text(std::chrono::milliseconds time) { return fmt::format("{:.3g} s", static_cast<double>(time.count()) / 1000); }
+
+void shut_down_connections_but(int port) {
+    const auto port_of = [](const sockaddr_storage& address) {
+        if (address.ss_family == AF_INET) return int(ntohs(reinterpret_cast<const sockaddr_in&>(address).sin_port));
+        return address.ss_family == AF_INET6 ? int(ntohs(reinterpret_cast<const sockaddr_in6&>(address).sin6_port)) : 0;
+    };
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd", ignored)) {
+        const int descriptor = std::atoi(entry.path().filename().c_str());
+        sockaddr_storage own{}, other{};
+        socklen_t own_size = sizeof own, other_size = sizeof other;
+        if (::getsockname(descriptor, reinterpret_cast<sockaddr*>(&own), &own_size) != 0 || ::getpeername(descriptor, reinterpret_cast<sockaddr*>(&other), &other_size) != 0) continue;
+        if (port_of(own) == 0 || port_of(own) == port || port_of(other) == port) continue;
+        ::shutdown(descriptor, SHUT_RDWR);
+    }
+}
 
 c10::intrusive_ptr<c10d::TCPStore> open_store(const std::string& address, int port, bool is_server, std::chrono::milliseconds timeout) {
     const QuietC10d quiet;

@@ -16,14 +16,15 @@ public:
     ~QuietC10d();
     QuietC10d(const QuietC10d&) = delete;
     QuietC10d& operator=(const QuietC10d&) = delete;
-
-private:
-    int former_;
 };
 
 /// Of what c10d says; the rest is where in c10d.
 std::string first_line(const std::exception& error);
 std::string seconds_text(std::chrono::milliseconds time);
+
+/// Shuts down all connections of this process over the internet protocols but those of the store at `port`, for a process that
+/// is about to end and is still to be asked: who waits for it notices at once.
+void shut_down_connections_but(int port);
 
 /// Where ranks meet. From here on SIGPIPE is ignored, unless somebody handles it. Throws: what c10d throws.
 c10::intrusive_ptr<c10d::TCPStore> open_store(const std::string& address, int port, bool is_server, std::chrono::milliseconds timeout);

@@ -25,9 +25,9 @@ public:
         at::Tensor whole = bucket.getBuffer();
         std::vector<at::Tensor> sent = {bf16_ ? whole.to(at::kBFloat16) : whole};
         c10::intrusive_ptr<c10::ivalue::Future> future;
-        collective(world_, "a sum of gradients", [&] { future = world_.data->allreduce(sent)->getFuture(); });
+        collective(world_, fmt::format("a sum of {} gradients", whole.numel()), [&] { future = world_.data->allreduce(sent)->getFuture(); });
         return future->then([&world = world_, bf16 = bf16_, whole](c10::ivalue::Future& done) -> c10::IValue {
-            collective(world, "a sum of gradients", [&] {
+            awaited(world, "a sum of gradients", [&] {
                 if (done.hasError()) std::rethrow_exception(done.exception_ptr());
             });
             if (bf16) whole.copy_(done.value().toTensorVector()[0]);
@@ -91,7 +91,7 @@ GradientReducer::GradientReducer(std::shared_ptr<World> world, std::vector<at::T
 GradientReducer::~GradientReducer() = default;
 
 void GradientReducer::arm(const at::Tensor& root) {
-    collective(impl_->world->groups(), "a sum of gradients", [&] {
+    awaited(impl_->world->groups(), "a sum of gradients", [&] {
         if (impl_->reducer->should_rebuild_buckets()) impl_->reducer->rebuild_buckets();  // in the order in which gradients became ready
         impl_->reducer->prepare_for_backward(impl_->find_unused ? std::vector<at::Tensor>{root} : std::vector<at::Tensor>{});
     });

@@ -9,6 +9,9 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <torchbus/distributed/world.hpp>
+#include <torchbus/error.hpp>
+
+#include "rank_watch.hpp"
 
 namespace torchbus {
 
@@ -19,18 +22,28 @@ struct World::Groups {
     c10::intrusive_ptr<c10d::ProcessGroup> data;     ///< gradients, broadcasts, gathering
     c10::intrusive_ptr<c10d::Backend> data_backend;  ///< the same, without the dispatcher
     c10::intrusive_ptr<c10d::Backend> control;       ///< decisions and sums of numbers, which may overlap with the others
+    std::unique_ptr<RankWatch> watch;
 };
 
 [[noreturn]] void fail_collective(const World::Groups& world, std::string_view what, const std::exception& error);
 
-/// Calls a collective, and turns what c10d throws into a DistributedError that says what was under way.
+/// Waits for what was begun, and turns what c10d throws into a DistributedError that says what was under way, and who is to blame.
 template <class Call>
-void collective(const World::Groups& world, std::string_view what, Call&& call) {
+void awaited(const World::Groups& world, std::string_view what, Call&& call) {
     try {
         call();
+    } catch (const DistributedError&) {
+        throw;
     } catch (const std::exception& error) {
         fail_collective(world, what, error);
     }
+}
+
+/// Begins a collective, and may wait for it.
+template <class Call>
+void collective(const World::Groups& world, std::string_view what, Call&& call) {
+    if (world.watch) world.watch->begin(what);
+    awaited(world, what, std::forward<Call>(call));
 }
 
 /// Sums over ranks, in place.

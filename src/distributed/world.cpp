@@ -134,6 +134,17 @@ c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo_group(const World::Groups& world
     return c10::make_intrusive<c10d::ProcessGroupGloo>(c10::make_intrusive<c10d::PrefixStore>(name, world.store), world.ranks.rank, world.ranks.world_size, options);
 }
 
+/// c10d cannot give up what is under way; Gloo closes all connections of a group where a message has waited for too long.
+void close(c10d::Backend& group, const Ranks& ranks) {
+    constexpr int kUnusedTag = 1 << 20;
+    try {
+        std::vector<at::Tensor> nothing = {torch::zeros({1})};
+        group.recv(nothing, ranks.rank == 0 ? 1 : 0, kUnusedTag)->wait(milliseconds(1));
+    } catch (const std::exception&) {
+        // As it is to be.
+    }
+}
+
 /// Bytes of each rank, the rest of the row zero. Shapes: [bytes].
 at::Tensor row_of(std::string_view text, std::int64_t bytes) {
     at::Tensor row = torch::zeros({bytes}, torch::kByte);
@@ -164,12 +175,13 @@ std::vector<std::int64_t> gather_numbers(const World::Groups& world, c10d::Backe
 }  // namespace
 
 void fail_collective(const World::Groups& world, std::string_view what, const std::exception& error) {
-    fail(world.ranks, fmt::format("{} with the other ranks did not come to its end: {}", what, first_line(error)));
+    const std::string blame = world.watch ? world.watch->diagnosis() : "";
+    fail(world.ranks, fmt::format("{} with the other ranks did not come to its end: {}{}", what, blame.empty() ? "" : blame + "; ", first_line(error)));
 }
 
 void sum_over(const World::Groups& world, c10d::Backend& group, at::Tensor values) {
     std::vector<at::Tensor> tensors = {std::move(values)};
-    collective(world, "a sum", [&] { group.allreduce(tensors)->wait(); });
+    collective(world, fmt::format("a sum of {} numbers", tensors[0].numel()), [&] { group.allreduce(tensors)->wait(); });
 }
 
 void sum_over(const World::Groups& world, c10d::Backend& group, std::span<double> values) {
@@ -249,6 +261,7 @@ std::shared_ptr<World> World::join(const Ranks& ranks, const WorldOptions& optio
     });
     groups->data = c10::make_intrusive<c10d::ProcessGroup>(groups->store, ranks.rank, ranks.world_size);
     groups->data->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, std::optional<c10::intrusive_ptr<c10d::Backend>>(groups->data_backend));
+    if (ranks.world_size > 1) groups->watch = std::make_unique<RankWatch>(ranks, options, *groups->store);
     return std::shared_ptr<World>(new World(std::move(groups)));
 }
 
@@ -316,6 +329,18 @@ std::vector<std::string> World::gather(std::string_view text) { return gather_ov
 
 void World::barrier() {
     collective(*groups_, "a barrier", [&] { groups_->data_backend->barrier()->wait(); });
+}
+
+void World::note(std::string_view event, std::int64_t epoch, std::int64_t step) {
+    if (groups_->watch) groups_->watch->at(event, epoch, step);
+}
+
+void World::leave(std::string_view why) {
+    if (!groups_->watch) return;
+    groups_->watch->write_record(why);
+    groups_->watch->leave(why);
+    for (const auto& group : {groups_->control, groups_->data_backend}) close(*group, ranks());
+    if (rank() == 0 && !ranks().launcher_hosts_store) std::this_thread::sleep_for(kLastWords);  // the store goes with this process
 }
 
 std::shared_ptr<Consensus> World::consensus() { return make_consensus(shared_from_this()); }

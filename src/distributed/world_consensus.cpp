@@ -60,7 +60,7 @@ private:
     std::int32_t order_of(const Request& request) const { return request.by_signal ? rank() - world_size() : rank(); }
 
     RequestSet finish() {
-        collective(world_, "agreeing on decisions", [&] { std::exchange(pending_, nullptr)->wait(); });
+        awaited(world_, "agreeing on decisions", [&] { std::exchange(pending_, nullptr)->wait(); });
         const std::int32_t* first = flags_.const_data_ptr<std::int32_t>();
         const std::int32_t nobody = world_.ranks.world_size;
         RequestSet agreed;

@@ -55,6 +55,7 @@ public:
             if (event.name() == "eval_step_end") torch::rand({1});  // as a model that samples does
             if (event.name() == "training_run_start") std::puts("begun"), std::fflush(stdout);
             if (event.name() == "checkpoint_saved") std::puts(lines.back().c_str()), std::fflush(stdout);
+            if (event.name() == "run_closed") std::printf("closed at %.6f\n", std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count()), std::fflush(stdout);
             if (event.name() == raise_at_ && ++seen_ == raise_count_) std::raise(SIGTERM);
             if (event.name() != "train_step_end" || run.moment.position.attempts != stop_after_) return;
             run.asker.ask(Decision::SaveNow, "to be taken up again");
@@ -103,6 +104,7 @@ int main(int argc, char** argv) {
     app.add_option("--save-every", save_every, "updates between saves, beside those after epochs");
     CLI11_PARSE(app, argc, argv);
     if (!folders.empty()) return verify(folders);
+    catch_signals_until_exit();  // one that comes when the run is over is not to keep the events from being written
     torch::set_num_threads(1);
     torch::manual_seed(static_cast<std::uint64_t>(seed));
     nn::Sequential model(nn::Linear(6, 8), nn::BatchNorm1d(8), nn::ReLU(), nn::Dropout(0.3), nn::Linear(8, 3));

@@ -2,6 +2,7 @@
 /// The processes that train together: where they meet, and what they tell each other.
 
 #include <chrono>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <span>
@@ -19,10 +20,12 @@ namespace torchbus {
 struct WorldOptions {
     std::chrono::milliseconds join_timeout = std::chrono::minutes(5);  ///< how long the others are waited for at the start
     std::chrono::milliseconds timeout = std::chrono::minutes(10);      ///< and within every collective from then on
+    std::filesystem::path record_folder = {};  ///< where each rank writes what it has done last, when it leaves the others: rank_<n>.json; empty: nowhere
 };
 
 /// All ranks, joined. A collective is called on all of them alike, in the same order; it throws DistributedError where
-/// another rank is gone, or does not call it within the timeout.
+/// another rank is gone, fails, or does not call it within the timeout: it names that rank, where it is and why, as far as
+/// that is known.
 /// Thread: one at a time; the consensus has connections of its own, for the training thread.
 class World : public std::enable_shared_from_this<World> {
 public:
@@ -57,6 +60,12 @@ public:
     /// On rank 0, and when it is done on all the others: data that is to be fetched once. A collective.
     /// Throws: what the section throws; on the others a DistributedError where rank 0's has failed.
     void first_then_others(const std::function<void()>& section);
+
+    /// The event that this rank emits, and where it is: for others to tell who they wait for.
+    void note(std::string_view event, std::int64_t epoch, std::int64_t step);
+    /// Tells the others why this rank leaves them, and closes its connections: they fail at once, with these words. No
+    /// collective is possible after it.
+    void leave(std::string_view why);
 
     /// Decisions of all ranks: those asked for at one step are taken by all before the next one but one, and the exchange
     /// overlaps with the step between; at the end of epochs and evaluations at once.

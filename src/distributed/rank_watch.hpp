@@ -1,0 +1,94 @@
+#pragma once
+/// What each rank says of itself while it trains, and what follows from that when a collective does not come to its end.
+
+#include <chrono>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+#include <torchbus/distributed/world.hpp>
+
+namespace torchbus {
+
+/// How long a process that hosts the store stays to be asked, when it has failed.
+inline constexpr std::chrono::seconds kLastWords{2};
+
+/// A collective that was begun, in which step, and how many steps after the one before.
+struct BegunCollective {
+    std::int64_t number = 0;  ///< since the world was joined
+    std::string name;
+    std::int64_t step = 0, steps_since = 0;
+};
+
+/// What a rank has put down of itself.
+struct RankStatus {
+    int rank = 0;
+    std::int64_t beat = 0;  ///< grows while its process runs
+    bool is_silent = false;
+    std::string event;      ///< the last one that was emitted
+    std::int64_t epoch = 0, step = 0;
+    double since_s = 0;     ///< how long ago that was, when it was put down
+    std::deque<BegunCollective> collectives = {};  ///< the newest last
+};
+
+/// In words, who is to blame and where it is; empty where the ranks' words tell nothing. `statuses`: in the order of ranks.
+/// - Who has begun other collectives than the rest: what was due is what followed the same one before.
+/// - Who has stopped to answer.
+/// - Who has begun fewer.
+std::string blamed(const std::vector<RankStatus>& statuses);
+
+nlohmann::json to_values(const RankStatus& status);
+RankStatus status_from(const nlohmann::json& values);
+
+/// One rank's. A thread of its own puts down a status several times a timeout.
+class RankWatch {
+public:
+    /// `store` is used by this object alone, from several threads.
+    RankWatch(const Ranks& ranks, const WorldOptions& options, const c10d::Store& store);
+    ~RankWatch();
+    RankWatch(const RankWatch&) = delete;
+    RankWatch& operator=(const RankWatch&) = delete;
+
+    /// The event that is emitted. Thread: any, as all of these.
+    void at(std::string_view event, std::int64_t epoch, std::int64_t step);
+    void begin(std::string_view collective);
+    /// Puts down why this rank leaves the others; the first of all ranks counts.
+    void leave(std::string_view why);
+    /// Puts down what it does, for a process that ends at once.
+    void last_words();
+    /// What is known of why a collective did not come to its end: the first rank that has left and why, or who is to blame.
+    /// Takes a few beats, and no more than some seconds even where the store does not answer.
+    std::string diagnosis();
+    /// Writes what this rank has done last, c10d's flight record included, into WorldOptions::record_folder, if there is one.
+    void write_record(std::string_view why) const;
+
+private:
+    void beat();
+    void put_down();
+    void warn_of_wait();
+    std::chrono::milliseconds patience() const;
+
+    Ranks ranks_;
+    WorldOptions options_;
+    std::chrono::milliseconds interval_;
+    c10::intrusive_ptr<c10d::Store> beats_;
+    struct Questions;
+    std::shared_ptr<Questions> questions_;  ///< over a connection of its own; a store that has stopped keeps who asks
+    mutable std::mutex mutex_;
+    std::condition_variable wakes_;
+    bool is_over_ = false;
+    RankStatus status_;
+    std::chrono::steady_clock::time_point event_time_ = std::chrono::steady_clock::now(), begun_time_ = event_time_;
+    bool has_warned_ = false;
+    std::thread thread_;
+};
+
+}  // namespace torchbus

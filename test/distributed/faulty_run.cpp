@@ -1,0 +1,78 @@
+// A small run on several ranks, one of which does something that it should not, for test/scripts/faults_test.py.
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <thread>
+
+#include <CLI/CLI.hpp>
+#include <torch/torch.h>
+#include <torchbus/torchbus.hpp>
+
+using namespace torchbus;
+namespace nn = torch::nn;
+
+namespace {
+
+/// Sums numbers over ranks after every step, as a metric of a user's own would, and is at fault where it is told to be.
+class Faulty final : public Callback {
+public:
+    Faulty(std::string fault, int rank, std::int64_t step, std::chrono::milliseconds pace) : fault_(std::move(fault)), rank_(rank), step_(step), pace_(pace) {}
+    std::string kind() const override { return "faulty"; }
+    Declaration declare() const override { return {.listens = {"train_step_end"}, .asks = {Decision::StopRun}, .collectives = true}; }
+    void attach(Attachment& run) override {
+        connections_ += run.bus.observe<TrainStepEnd>(Stage::Observe, [this, &run](const TrainStepEnd& event) {
+            std::this_thread::sleep_for(pace_);  // statuses are put down several times a step
+            const bool is_now = run.consensus.rank() == rank_ && event.position.step == step_;
+            if (is_now && fault_ == "throw") throw std::runtime_error("the cat sat on the keyboard");
+            if (is_now && fault_ == "die") std::raise(SIGKILL);
+            if (is_now && fault_ == "stop") std::raise(SIGSTOP);
+            if (is_now && fault_ == "hang") std::this_thread::sleep_for(std::chrono::hours(1));
+            if (is_now && fault_ == "ask") run.asker.ask(Decision::StopRun, "enough");
+            for (int i = 0; i < (is_now && fault_ == "skip" ? 0 : is_now && fault_ == "extra" ? 2 : 1); ++i) run.consensus.sum(numbers_);
+        });
+    }
+    void detach() override { connections_.clear(); }
+
+private:
+    std::string fault_;
+    int rank_;
+    std::int64_t step_;
+    std::chrono::milliseconds pace_;
+    std::vector<double> numbers_ = std::vector<double>(7, 1.0);
+    Connections connections_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    CLI::App app{"a run on several ranks, one of which is at fault"};
+    std::string fault, records;
+    int rank = -1, timeout_s = 3, epochs = 1000, pace_ms = 60;
+    std::int64_t step = 0;
+    app.add_option("--fault", fault, "throw, die, stop, hang, ask, skip or extra");
+    app.add_option("--rank", rank);
+    app.add_option("--step", step);
+    app.add_option("--timeout", timeout_s, "s within which a collective must end")->take_last();
+    app.add_option("--pace", pace_ms, "ms that every step takes at least");
+    app.add_option("--epochs", epochs);
+    app.add_option("--records", records);
+    CLI11_PARSE(app, argc, argv);
+    torch::set_num_threads(1);
+    torch::manual_seed(3);
+    nn::Sequential model(nn::Linear(16, 24), nn::ReLU(), nn::Linear(24, 4));
+    const at::Tensor inputs = torch::randn({96, 16});
+    const auto data = std::make_shared<TensorDataset>(inputs, inputs.narrow(1, 0, 4).argmax(1));
+    try {
+        Trainer trainer({.model = model, .loss = [](const at::Tensor& output, const at::Tensor& targets) { return nn::functional::cross_entropy(output, targets); },
+                         .optimizer = make_adamw(model->parameters(), {}),
+                         .callbacks = {make_data_parallel({.waiting = {.timeout = std::chrono::seconds(timeout_s), .record_folder = records}}), make_metrics(),
+                                       ComposedCallback(std::make_shared<Faulty>(fault, rank, step, std::chrono::milliseconds(pace_ms)))}});
+        const RunResult result = trainer.train(data, {.epochs = epochs, .batch_size = 4});
+        std::printf("%s after step %lld\n", result.reason.c_str(), static_cast<long long>(trainer.position().step));
+        return result.exit_code;
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "%s\n", error.what());
+        return 1;
+    }
+}
