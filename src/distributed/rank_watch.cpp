@@ -34,7 +34,7 @@ std::string text_of(const std::vector<std::uint8_t>& bytes) { return {bytes.begi
 std::string key_of(int rank) { return fmt::format("watch/{}", rank); }
 
 std::string place_of(const RankStatus& status) {
-    if (status.event.empty()) return "before its first event";
+    if (status.event.empty()) return "its start";
     return fmt::format("epoch {}, step {}, event {}", status.epoch, status.step, status.event);
 }
 

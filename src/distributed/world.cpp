@@ -181,7 +181,7 @@ void fail_collective(const World::Groups& world, std::string_view what, const st
 
 void sum_over(const World::Groups& world, c10d::Backend& group, at::Tensor values) {
     std::vector<at::Tensor> tensors = {std::move(values)};
-    collective(world, fmt::format("a sum of {} numbers", tensors[0].numel()), [&] { group.allreduce(tensors)->wait(); });
+    collective(world, fmt::format("a sum of {} number{}", tensors[0].numel(), tensors[0].numel() == 1 ? "" : "s"), [&] { group.allreduce(tensors)->wait(); });
 }
 
 void sum_over(const World::Groups& world, c10d::Backend& group, std::span<double> values) {

@@ -154,6 +154,6 @@ TEST_CASE("a collective that not all ranks call ends within the timeout", "[dist
         if (world.rank() == 0) world.sum(values);
         else std::this_thread::sleep_for(milliseconds(1500));
     }, {.timeout = milliseconds(500)});
-    CHECK_THAT(errors[0], StartsWith("rank 0 of 2: a sum with the other ranks did not come to its end: "));
+    CHECK_THAT(errors[0], StartsWith("rank 0 of 2: a sum of 1 number with the other ranks did not come to its end: rank 1 has not come to it: it is at its start, since "));
     CHECK(errors[1] == "");
 }
