@@ -60,6 +60,7 @@ struct Arguments {
     std::string run_file, weights, to, svg, name, from, format = "mermaid", dataset, resume, action, key;
     std::vector<std::string> set, plugins, allow, paths, include, skip, rename;
     bool markdown = false;
+    int world_size = 0;
     json launch = json::object();
     std::vector<std::string> command;  ///< that is launched
 };
@@ -136,7 +137,8 @@ void add_commands(CLI::App& app, Arguments& arguments) {
     for (CLI::App* command : {evaluate, predict})
         command->add_option("--weights", arguments.weights, "safetensors file; default: model.safetensors in the run's output folder");
     predict->add_option("--to", arguments.to, "file to write to; default: standard output");
-    add_run_command(app, arguments, "check", "make all that a run file names and print it, without training");
+    add_run_command(app, arguments, "check", "make all that a run file names and print it, without training")
+        ->add_option("--world-size", arguments.world_size, "as the first of so many ranks, with one update over c10d's fake backend")->check(CLI::Range(1, 1 << 20));
     add_run_command(app, arguments, "schedule", "draw what the run's schedules set before each update")
         ->add_option("--svg", arguments.svg, "file to write the curves to as well");
     add_run_command(app, arguments, "summary", "print the model's parameters");
@@ -180,7 +182,7 @@ int run(const CLI::App& app, const Arguments& arguments) {
     return run_with_torch(name, {{"run_file", arguments.run_file}, {"set", arguments.set}, {"weights", arguments.weights}, {"to", arguments.to}, {"svg", arguments.svg},
                                  {"resume", arguments.resume}, {"allow", arguments.allow}, {"action", arguments.action}, {"paths", arguments.paths}, {"key", arguments.key},
                                  {"include", arguments.include}, {"skip", arguments.skip}, {"rename", arguments.rename},
-                                 {"name", arguments.name}, {"plugins", arguments.plugins}, {"markdown", arguments.markdown}});
+                                 {"name", arguments.name}, {"world_size", arguments.world_size}, {"plugins", arguments.plugins}, {"markdown", arguments.markdown}});
 }
 
 /// CLI11 would only say that a subcommand is required.

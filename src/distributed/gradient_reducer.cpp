@@ -20,10 +20,11 @@ constexpr double kMib = 1024.0 * 1024.0;
 /// Sums; c10d's own hooks average, and here the share of each rank is in its loss already.
 class SumHook final : public c10d::CommHookInterface {
 public:
-    SumHook(const World::Groups& world, bool bf16) : world_(world), bf16_(bf16) {}
+    SumHook(World::Groups& world, bool bf16) : world_(world), bf16_(bf16) {}
     c10::intrusive_ptr<c10::ivalue::Future> runHook(c10d::GradBucket& bucket) override {
         at::Tensor whole = bucket.getBuffer();
         std::vector<at::Tensor> sent = {bf16_ ? whole.to(at::kBFloat16) : whole};
+        count_sum(world_, sent[0]);
         c10::intrusive_ptr<c10::ivalue::Future> future;
         collective(world_, fmt::format("a sum of {} gradients", whole.numel()), [&] { future = world_.data->allreduce(sent)->getFuture(); });
         return future->then([&world = world_, bf16 = bf16_, whole](c10::ivalue::Future& done) -> c10::IValue {
@@ -39,7 +40,7 @@ public:
     }
 
 private:
-    const World::Groups& world_;
+    World::Groups& world_;
     bool bf16_;
 };
 

@@ -1,6 +1,7 @@
 #pragma once
 /// The c10d side of a World. Only this room includes c10d.
 
+#include <atomic>
 #include <string>
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -22,14 +23,15 @@ struct World::Groups {
     c10::intrusive_ptr<c10d::ProcessGroup> data;     ///< gradients, broadcasts, gathering
     c10::intrusive_ptr<c10d::Backend> data_backend;  ///< the same, without the dispatcher
     c10::intrusive_ptr<c10d::Backend> control;       ///< decisions and sums of numbers, which may overlap with the others
-    std::unique_ptr<RankWatch> watch;
+    std::unique_ptr<RankWatch> watch;                ///< where there are others
+    std::atomic<std::int64_t> messages{0}, bytes{0}; ///< of sums, since the world was joined
 };
 
-[[noreturn]] void fail_collective(const World::Groups& world, std::string_view what, const std::exception& error);
+[[noreturn]] void fail_collective(World::Groups& world, std::string_view what, const std::exception& error);
 
 /// Waits for what was begun, and turns what c10d throws into a DistributedError that says what was under way, and who is to blame.
 template <class Call>
-void awaited(const World::Groups& world, std::string_view what, Call&& call) {
+void awaited(World::Groups& world, std::string_view what, Call&& call) {
     try {
         call();
     } catch (const DistributedError&) {
@@ -41,24 +43,29 @@ void awaited(const World::Groups& world, std::string_view what, Call&& call) {
 
 /// Begins a collective, and may wait for it.
 template <class Call>
-void collective(const World::Groups& world, std::string_view what, Call&& call) {
+void collective(World::Groups& world, std::string_view what, Call&& call) {
     if (world.watch) world.watch->begin(what);
     awaited(world, what, std::forward<Call>(call));
 }
 
+/// Every rank's, of one shape; their numbers.
+std::vector<at::Tensor> gather_equal(World::Groups& world, c10d::Backend& group, at::Tensor own);
+std::vector<std::int64_t> gather_numbers(World::Groups& world, c10d::Backend& group, std::int64_t own);
+/// For World::traffic().
+void count_sum(World::Groups& world, const at::Tensor& values);
 /// Sums over ranks, in place.
-void sum_over(const World::Groups& world, c10d::Backend& group, at::Tensor values);
-void sum_over(const World::Groups& world, c10d::Backend& group, std::span<double> values);
+void sum_over(World::Groups& world, c10d::Backend& group, at::Tensor values);
+void sum_over(World::Groups& world, c10d::Backend& group, std::span<double> values);
 /// Every rank's bytes, in the order of ranks.
-std::vector<std::string> gather_over(const World::Groups& world, c10d::Backend& group, std::string_view text);
+std::vector<std::string> gather_over(World::Groups& world, c10d::Backend& group, std::string_view text);
 /// The same on rank 0; on the others only their own.
-std::vector<std::string> gather_on_first(const World::Groups& world, c10d::Backend& group, std::string text);
+std::vector<std::string> gather_on_first(World::Groups& world, c10d::Backend& group, std::string text);
 /// Rank 0's bytes, on all.
-std::string broadcast_over(const World::Groups& world, c10d::Backend& group, std::string text);
+std::string broadcast_over(World::Groups& world, c10d::Backend& group, std::string text);
 /// Of rank 0's texts, one a rank, this rank's. The others give none.
-std::string scatter_over(const World::Groups& world, c10d::Backend& group, std::vector<std::string> texts);
+std::string scatter_over(World::Groups& world, c10d::Backend& group, std::vector<std::string> texts);
 /// Rank `from`'s tensors, into those of the others: one message for each type.
-void broadcast_over(const World::Groups& world, c10d::Backend& group, std::vector<at::Tensor> tensors, int from);
+void broadcast_over(World::Groups& world, c10d::Backend& group, std::vector<at::Tensor> tensors, int from);
 
 std::shared_ptr<Consensus> make_consensus(std::shared_ptr<World> world);
 

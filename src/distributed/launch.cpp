@@ -84,6 +84,26 @@ struct RankProcess {
     std::unique_ptr<RankOutput> out, err;
 };
 
+/// A folder of this launcher's own, which goes with it.
+class ErrorFiles {
+public:
+    ErrorFiles() {
+        std::error_code ignored;
+        std::string name = (fs::temp_directory_path(ignored) / "torchbus-launch-XXXXXX").string();
+        if (::mkdtemp(name.data())) path_ = name;
+    }
+    ~ErrorFiles() {
+        std::error_code ignored;
+        if (!path_.empty()) fs::remove_all(path_, ignored);
+    }
+    ErrorFiles(const ErrorFiles&) = delete;
+    ErrorFiles& operator=(const ErrorFiles&) = delete;
+    const fs::path& path() const { return path_; }
+
+private:
+    fs::path path_;
+};
+
 class Launcher {
 public:
     explicit Launcher(const LaunchOptions& options) : options_(options), meeting_point_(open()) {}
@@ -118,7 +138,7 @@ private:
         const int rank = options_.node * options_.processes + local_rank;
         std::map<std::string, std::string> variables = {
             {"MASTER_ADDR", options_.master_address}, {"TORCHELASTIC_RUN_ID", options_.run_id}, {"TORCHELASTIC_USE_AGENT_STORE", "True"}, {"ROLE_NAME", "default"},
-            {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"}};
+            {"TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"}, {"TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT"}, {"TORCHELASTIC_ERROR_FILE", error_file(rank, restart)}};
         const auto set = [&](const char* name, int value) { variables[name] = fmt::format("{}", value); };
         set("RANK", rank);
         set("LOCAL_RANK", local_rank);
@@ -135,6 +155,9 @@ private:
         return variables;
     }
 
+    /// Where a program of Python's that records its exceptions (torch.distributed.elastic) puts one.
+    std::string error_file(int rank, int restart) const { return (errors_.path() / fmt::format("{}/{}/error.json", restart, rank)).string(); }
+
     void start(int restart) {
         const fs::path logs = options_.log_folder.empty() ? fs::path() : options_.log_folder / fmt::format("{}", restart);
         if (!logs.empty()) {
@@ -144,6 +167,8 @@ private:
         }
         for (int local = 0; local < options_.processes; ++local) {
             const int rank = options_.node * options_.processes + local;
+            std::error_code ignored;
+            fs::create_directories(fs::path(error_file(rank, restart)).parent_path(), ignored);
             auto& one = *ranks_.emplace_back(std::make_unique<RankProcess>(RankProcess{rank, std::make_unique<ChildProcess>(options_.command, environment_of(local, restart)), nullptr, nullptr}));
             const std::string prefix = fmt::format("[rank {}/{}] ", rank, world_size());
             const auto log = [&](const char* ending) { return logs.empty() ? fs::path() : logs / fmt::format("rank_{}.{}", rank, ending); };
@@ -249,6 +274,7 @@ private:
     }
 
     const LaunchOptions& options_;
+    ErrorFiles errors_;
     c10::intrusive_ptr<c10d::TCPStore> meeting_point_;
     std::vector<std::unique_ptr<RankProcess>> ranks_;
     std::optional<Failure> failure_;  ///< the first one on this node

@@ -23,6 +23,11 @@ struct WorldOptions {
     std::filesystem::path record_folder = {};  ///< where each rank writes what it has done last, when it leaves the others: rank_<n>.json; empty: nowhere
 };
 
+/// What this rank has handed over to be summed over ranks. A ring sends and receives 2 (n - 1) / n of the bytes.
+struct Traffic {
+    std::int64_t messages = 0, bytes = 0;
+};
+
 /// All ranks, joined. A collective is called on all of them alike, in the same order; it throws DistributedError where
 /// another rank is gone, fails, or does not call it within the timeout: it names that rank, where it is and why, as far as
 /// that is known.
@@ -36,6 +41,9 @@ public:
     /// The one that the environment describes, joined by the first who asks in this process and shared with the next; null
     /// where it describes none. Throws: as join(); ConfigError for variables that make no sense.
     static std::shared_ptr<World> of_environment(const WorldOptions& options = {});
+    /// Rank 0 of so many, over c10d's fake backend: every collective ends at once, as if the others had what this one has. As
+    /// long as it lives it is that of the environment: to try a composition for a large world in one process.
+    static std::shared_ptr<World> imagined(int world_size);
     ~World();
     World(const World&) = delete;
     World& operator=(const World&) = delete;
@@ -53,6 +61,7 @@ public:
     std::vector<at::Tensor> gather(const at::Tensor& tensor);
     std::vector<std::string> gather(std::string_view text);
     void barrier();
+    Traffic traffic() const;
 
     /// Sections of a program that not all ranks need: only on rank 0, or on one rank of each node. No collective.
     void on_first(const std::function<void()>& section) const;
