@@ -1,8 +1,10 @@
 #include <torchbus/callbacks/data_parallel.hpp>
 
 #include <algorithm>
+#include <array>
 #include <map>
-#include <span>
+#include <optional>
+#include <utility>
 
 #include <fmt/format.h>
 #include <torch/nn/module.h>
@@ -23,8 +25,8 @@ public:
     std::string kind() const override { return "data_parallel"; }
     Declaration declare() const override {
         // Gradients are summed before anybody unscales them.
-        return {.listens = {"*", "run_configured", "train_step_start", "backward_start", "gradients_ready", "eval_epoch_start", "training_run_end", "parameters_changed", "run_failed", "run_closed"},
-                .reads = {"root"}, .writes = {"window", "gradients.finalize"},
+        return {.listens = {"*", "run_configured", "train_step_start", "backward_start", "gradients_ready", "decision_taken", "eval_epoch_start", "training_run_end", "parameters_changed", "run_failed", "run_closed"},
+                .writes = {"window", "root", "gradients.finalize"},
                 .before = {"mixed_precision"}, .excludes = {{"micro_batch_halving", "a rank that divides its window would leave the others waiting"}}, .collectives = true};
     }
     std::shared_ptr<Consensus> consensus() override { return is_alone() ? nullptr : options_.world->consensus(); }
@@ -33,13 +35,20 @@ public:
             if (!is_alone()) begin(event);
         });
         connections_ += run.bus.intercept<TrainStepStart>([this, &run](TrainStepStart& event) {
-            if (!is_alone()) sum_counts(event.window, run.consensus);
+            if (!is_alone()) weigh(event.window, run.consensus);
         });
         connections_ += run.bus.intercept<BackwardStart>([this](BackwardStart& event) {
-            if (!is_alone() && event.micro_batch.is_last()) reducer_of(event.micro_batch.update).arm(event.root);
+            if (!is_alone() && event.micro_batch.is_last()) event.root = reducer_of(event.micro_batch.update).arm(event.root);
+        });
+        connections_ += run.bus.observe<DecisionTaken>(Stage::Observe, [this](const DecisionTaken& event) {
+            if (event.decision == Decision::SkipBatch) skips_next_ = true;  // one rank's batches weigh nothing
         });
         // Forward has changed them on each rank by its own samples.
-        connections_ += run.bus.intercept(Phase::Finalize, [this](GradientsReady&) { share_buffers(); });
+        connections_ += run.bus.intercept(Phase::Finalize, [this](GradientsReady& event) {
+            if (is_alone()) return;
+            reducer_of(event.update.name).finish();
+            share_buffers();
+        });
         connections_ += run.bus.intercept<EvalEpochStart>([this](EvalEpochStart&) { share_buffers(); });
         connections_ += run.bus.intercept<TrainingRunEnd>([this](TrainingRunEnd&) { share_buffers(); });
         connections_ += run.bus.observe<ParametersChanged>(Stage::Observe, [this](const ParametersChanged&) { reducers_.clear(); });
@@ -72,21 +81,44 @@ private:
         // Weights are rank 0's; what is drawn from here on, such as dropout, is to differ.
         if (const int rank = options_.world->rank(); rank > 0 && is_training(event.plan)) torch::manual_seed(SampleSeed{event.plan.seed, 0}.of(-1 - rank));
         reducers_.clear();
+        sums_weights_.reset();
+        skipped_.reset();
+        skips_next_ = false;
     }
     static bool is_training(const RunPlan& plan) { return plan.has(Mode::Train); }
     void share_buffers() {
         if (!buffers_.empty()) options_.world->broadcast(buffers_);
     }
-    static void sum_counts(Window& window, Consensus& consensus) {
+    /// What all ranks have of a window together: as the loaders know it, or summed.
+    void weigh(Window& window, Consensus& consensus) {
+        if (!sums_weights_) {  // the first window of a run tells
+            std::array deviating{options_.sum_weights || !is_as_loaded(window) ? 1.0 : 0.0};
+            consensus.sum(deviating);
+            sums_weights_ = deviating[0] > 0;
+        }
+        if (std::exchange(skips_next_, false)) skipped_ = window.range;
+        if (*sums_weights_ || skipped_ == window.range) return sum_weights(window, consensus);
+        if (!is_as_loaded(window))
+            throw ConfigError("data_parallel: the weights of a window are not those that its loader counted, as they were when the run began; give sum_weights where they change on their way");
+        window.total_weight = 0;
+        for (const Batch& batch : window.batches) window.total_weight += batch.over_ranks.weight;
+    }
+    static bool is_as_loaded(const Window& window) {
+        return std::ranges::all_of(window.batches, [](const Batch& batch) { return batch.weight == batch.over_ranks.own_weight && (batch.tokens == 0 || batch.over_ranks.tokens > 0); });
+    }
+    static void sum_weights(Window& window, Consensus& consensus) {
         std::vector<double> sums = {window.total_weight};
         for (const Batch& batch : window.batches) {
-            sums.push_back(static_cast<double>(batch.over_ranks.samples));
-            sums.push_back(static_cast<double>(batch.over_ranks.tokens));
+            sums.push_back(static_cast<double>(batch.valid));
+            sums.push_back(static_cast<double>(batch.tokens));
         }
         consensus.sum(sums);
         window.total_weight = sums[0];
-        for (std::size_t i = 0; i < window.batches.size(); ++i)
-            window.batches[i].over_ranks = {static_cast<std::int64_t>(sums[1 + 2 * i]), static_cast<std::int64_t>(sums[2 + 2 * i])};
+        for (std::size_t i = 0; i < window.batches.size(); ++i) {
+            BatchOverRanks& whole = window.batches[i].over_ranks;
+            whole.samples = static_cast<std::int64_t>(sums[1 + 2 * i]);
+            whole.tokens = static_cast<std::int64_t>(sums[2 + 2 * i]);
+        }
     }
     void end() {
         reducers_.clear();
@@ -119,6 +151,9 @@ private:
     DataParallelOptions options_;
     Model model_;
     std::vector<Update>* updates_ = nullptr;
+    std::optional<bool> sums_weights_;  ///< whether loaders do not know what windows weigh over ranks
+    bool skips_next_ = false;
+    std::optional<BatchRange> skipped_; ///< the window of which one rank's batches are skipped
     std::vector<at::Tensor> buffers_;  ///< of the model, where they are shared
     std::map<std::string, std::unique_ptr<GradientReducer>, std::less<>> reducers_;  ///< by update
     Connections connections_;
@@ -143,6 +178,7 @@ std::unique_ptr<Callback> data_parallel_from_json(OptionReader& reader) {
     reader.number("bucket_mib", options.gradients.bucket_mib, "MiB of gradients that travel together", Range::positive())
         .number("first_bucket_mib", options.gradients.first_bucket_mib, "MiB of the bucket that is ready first", Range::positive())
         .boolean("find_unused", options.gradients.find_unused, "whether parameters that a loss does not reach are looked for, every time")
+        .boolean("sum_weights", options.sum_weights, "whether the weights of windows are summed before every step, for batches whose weight changes on their way")
         .boolean("share_buffers", options.share_buffers, "whether rank 0's buffers, such as running means, go to all ranks after every window")
         .boolean("bf16", options.gradients.bf16, "whether gradients travel as bfloat16")
         .number("join_timeout", join_timeout_s, "s that the other ranks are waited for at the start", Range::positive())

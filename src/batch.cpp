@@ -49,7 +49,7 @@ Batch part_of(const Batch& batch, std::int64_t first, std::int64_t count, std::s
         part.tokens = lengths_of(batch, who).narrow(0, first, count).sum().item<std::int64_t>();
         part.weight = batch.weight * static_cast<double>(part.tokens) / static_cast<double>(batch.tokens);
     }
-    part.over_ranks = {part.valid, part.tokens};
+    part.over_ranks = {part.valid, part.tokens, part.weight, part.weight};
     return part;
 }
 

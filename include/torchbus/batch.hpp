@@ -38,9 +38,11 @@ struct BatchProgress {
     bool counted = false;   ///< its samples are in the position
 };
 
-/// Samples that are valid, and tokens.
-struct BatchCount {
+/// A batch of all ranks, of which each has a part: valid samples, tokens and weights as its loader knows them.
+struct BatchOverRanks {
     std::int64_t samples = 0, tokens = 0;
+    double weight = 0;
+    double own_weight = 0;  ///< of this rank's part
 };
 
 /// One micro-batch.
@@ -53,7 +55,7 @@ struct Batch {
     std::int64_t valid = 0;             ///< samples that count in metrics; the first `valid` of the batch
     std::int64_t tokens = 0;            ///< tokens, where the data declares them
     double weight = 0;                  ///< share in the mean of a window: samples, or tokens where declared
-    BatchCount over_ranks = {};         ///< of all ranks' parts of it, as the position counts them; data parallel sums them at TrainStepStart
+    BatchOverRanks over_ranks = {};     ///< what the position counts; data parallel sums it at TrainStepStart where loaders do not know it
     BatchProgress progress = {};        ///< kept by the trainer; who splits a batch hands it on to the parts
 
     /// Calls `change` on every defined tensor, which may replace it.

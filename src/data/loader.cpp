@@ -72,12 +72,19 @@ protected:
         const std::int64_t own = each + (index < over ? 1 : 0);
         return {std::min(index * each + std::min(index, over), total - 1), std::max<std::int64_t>(1, own), own};
     }
-    Batch finished(Batch batch, std::int64_t number, const Part& part) const {
+    Batch finished(Batch batch, std::int64_t number, const Part& part, std::int64_t total) const {
         batch.valid = std::min(batch.valid, part.valid);
         if (part.valid == 0 && !options_.shard.even) batch.tokens = 0, batch.weight = 0;
         // Batches count from the far end of the sample seeds, so that no batch shares one with a sample.
         if (options_.transform) options_.transform(batch, seed().of(-2 - (number * options_.shard.count + options_.shard.index)));
+        batch.over_ranks = over_ranks(batch, part, total);
         return batch;
+    }
+    /// Where samples weigh alike, all of it is known without asking the other ranks.
+    BatchOverRanks over_ranks(const Batch& batch, const Part& part, std::int64_t total) const {
+        const auto [index, count, even] = options_.shard;
+        if (count == 1) return {batch.valid, batch.tokens, batch.weight, batch.weight};
+        return {total, 0, static_cast<double>(even ? part.count * count : total), static_cast<double>(even ? part.count : part.valid)};
     }
     SampleSeed seed() const { return {options_.seed, epoch_}; }
 
@@ -123,12 +130,13 @@ private:
         if (number >= *batches()) return std::nullopt;
         const std::int64_t begin = number * whole_batch();
         const auto size = static_cast<std::int64_t>(order_.size());
-        const Part part = part_of(std::min(whole_batch(), size - begin));
+        const std::int64_t total = std::min(whole_batch(), size - begin);
+        const Part part = part_of(total);
         const std::int64_t first = begin + part.begin;
-        if (first + part.count <= size) return finished(dataset_->gather(std::span(order_.data() + first, static_cast<std::size_t>(part.count)), seed()), number, part);
+        if (first + part.count <= size) return finished(dataset_->gather(std::span(order_.data() + first, static_cast<std::size_t>(part.count)), seed()), number, part, total);
         std::vector<std::int64_t> indices;  // filled up from the beginning
         for (std::int64_t i = first; i < first + part.count; ++i) indices.push_back(order_[static_cast<std::size_t>(i % size)]);
-        return finished(dataset_->gather(indices, seed()), number, part);
+        return finished(dataset_->gather(indices, seed()), number, part, total);
     }
 
     std::shared_ptr<const Dataset> dataset_;
@@ -167,7 +175,7 @@ private:
         const Part part = part_of(total);
         std::vector<Item> own;
         for (std::int64_t i = part.begin; i < part.begin + part.count; ++i) own.push_back(items[static_cast<std::size_t>(i % total)]);
-        return finished(dataset_->collate(std::move(own)), number, part);
+        return finished(dataset_->collate(std::move(own)), number, part, total);
     }
 
     std::shared_ptr<IterableDataset> dataset_;

@@ -24,7 +24,8 @@ std::string packed(const Batch& batch) {
     if (batch.targets.defined()) tensors.emplace_back("targets", batch.targets);
     for (const auto& [name, tensor] : batch.extras)
         if (tensor.defined()) tensors.emplace_back(std::string(kExtra) + name, tensor);
-    const json counts = {{"indices", batch.indices}, {"samples", batch.samples}, {"valid", batch.valid}, {"tokens", batch.tokens}, {"weight", batch.weight}};
+    const json counts = {{"indices", batch.indices}, {"samples", batch.samples}, {"valid", batch.valid}, {"tokens", batch.tokens}, {"weight", batch.weight},
+                         {"over_ranks", {batch.over_ranks.samples, batch.over_ranks.tokens, batch.over_ranks.weight, batch.over_ranks.own_weight}}};
     std::string bytes;
     write_tensors(tensors, {{"counts", counts.dump()}}, kName, [&](const void* part, std::size_t count) { bytes.append(static_cast<const char*>(part), count); });
     return bytes;
@@ -38,6 +39,8 @@ Batch unpacked(std::string_view bytes) {
     batch.valid = counts.at("valid");
     batch.tokens = counts.at("tokens");
     batch.weight = counts.at("weight");
+    const json& whole = counts.at("over_ranks");
+    batch.over_ranks = {whole[0], whole[1], whole[2], whole[3]};
     for (auto& [name, tensor] : tensors_of_file(bytes, kName)) {
         if (name == "inputs") batch.inputs = tensor;
         if (name == "targets") batch.targets = tensor;
@@ -53,6 +56,7 @@ Batch share_of(const Batch& batch, int rank, int ranks) {
     const std::int64_t begin = std::min(rank * each + std::min<std::int64_t>(rank, over), batch.samples - 1);
     Batch part = part_of(batch, begin, std::max<std::int64_t>(1, own), "sharding 'dispatch'");
     if (own == 0) part.valid = part.tokens = 0, part.weight = 0;
+    part.over_ranks = {batch.valid, batch.tokens, batch.weight, part.weight};
     return part;
 }
 

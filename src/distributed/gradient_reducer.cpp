@@ -57,11 +57,17 @@ struct GradientReducer::Impl {
     std::shared_ptr<World> world;
     std::unique_ptr<c10d::Reducer> reducer;
     bool find_unused = false;
+    at::Tensor ballot;  ///< a parameter of no model, whose gradient is what is asked for: it travels in the first bucket
 };
 
 GradientReducer::GradientReducer(std::shared_ptr<World> world, std::vector<at::Tensor> parameters, std::vector<std::string> names, const GradientReducerOptions& options)
     : impl_(std::make_unique<Impl>()) {
     impl_->find_unused = options.find_unused;
+    if (!parameters.empty()) {
+        impl_->ballot = torch::zeros({static_cast<std::int64_t>(kDecisionCount)}, parameters.back().options().requires_grad(true));
+        parameters.push_back(impl_->ballot);
+        names.emplace_back("requests");
+    }
     const auto signatures = world->gather(signature_of(parameters, names));
     for (std::size_t rank = 1; rank < signatures.size(); ++rank) {
         if (signatures[rank] == signatures[0]) continue;
@@ -91,11 +97,26 @@ GradientReducer::GradientReducer(std::shared_ptr<World> world, std::vector<at::T
 
 GradientReducer::~GradientReducer() = default;
 
-void GradientReducer::arm(const at::Tensor& root) {
+at::Tensor GradientReducer::arm(const at::Tensor& root) {
+    at::Tensor with_ballot = root;
+    if (const at::Tensor& ballot = impl_->ballot; ballot.defined()) {
+        auto& own = impl_->world->groups().ballot.own;
+        const at::Tensor asked = torch::from_blob(own.data(), {static_cast<std::int64_t>(own.size())}, torch::kFloat).to(ballot.options().requires_grad(false), /*non_blocking=*/false, /*copy=*/true);
+        with_ballot = root + (ballot * asked).sum().to(root.scalar_type());  // adds zero
+    }
     awaited(impl_->world->groups(), "a sum of gradients", [&] {
         if (impl_->reducer->should_rebuild_buckets()) impl_->reducer->rebuild_buckets();  // in the order in which gradients became ready
-        impl_->reducer->prepare_for_backward(impl_->find_unused ? std::vector<at::Tensor>{root} : std::vector<at::Tensor>{});
+        impl_->reducer->prepare_for_backward(impl_->find_unused ? std::vector<at::Tensor>{with_ballot} : std::vector<at::Tensor>{});
     });
+    return with_ballot;
+}
+
+void GradientReducer::finish() {
+    if (!impl_->ballot.defined() || !impl_->ballot.grad().defined()) return;
+    Ballot& ballot = impl_->world->groups().ballot;
+    ballot.is_anything_asked = impl_->ballot.grad().abs().max().item<float>() > 0;
+    ballot.was_carried = true;
+    impl_->ballot.mutable_grad().reset();
 }
 
 }  // namespace torchbus

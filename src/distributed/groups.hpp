@@ -1,6 +1,7 @@
 #pragma once
 /// The c10d side of a World. Only this room includes c10d.
 
+#include <array>
 #include <atomic>
 #include <string>
 
@@ -16,6 +17,13 @@
 
 namespace torchbus {
 
+/// Whether somebody asks for decisions, as a sum of gradients carries it along: a message less a step.
+struct Ballot {
+    std::array<float, kDecisionCount> own{};  ///< what this rank asks for
+    bool was_carried = false;                 ///< by a sum since it was last looked at
+    bool is_anything_asked = false;           ///< on any rank, as that sum says
+};
+
 struct World::Groups {
     Ranks ranks;
     WorldOptions options;
@@ -23,6 +31,7 @@ struct World::Groups {
     c10::intrusive_ptr<c10d::ProcessGroup> data;     ///< gradients, broadcasts, gathering
     c10::intrusive_ptr<c10d::Backend> data_backend;  ///< the same, without the dispatcher
     c10::intrusive_ptr<c10d::Backend> control;       ///< decisions and sums of numbers, which may overlap with the others
+    Ballot ballot;
     std::unique_ptr<RankWatch> watch;                ///< where there are others
     std::atomic<std::int64_t> messages{0}, bytes{0}; ///< of sums, since the world was joined
 };

@@ -39,18 +39,26 @@ public:
 
     RequestSet exchange(RequestSet local, Agreement when) override {
         RequestSet agreed = pending_ ? finish() : RequestSet{};
-        begin(std::move(local));
-        if (when == Agreement::AtOnce) merge(agreed, finish());
+        merge(asked_, std::move(local));
+        Ballot& ballot = world_.ballot;
+        const bool was_carried = std::exchange(ballot.was_carried, false);
+        if (when == Agreement::AtOnce || (was_carried && ballot.is_anything_asked)) {
+            begin();
+            merge(agreed, finish());
+        } else if (!was_carried) {
+            begin();  // no sum of gradients comes by in an evaluation
+        }
+        for (std::size_t kind = 0; kind < kDecisionCount; ++kind) ballot.own[kind] = asked_[kind] ? 1.0F : 0.0F;
         return agreed;
     }
 
 private:
     /// Only which kinds are asked for, and by whom first: what they are is exchanged where there are some.
-    void begin(RequestSet local) {
-        asked_ = std::move(local);
+    void begin() {
+        cast_ = std::exchange(asked_, {});
         flags_ = torch::full({static_cast<std::int64_t>(kDecisionCount)}, world_.ranks.world_size, torch::kInt);
         for (std::size_t kind = 0; kind < kDecisionCount; ++kind)
-            if (asked_[kind]) flags_.mutable_data_ptr<std::int32_t>()[kind] = order_of(*asked_[kind]);
+            if (cast_[kind]) flags_.mutable_data_ptr<std::int32_t>()[kind] = order_of(*cast_[kind]);
         std::vector<at::Tensor> tensors = {flags_};
         c10d::AllreduceOptions options;
         options.reduceOp = c10d::ReduceOp::MIN;
@@ -65,7 +73,7 @@ private:
         const std::int32_t nobody = world_.ranks.world_size;
         RequestSet agreed;
         if (std::all_of(first, first + kDecisionCount, [&](std::int32_t order) { return order == nobody; })) return agreed;
-        const std::vector<std::string> texts = gather_over(world_, *world_.control, to_values(asked_).dump());
+        const std::vector<std::string> texts = gather_over(world_, *world_.control, to_values(cast_).dump());
         for (std::size_t kind = 0; kind < kDecisionCount; ++kind) {
             if (first[kind] == nobody) continue;
             const int rank = first[kind] < 0 ? first[kind] + nobody : first[kind];
@@ -80,7 +88,8 @@ private:
 
     std::shared_ptr<World> owner_;
     World::Groups& world_;
-    RequestSet asked_;
+    RequestSet asked_;  ///< and not exchanged yet
+    RequestSet cast_;   ///< in the exchange under way
     at::Tensor flags_;
     c10::intrusive_ptr<c10d::Work> pending_;
 };

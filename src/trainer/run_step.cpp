@@ -66,7 +66,7 @@ void Run::start_step() {
     window_.total_weight = 0;
     for (Batch& batch : window_.batches) {
         window_.total_weight += batch.weight;
-        batch.over_ranks = {batch.valid, batch.tokens};
+        if (batch.over_ranks.weight == 0) batch.over_ranks = {batch.valid, batch.tokens, batch.weight, batch.weight};
         batch.progress.measured = false;
     }
     renew_gradients_view();

@@ -13,6 +13,9 @@ struct DataParallelOptions {
     /// nothing is done.
     std::shared_ptr<World> world = {};
     GradientReducerOptions gradients = {};
+    /// Whether the weights of windows are summed before every step. Otherwise they are where tokens count, and known without
+    /// asking where samples do; what changes them on their way is then refused.
+    bool sum_weights = false;
     bool share_buffers = true;  ///< rank 0's buffers go to all ranks after every window, so that models stay equal
     WorldOptions waiting = {};  ///< where no world is given
 };

@@ -26,8 +26,10 @@ public:
     GradientReducer(std::shared_ptr<World> world, std::vector<at::Tensor> parameters, std::vector<std::string> names, const GradientReducerOptions& options);
     ~GradientReducer();
     /// The backward that comes leaves sums over ranks in `.grad()` of every parameter, those of earlier backwards included.
-    /// `root` is what it starts from.
-    void arm(const at::Tensor& root);
+    /// `root` is what it would start from; what is returned has the same value, and carries what this rank asks for.
+    at::Tensor arm(const at::Tensor& root);
+    /// After that backward: takes up what the ranks ask for.
+    void finish();
 
 private:
     struct Impl;
