@@ -51,7 +51,7 @@ TrainingState capture(const RunState& run, bool copied) {
     for (const std::string& part : run.parts()) {
         SavedState saved = run.save(part);
         if (copied)
-            for (auto& [name, tensor] : saved.tensors) tensor = tensor.detach().to(at::kCPU, /*non_blocking=*/false, /*copy=*/true);
+            for (auto& [name, tensor] : saved.tensors) tensor = tensor.detach().clone();
         state.parts.emplace(part, std::move(saved));
     }
     return state;

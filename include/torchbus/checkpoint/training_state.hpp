@@ -22,7 +22,8 @@ struct TrainingState {
     nlohmann::json about = nlohmann::json::object();  ///< for people: why it was saved, …
 };
 
-/// Every part of a run, as it is now. With `copied` its tensors are clones on the CPU, which the run does not change.
+/// Every part of a run, as it is now. With `copied` its tensors are clones on the devices where they are, which the run does not
+/// change; who writes them brings them to the CPU.
 TrainingState capture(const RunState& run, bool copied);
 
 /// Writes a state into the folder `path`: beside it under a hidden name first, every file synced, then renamed. At any time,
