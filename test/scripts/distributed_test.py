@@ -283,6 +283,39 @@ class Launched(InFolder):
             for rank in (2 * node, 2 * node + 1):
                 self.assertIn(f"[rank {rank}/4] {rank} of 4, start 1", out)
 
+    def test_config_asks_and_launch_starts_what_was_answered(self):
+        asked = subprocess.run([PROGRAM, "config", "--to", "two.yaml"], cwd=self.folder, input="cpu\n1\n2\nbf16\n2\nyes\n", capture_output=True, text=True)
+        self.assertEqual(asked.returncode, 0, asked.stderr)
+        self.assertIn("How many processes on each machine? [1]: ", asked.stderr)
+        run = run_file()
+        run["callbacks"] = [{"kind": "metrics"}]
+        (self.folder / "run.json").write_text(json.dumps(run | {"accelerate": "two.yaml"}))
+        code, _, err = self.launched("--config", "two.yaml", "--", PROGRAM, "train", "run.json", "--set", "train.batch_size=12")
+        self.assertEqual(code, 0, err)
+        code, _, err = self.launched("--config", "two.yaml", "--nproc-per-node", 3, "--", PROGRAM, "train", "run.json")
+        self.assertEqual(code, 2, err)
+        self.assertIn("two.yaml: num_processes is 2, and this run has 3 ranks", err)
+        told = subprocess.run([PROGRAM, "check", "run.json"], cwd=self.folder, env=dict(os.environ) | {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}, capture_output=True, text=True)
+        self.assertEqual(told.returncode, 2, told.stdout)
+        cut_off = subprocess.run([PROGRAM, "config", "--to", "three.yaml"], cwd=self.folder, input="cpu\n", capture_output=True, text=True)
+        self.assertEqual(cut_off.returncode, 2)
+        self.assertFalse((self.folder / "three.yaml").exists())
+
+    def test_a_large_world_is_tried_in_one_process(self):
+        run = run_file()
+        run["callbacks"] += [{"kind": "zero_redundancy"}, {"kind": "save_training_state", "folder": "states"}]
+        (self.folder / "run.json").write_text(json.dumps(run))
+        checked = subprocess.run([PROGRAM, "check", "run.json", "--world-size", "128"], cwd=self.folder, capture_output=True, text=True)
+        self.assertEqual(checked.returncode, 0, checked.stderr)
+        self.assertIn("ranks      128, each with 24 samples of a batch of 3072", checked.stdout)
+        self.assertRegex(checked.stdout, r"update     made over c10d's fake backend: 0\.\d+ MiB summed in \d+ messages; the optimizer keeps 0\.003 MiB on this rank")
+        self.assertEqual([path.name for path in self.folder.iterdir()], ["run.json"], "it leaves no trace")
+        run["callbacks"] = run["callbacks"][1:2]
+        (self.folder / "run.json").write_text(json.dumps(run))
+        checked = subprocess.run([PROGRAM, "check", "run.json", "--world-size", "128"], cwd=self.folder, capture_output=True, text=True)
+        self.assertEqual(checked.returncode, 2)
+        self.assertIn("run.json: --world-size: no callback trains on several ranks; add data_parallel", checked.stderr)
+
     def test_bad_numbers_and_commands_are_refused(self):
         for arguments, told in ((("--",), "there is no command"), (("--nproc-per-node", 0, "--", "true"), "--nproc-per-node: 0 is too few"),
                                 (("--nnodes", 2, "--node-rank", 2, "--", "true"), "--node-rank: 2 is none of 2 nodes"), (("--nnodes", 2, "--", "true"), "several nodes need one"),
