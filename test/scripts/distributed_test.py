@@ -99,6 +99,18 @@ class Processes(InFolder):
                 for name in ("train.loss", "eval.loss"):
                     self.assertAlmostEqual(own["metrics"][name] / alone["metrics"][name], 1, delta=2e-6, msg=f"{name} of {size} processes")
 
+    def test_ranks_in_bf16_are_near_one_process_in_bf16(self):
+        losses = {}
+        for size in (1, 2, 4):
+            run = run_file()
+            run["callbacks"].append({"kind": "mixed_precision", "precision": "bf16"})
+            codes, said = self.end(self.start(size, run, "--set", f"train.batch_size={24 // size}"))
+            self.assertEqual(codes, [0] * size, said)
+            losses[size] = json.loads((self.folder / "out/history.json").read_text())[-1]["metrics"]
+        for size in (2, 4):
+            for name in ("train.loss", "eval.loss"):
+                self.assertAlmostEqual(losses[size][name] / losses[1][name], 1, delta=2e-2, msg=f"{name} of {size} processes")
+
     def test_a_signal_to_one_rank_stops_all_at_one_step(self):
         for rank in (0, 1):
             with self.subTest(rank=rank):
