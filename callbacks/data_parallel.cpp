@@ -126,10 +126,20 @@ private:
         model_ = {};
         updates_ = nullptr;
     }
+    struct Reduced {
+        std::vector<const void*> trained;  ///< parameters, by address
+        std::unique_ptr<GradientReducer> reducer;
+    };
     GradientReducer& reducer_of(std::string_view update) {
-        std::unique_ptr<GradientReducer>& reducer = reducers_[std::string(update)];
-        if (!reducer) reducer = make_reducer(update);
-        return *reducer;
+        Reduced& reduced = reducers_[std::string(update)];
+        std::vector<const void*> trained;
+        for (const Update& one : *updates_)
+            if (one.name == update)
+                for (const at::Tensor& parameter : one.parameters())
+                    if (parameter.requires_grad()) trained.push_back(parameter.unsafeGetTensorImpl());
+        // Somebody may have frozen or unfrozen some without a word.
+        if (!reduced.reducer || reduced.trained != trained) reduced = {std::move(trained), make_reducer(update)};
+        return *reduced.reducer;
     }
     /// Of the parameters that are trained now.
     std::unique_ptr<GradientReducer> make_reducer(std::string_view update) const {
@@ -155,7 +165,7 @@ private:
     bool skips_next_ = false;
     std::optional<BatchRange> skipped_; ///< the window of which one rank's batches are skipped
     std::vector<at::Tensor> buffers_;  ///< of the model, where they are shared
-    std::map<std::string, std::unique_ptr<GradientReducer>, std::less<>> reducers_;  ///< by update
+    std::map<std::string, Reduced, std::less<>> reducers_;  ///< by update
     Connections connections_;
 };
 

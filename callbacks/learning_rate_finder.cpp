@@ -93,6 +93,8 @@ public:
                 .after = {"learning_rate_schedule", "model_ema"}, .excludes = {{"save_training_state", kNoneOfTheRun}, {"save_best", kNoneOfTheRun}}, .asks = {Decision::StopRun}};
     }
     void attach(Attachment& run) override {
+        if (run.consensus.world_size() > 1)
+            throw ConfigError(fmt::format("learning_rate_finder: it works in one process, and there are {} ranks; find the rate with one, and scale it by the batch size", run.consensus.world_size()));
         run_ = &run;
         connections_ += run.bus.intercept<RunConfigured>([this](RunConfigured& event) { remember_rates(event.updates); });
         connections_ += run.bus.intercept<TrainingRunStart>([this](TrainingRunStart&) { keep_state(); });

@@ -122,8 +122,8 @@ std::unique_ptr<Callback> make_mixed_precision(MixedPrecisionOptions options) {
         throw ConfigError(fmt::format("mixed_precision: {}: {} is out of range; give {}", name, value, what));
     };
     if (!(options.initial_scale > 0)) refuse("initial_scale", options.initial_scale, "a positive number, e.g. 65536");
-    if (!(options.growth_factor > 1)) refuse("growth_factor", options.growth_factor, "a number above 1, e.g. 2");
-    if (!(options.backoff_factor > 0 && options.backoff_factor < 1)) refuse("backoff_factor", options.backoff_factor, "a number between 0 and 1, e.g. 0.5");
+    if (!(options.growth_factor >= 1)) refuse("growth_factor", options.growth_factor, "a number above 1, e.g. 2, or 1 for a scale that does not grow");
+    if (!(options.backoff_factor > 0 && options.backoff_factor <= 1)) refuse("backoff_factor", options.backoff_factor, "a number between 0 and 1, e.g. 0.5, or 1 for a scale that does not fall");
     if (options.growth_interval < 1) refuse("growth_interval", static_cast<double>(options.growth_interval), "at least 1 update, e.g. 2000");
     return std::make_unique<MixedPrecision>(options);
 }
@@ -133,8 +133,8 @@ std::unique_ptr<Callback> mixed_precision_from_json(OptionReader& reader) {
     std::string precision = "bf16";
     reader.choice("precision", precision, {"bf16", "fp16"}, "type of matrix products and convolutions in forward")
         .number("initial_scale", options.initial_scale, "first loss scale; > 0", Range::positive())
-        .number("growth_factor", options.growth_factor, "factor when the scale grows; > 1", Range::at_least(1))
-        .number("backoff_factor", options.backoff_factor, "factor after a skipped update; in (0, 1)", Range::between(0, 1))
+        .number("growth_factor", options.growth_factor, "factor when the scale grows; >= 1", Range::at_least(1))
+        .number("backoff_factor", options.backoff_factor, "factor after a skipped update; in (0, 1]", Range::between(0, 1))
         .integer("growth_interval", options.growth_interval, "updates without a skip until the scale grows", Range::at_least(1));
     options.precision = precision == "bf16" ? MixedPrecisionOptions::Precision::Bf16 : MixedPrecisionOptions::Precision::Fp16;
     bool scale_loss = precision == "fp16";

@@ -43,7 +43,10 @@ public:
         }
         return declared;
     }
-    std::vector<Finding> check(const Outlook&) const override { return check_folder(kind(), "folder", options_.folder); }
+    std::vector<Finding> check(const Outlook&) const override {
+        if (run_ && run_->consensus.rank() > 0) return {};  // rank 0 writes, and ranks that try together get in each other's way
+        return check_folder(kind(), "folder", options_.folder);
+    }
     void attach(Attachment& run) override {
         run_ = &run;
         connections_ += run.bus.observe<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart&) {

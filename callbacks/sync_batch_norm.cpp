@@ -20,6 +20,8 @@ public:
         return {.listens = {"batch_ready", "forward_start", "forward"}, .writes = {"batch"}, .before = {"mixup", "cutmix"}, .after = {"data_parallel"}, .collectives = true};
     }
     void attach(Attachment& run) override {
+        if (options_.world && run.consensus.world_size() != options_.world->size())
+            throw ConfigError("sync_batch_norm: nobody sums the gradients of the ranks; add the callback data_parallel");
         connections_ += run.bus.intercept<BatchReady>([this](BatchReady& event) {
             if (options_.world) double_lone_sample(event.batch);
         }, in(Mode::Train));

@@ -43,7 +43,8 @@ public:
             const auto& at = event.position;
             const std::string reason = fmt::format("the training loss is {} in epoch {} after step {}; lower the learning rate, clip the "
                                                    "gradients, or look at the batch", loss, at.epoch + 1, at.step);
-            event.skip(run.bus.id(), reason);
+            // The others may have seen no NaN: a rank does not skip alone, and all fail at the next decision.
+            if (run.consensus.world_size() == 1) event.skip(run.bus.id(), reason);
             run.asker.ask(Decision::FailRun, reason);
         });
     }

@@ -40,14 +40,14 @@ public:
     void detach() override {
         connections_.clear();
         owners_.clear();
+        load_.clear();
         updates_ = nullptr;
     }
 
 private:
     void begin(std::vector<Update>& updates) {
         updates_ = &updates;
-        owners_.clear();
-        load_.assign(static_cast<std::size_t>(options_.world->size()), 0);
+        load_.resize(static_cast<std::size_t>(options_.world->size()));  // who was dealt what in an earlier run keeps it, and its state
         for (const Update& update : updates) deal_out(update);
     }
     /// The largest first, each to the rank that has least: alike on all ranks. Those that were dealt out before stay.

@@ -182,7 +182,7 @@ int run(const CLI::App& app, const Arguments& arguments) {
     return run_with_torch(name, {{"run_file", arguments.run_file}, {"set", arguments.set}, {"weights", arguments.weights}, {"to", arguments.to}, {"svg", arguments.svg},
                                  {"resume", arguments.resume}, {"allow", arguments.allow}, {"action", arguments.action}, {"paths", arguments.paths}, {"key", arguments.key},
                                  {"include", arguments.include}, {"skip", arguments.skip}, {"rename", arguments.rename},
-                                 {"name", arguments.name}, {"world_size", arguments.world_size}, {"plugins", arguments.plugins}, {"markdown", arguments.markdown}});
+                                 {"name", arguments.name}, {"world_size", arguments.world_size}, {"trains", name == "train" || arguments.world_size > 0}, {"plugins", arguments.plugins}, {"markdown", arguments.markdown}});
 }
 
 /// CLI11 would only say that a subcommand is required.

@@ -26,7 +26,7 @@ const std::map<std::string, Command>& commands() {
 }  // namespace
 
 Composition composition_of(const nlohmann::json& options) {
-    return compose(load_run_file(options.at("run_file").get<std::string>(), options.at("set")));
+    return compose(load_run_file(options.at("run_file").get<std::string>(), options.at("set"), options.value("trains", false) ? Purpose::Train : Purpose::Look));
 }
 
 }  // namespace torchbus::cli

@@ -259,7 +259,10 @@ std::vector<RunChanges> changes_of_accelerate(const AccelerateConfig& config, co
         if (stage == 1) changes.callbacks.push_back({"zero_redundancy", nlohmann::json::object(), "deepspeed_config.zero_stage"});
         if (accumulation) changes.callbacks.push_back({"gradient_accumulation", {{"micro_batches", *accumulation}}, "deepspeed_config.gradient_accumulation_steps"});
         if (clipping && *clipping > 0) changes.callbacks.push_back({"gradient_clipping", {{"max_norm", *clipping}}, "deepspeed_config.gradient_clipping"});
-        if (!file.empty()) all.push_back(changes_of_deepspeed(std::filesystem::path(config.name).parent_path() / file, run, world_size));
+        if (!file.empty()) {
+            const auto beside = std::filesystem::path(config.name).parent_path() / file;  // or, as Accelerate has it, in the working folder
+            all.push_back(changes_of_deepspeed(std::filesystem::exists(beside) || !std::filesystem::exists(file) ? beside : std::filesystem::path(file), run, world_size));
+        }
     }
     return all;
 }

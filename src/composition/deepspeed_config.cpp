@@ -30,10 +30,9 @@ void take_batches(const DeepSpeedFile& file, RunChanges& changes) {
     if (!given.accumulation && file.says_auto("", accumulation)) given.accumulation = positive(file.of_callback("gradient_accumulation", "micro_batches"));
     const BatchTriple all = completed(given, file.world_size(), file.name());
     changes.values.push_back({"train.batch_size", *all.micro, file.find("", micro) ? micro : train});
-    if (*all.accumulation > 1 || file.find("", accumulation)) {
-        const json own = file.of_callback("gradient_accumulation", "micro_batches");
-        if (*all.accumulation > 1 || !own.is_null()) changes.callbacks.push_back({"gradient_accumulation", {{"micro_batches", *all.accumulation}}, file.find("", accumulation) ? accumulation : train});
-    }
+    // What the run file accumulates besides is compared.
+    if (*all.accumulation > 1 || !file.of_callback("gradient_accumulation", "micro_batches").is_null())
+        changes.callbacks.push_back({"gradient_accumulation", {{"micro_batches", *all.accumulation}}, file.find("", accumulation) ? accumulation : train});
 }
 
 void take_precision(const DeepSpeedFile& file, RunChanges& changes) {
@@ -113,15 +112,32 @@ BatchTriple completed(BatchTriple given, int world_size, const std::string& name
     return given;
 }
 
-RunChanges changes_of_deepspeed(const std::filesystem::path& file, const json& run, int world_size) {
+namespace {
+
+DeepSpeedFile opened(const std::filesystem::path& file, const json& run, int world_size) {
     std::ifstream stream(file);
     if (!stream || std::filesystem::is_directory(file)) throw ConfigError(fmt::format("{}: cannot open the configuration of DeepSpeed; is the name right?", file.string()));
     const std::string content{std::istreambuf_iterator<char>(stream), {}};
-    const DeepSpeedFile configuration(file.string(), json_of_text(without_comments(content), file.string()), run, world_size);
+    return {file.string(), json_of_text(without_comments(content), file.string()), run, world_size};
+}
+
+}  // namespace
+
+RunChanges changes_of_deepspeed(const std::filesystem::path& file, const json& run, int world_size) {
+    const DeepSpeedFile configuration = opened(file, run, world_size);
     RunChanges changes{.name = configuration.name(), .not_supported = configuration.without_effect()};
     for (const auto take : {take_batches, take_optimizer, take_scheduler, take_precision, take_clipping, take_communication, take_zero}) take(configuration, changes);
     if (world_size > 1) changes.callbacks.push_back({"data_parallel", json::object(), "it"});
     return changes;
+}
+
+std::optional<int> world_size_of_deepspeed(const std::filesystem::path& file) {
+    const json none;
+    const DeepSpeedFile configuration = opened(file, none, 1);
+    const auto train = configuration.integer("", "train_batch_size"), micro = configuration.integer("", "train_micro_batch_size_per_gpu"), accumulation = configuration.integer("", "gradient_accumulation_steps");
+    if (!train || !micro || *train <= 0 || *micro <= 0 || accumulation.value_or(1) <= 0) return std::nullopt;
+    const std::int64_t ranks = *train / (*micro * accumulation.value_or(1));
+    return ranks > 0 && ranks * *micro * accumulation.value_or(1) == *train ? std::optional(static_cast<int>(ranks)) : std::nullopt;
 }
 
 }  // namespace torchbus

@@ -83,7 +83,7 @@ bool DeepSpeedFile::is_on(const char* section) const {
     if (std::string_view(section) == "tensor_parallel") return found->value("autotp_size", json(0)) != 0;
     if (std::string_view(section) == "pipeline") return false;  // of a model that is cut in stages, which this one is not
     const auto enabled = found->find("enabled");
-    return enabled == found->end() ? std::string_view(section) != "msamp" : *enabled != false;
+    return enabled == found->end() ? std::string_view(section) != "msamp" : *enabled != false && !is_auto(*enabled);
 }
 
 std::vector<std::string> DeepSpeedFile::without_effect() const {

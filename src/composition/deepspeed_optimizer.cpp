@@ -82,7 +82,8 @@ void read_adam(OptimizerParams& params, bool decoupled, const DeepSpeedFile& fil
     params.made["kind"] = decoupled || !mode || *mode == true ? "adamw" : "adam";
     params.number("lr", "learning_rate", 1e-3);
     params.number("eps", "epsilon", 1e-8);
-    params.number("weight_decay", "weight_decay", 0);
+    const json* of_torch = params.find("torch_adam");
+    params.number("weight_decay", "weight_decay", of_torch && *of_torch == true && params.made["kind"] == "adamw" ? 0.01 : 0);  // PyTorch's default
     params.betas();
     params.must_be("bias_correction", true, "moments are always corrected");
     params.flag("amsgrad", "amsgrad");
@@ -168,6 +169,7 @@ void take_scheduler(const DeepSpeedFile& file, RunChanges& changes) {
             if (value != -1) file.refuse(path, "a run goes on by --resume; take it out");
         } else if (is_auto(value) || value.is_null()) {
             if (param == "warmup_max_lr" && learning_rate.is_number()) made[param] = learning_rate;
+            if (param == "warmup_num_steps" && is_auto(value)) made[param] = 0;  // as transformers fills it in where nothing else is said
         } else if (param == "cycle_momentum" || param.ends_with("_mom") || param == "decay_mom_rate") {
             if (param == "cycle_momentum" && value == true) file.refuse(path, "a momentum that cycles is not supported; give false, and an option_schedule if it is to");
         } else {

@@ -154,6 +154,11 @@ std::vector<std::string> take_texts(json& run, const char* key, const std::strin
     return list.get<std::vector<std::string>>();
 }
 
+const std::string& only_one_of(const std::vector<std::string>& files, const char* key, const std::string& name) {
+    if (files.size() > 1) throw ConfigError(fmt::format("{}: {}: {} files are named; give one", name, key, files.size()));
+    return files.front();
+}
+
 std::string beside(const std::filesystem::path& file, const std::string& other) { return (file.parent_path() / other).lexically_normal().string(); }
 
 /// Reads a file and what it includes. `open`: the files that are being read, outermost first.
@@ -177,7 +182,7 @@ RunFileContent read_file(const std::filesystem::path& path, const std::string& w
     }
     open.pop_back();
     for (const char* other : {"accelerate", "deepspeed"})
-        if (const auto files = take_texts(run, other, name); !files.empty()) run[other] = beside(path, files.front());
+        if (const auto files = take_texts(run, other, name); !files.empty()) run[other] = beside(path, only_one_of(files, other, name));
     if (run.contains("plugins")) {
         json plugins = json::array();
         for (const std::string& plugin : take_texts(run, "plugins", name)) plugins.push_back(beside(path, plugin));
@@ -189,13 +194,22 @@ RunFileContent read_file(const std::filesystem::path& path, const std::string& w
     return whole;
 }
 
-/// What files of Accelerate and DeepSpeed ask for.
-void put_in_configurations(json& run, const std::string& name) {
+/// What files of Accelerate and DeepSpeed ask for. What does not train takes one process, whatever a file says.
+void put_in_configurations(json& run, const std::string& name, Purpose purpose) {
     const auto ranks = ranks_from_environment();
-    const int world_size = ranks ? ranks->world_size : 1;
+    const int started = ranks ? ranks->world_size : 1;
     std::vector<RunChanges> all;
-    if (const auto files = take_texts(run, "accelerate", name); !files.empty()) all = changes_of_accelerate(read_accelerate_config(files.front()), run, world_size);
-    if (const auto files = take_texts(run, "deepspeed", name); !files.empty()) all.push_back(changes_of_deepspeed(files.front(), run, world_size));
+    int world_size = started;
+    if (const auto files = take_texts(run, "accelerate", name); !files.empty()) {
+        const AccelerateConfig config = read_accelerate_config(only_one_of(files, "accelerate", name));
+        if (purpose == Purpose::Look) world_size = config.processes;
+        all = changes_of_accelerate(config, run, world_size);
+    }
+    if (const auto files = take_texts(run, "deepspeed", name); !files.empty()) {
+        const std::string& file = only_one_of(files, "deepspeed", name);
+        if (purpose == Purpose::Look && started == 1) world_size = world_size_of_deepspeed(file).value_or(world_size);
+        all.push_back(changes_of_deepspeed(file, run, world_size));
+    }
     for (const RunChanges& changes : all) {
         apply(changes, run, name);
         if (!changes.not_supported.empty() && (!ranks || ranks->is_main())) warn(fmt::format("{}: not supported, and without effect: {}", changes.name, fmt::join(changes.not_supported, ", ")));
@@ -204,7 +218,7 @@ void put_in_configurations(json& run, const std::string& name) {
 
 }  // namespace
 
-RunFileContent load_run_file(const std::filesystem::path& path, const std::vector<std::string>& overrides) {
+RunFileContent load_run_file(const std::filesystem::path& path, const std::vector<std::string>& overrides, Purpose purpose) {
     std::vector<std::filesystem::path> open;
     RunFileContent content = read_file(path, "", open);
     for (const std::string& one : overrides) {
@@ -213,7 +227,7 @@ RunFileContent load_run_file(const std::filesystem::path& path, const std::vecto
         forget_within(path, content.origins);
         content.origins[path] = content.name;
     }
-    put_in_configurations(content.run, content.name);
+    put_in_configurations(content.run, content.name, purpose);
     return content;
 }
 

@@ -53,9 +53,20 @@ std::string signature_of(const std::vector<at::Tensor>& parameters, const std::v
 
 }  // namespace
 
+namespace {
+
+/// Asked whether it is done after a backward, and not only before the next.
+class AskedReducer final : public c10d::Reducer {
+public:
+    using Reducer::Reducer;
+    using Reducer::ensure_prior_reduction_finished;
+};
+
+}  // namespace
+
 struct GradientReducer::Impl {
     std::shared_ptr<World> world;
-    std::unique_ptr<c10d::Reducer> reducer;
+    std::unique_ptr<AskedReducer> reducer;
     bool find_unused = false;
     at::Tensor ballot;  ///< a parameter of no model, whose gradient is what is asked for: it travels in the first bucket
 };
@@ -88,7 +99,7 @@ GradientReducer::GradientReducer(std::shared_ptr<World> world, std::vector<at::T
     std::unordered_map<std::size_t, std::string> by_index;
     for (std::size_t i = 0; i < names.size(); ++i) by_index.emplace(i, names[i]);
     auto& groups = world->groups();
-    impl_->reducer = std::make_unique<c10d::Reducer>(std::move(parameters), std::move(buckets), groups.data, sparse, static_cast<std::int64_t>(bytes(options.bucket_mib)), options.find_unused,
+    impl_->reducer = std::make_unique<AskedReducer>(std::move(parameters), std::move(buckets), groups.data, sparse, static_cast<std::int64_t>(bytes(options.bucket_mib)), options.find_unused,
                                                      /*gradient_as_bucket_view=*/true, std::move(by_index), static_cast<std::int64_t>(bytes(options.first_bucket_mib)),
                                                      /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false, std::vector<std::int64_t>{});
     impl_->reducer->register_comm_hook(std::make_unique<SumHook>(groups, options.bf16));
@@ -112,6 +123,11 @@ at::Tensor GradientReducer::arm(const at::Tensor& root) {
 }
 
 void GradientReducer::finish() {
+    try {
+        impl_->reducer->ensure_prior_reduction_finished();
+    } catch (const c10::Error&) {
+        throw ConfigError("the loss does not reach all parameters of an update, so that their gradients were not summed; give find_unused to data_parallel, or freeze what is not used");
+    }
     if (!impl_->ballot.defined() || !impl_->ballot.grad().defined()) return;
     Ballot& ballot = impl_->world->groups().ballot;
     ballot.is_anything_asked = impl_->ballot.grad().abs().max().item<float>() > 0;

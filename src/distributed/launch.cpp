@@ -198,9 +198,16 @@ private:
         ranks_.clear();
         if (options_.nodes == 1) return;
         // Who is done stays until all are: another node's rank may fail still, and node 0 has the meeting point.
-        meeting_point_->add(done, 1);
-        while (meeting_point_->add(done, 0) < options_.nodes) std::this_thread::sleep_for(kTick);
-        has_failed_elsewhere_now();
+        try {
+            meeting_point_->add(done, 1);
+            while (meeting_point_->add(done, 0) < options_.nodes && signal_ == 0) {
+                pass_on_signals();  // whoever waits for a node that is gone can be stopped
+                std::this_thread::sleep_for(kTick);
+            }
+            has_failed_elsewhere_now();
+        } catch (const std::exception& error) {
+            throw DistributedError(fmt::format("the meeting point {}:{} is gone, and with it the launcher of node 0: {}", options_.master_address, options_.master_port, first_line(error)));
+        }
         if (options_.node == 0) std::this_thread::sleep_for(4 * kTick);  // until the others have seen it
     }
 

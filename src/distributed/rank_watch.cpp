@@ -31,6 +31,8 @@ constexpr milliseconds kLongestAnswer{4000};  ///< of the store: it is silent af
 double seconds_since(steady_clock::time_point time) { return std::chrono::duration<double>(steady_clock::now() - time).count(); }
 std::vector<std::uint8_t> bytes_of(const std::string& text) { return {text.begin(), text.end()}; }
 std::string text_of(const std::vector<std::uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
+/// Whatever bytes a message has.
+std::string dumped(const json& values) { return values.dump(-1, ' ', false, json::error_handler_t::replace); }
 std::string key_of(int rank) { return fmt::format("watch/{}", rank); }
 
 std::string place_of(const RankStatus& status) {
@@ -233,7 +235,7 @@ void RankWatch::put_down() {
         const std::lock_guard lock(mutex_);
         ++status_.beat;
         status_.since_s = seconds_since(event_time_);
-        text = to_values(status_).dump();
+        text = dumped(to_values(status_));
     }
     const QuietC10d quiet;
     try {
@@ -281,7 +283,7 @@ void RankWatch::leave(std::string_view why) {
         words = {{"rank", ranks_.rank}, {"words", fmt::format("rank {} failed at {}: {}", ranks_.rank, place_of(status_), why)}};
     }
     Questions::answer(questions_, [words](Questions& questions) {
-        if (questions.store->add("watch/left", 1) == 1) questions.store->set("watch/first", bytes_of(words.dump()));
+        if (questions.store->add("watch/left", 1) == 1) questions.store->set("watch/first", bytes_of(dumped(words)));
         return std::string();
     });
 }
@@ -307,7 +309,7 @@ void RankWatch::write_record(std::string_view why) const {
     record["flight_record"] = json::parse(c10d::dump_fr_trace_json(/*includeCollectives=*/true, /*onlyActive=*/false, "gloo"), nullptr, /*allow_exceptions=*/false);
     try {
         AtomicFile file(options_.record_folder / fmt::format("rank_{}.json", ranks_.rank));
-        file.write(record.dump(1));
+        file.write(record.dump(1, ' ', false, json::error_handler_t::replace));
         file.commit();
     } catch (const std::exception& error) {
         warn(fmt::format("the record of rank {} could not be written: {}", ranks_.rank, error.what()));

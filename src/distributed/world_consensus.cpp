@@ -73,7 +73,7 @@ private:
         const std::int32_t nobody = world_.ranks.world_size;
         RequestSet agreed;
         if (std::all_of(first, first + kDecisionCount, [&](std::int32_t order) { return order == nobody; })) return agreed;
-        const std::vector<std::string> texts = gather_over(world_, *world_.control, to_values(cast_).dump());
+        const std::vector<std::string> texts = gather_over(world_, *world_.control, to_values(cast_).dump(-1, ' ', false, json::error_handler_t::replace));
         for (std::size_t kind = 0; kind < kDecisionCount; ++kind) {
             if (first[kind] == nobody) continue;
             const int rank = first[kind] < 0 ? first[kind] + nobody : first[kind];

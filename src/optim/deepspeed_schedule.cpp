@@ -87,7 +87,7 @@ Schedule make_deepspeed_schedule(DeepSpeedScheduleOptions options) {
     if (type == std::end(kTypes))
         throw ConfigError(fmt::format("deepspeed schedule: '{}' is no type; give LRRangeTest, OneCycle, WarmupLR, WarmupDecayLR or WarmupCosineLR", options.type));
     require(options.learning_rate > 0, "learning_rate", options.learning_rate, "the optimizer's, above 0");
-    require(options.warmup_num_steps >= 1, "warmup_num_steps", static_cast<double>(options.warmup_num_steps), "at least 1");
+    require(options.warmup_num_steps >= 0, "warmup_num_steps", static_cast<double>(options.warmup_num_steps), "at least 0");
     require(options.lr_range_test_step_size >= 1, "lr_range_test_step_size", static_cast<double>(options.lr_range_test_step_size), "at least 1");
     require(options.cycle_first_step_size >= 1, "cycle_first_step_size", static_cast<double>(options.cycle_first_step_size), "at least 1");
     require(options.total_num_steps >= 0, "total_num_steps", static_cast<double>(options.total_num_steps), "the number of updates, or 0 for the run's");

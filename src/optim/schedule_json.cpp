@@ -145,7 +145,7 @@ Schedule read_deepspeed(OptionReader& reader) {
         .integer("total_num_steps", options.total_num_steps, "updates of WarmupDecayLR and WarmupCosineLR; 0: the run's", Range::at_least(0))
         .number("warmup_min_lr", options.warmup_min_lr, "rate of the first update", kFactor)
         .number("warmup_max_lr", highest, "rate after the warm-up; left out: the optimizer's, or 0.001 for WarmupDecayLR", kFactor)
-        .integer("warmup_num_steps", options.warmup_num_steps, "updates of the warm-up", Range::at_least(1))
+        .integer("warmup_num_steps", options.warmup_num_steps, "updates of the warm-up; at least 2 are made", Range::at_least(0))
         .choice("warmup_type", warmup_type, {"log", "linear"}, "how it rises")
         .number("warmup_min_ratio", options.warmup_min_ratio, "of WarmupCosineLR: factor where the warm-up begins", kFactor)
         .number("cos_min_ratio", options.cos_min_ratio, "of WarmupCosineLR: factor at the end", kFactor)

@@ -214,7 +214,12 @@ Trigger Run::close() {
     } catch (const std::exception& error) {
         warn(fmt::format("while the run was closing: {}", error.what()));
     }
-    tell_late_requests();
+    try {
+        tell_late_requests();
+    } catch (const std::exception& error) {  // another rank failed at the very end
+        failure_ = std::current_exception();
+        result_ = {Outcome::Failed, {}, error.what(), 1};
+    }
     parts_.bus.emit_to_everyone(RunClosed{position(), result_});
     signals_.reset();
     parts_.loaders.clear();  // their threads and their data are no longer needed

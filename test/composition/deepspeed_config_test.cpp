@@ -188,5 +188,5 @@ TEST_CASE("DeepSpeed's schedules have its numbers", "[optim][deepspeed]") {
         }
     }
     CHECK_THROWS_WITH(make_deepspeed_schedule({.type = "Cosine"}), "deepspeed schedule: 'Cosine' is no type; give LRRangeTest, OneCycle, WarmupLR, WarmupDecayLR or WarmupCosineLR");
-    CHECK_THROWS_WITH(make_deepspeed_schedule({.warmup_num_steps = 0}), "deepspeed schedule: warmup_num_steps: 0 is out of range; give at least 1");
+    CHECK_THROWS_WITH(make_deepspeed_schedule({.warmup_num_steps = -1}), "deepspeed schedule: warmup_num_steps: -1 is out of range; give at least 0");
 }

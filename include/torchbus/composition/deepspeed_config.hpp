@@ -25,4 +25,7 @@ BatchTriple completed(BatchTriple given, int world_size, const std::string& name
 /// another model.
 RunChanges changes_of_deepspeed(const std::filesystem::path& file, const nlohmann::json& run, int world_size);
 
+/// The number of ranks that its batch sizes multiply to, where it gives all three. Throws: as changes_of_deepspeed().
+std::optional<int> world_size_of_deepspeed(const std::filesystem::path& file);
+
 }  // namespace torchbus

@@ -18,7 +18,7 @@ struct DeepSpeedScheduleOptions {
     std::int64_t total_num_steps = 0;  ///< of WarmupDecayLR and WarmupCosineLR; 0: the run's updates
     double warmup_min_lr = 0;
     std::optional<double> warmup_max_lr = {};  ///< default: the optimizer's; 0.001 for WarmupDecayLR
-    std::int64_t warmup_num_steps = 1000;      ///< ≥ 1; at least 2 are made
+    std::int64_t warmup_num_steps = 1000;      ///< ≥ 0; at least 2 are made
     bool warmup_is_linear = false;             ///< warmup_type linear; otherwise log
     double warmup_min_ratio = 0;               ///< of WarmupCosineLR
     double cos_min_ratio = 0.0001;
