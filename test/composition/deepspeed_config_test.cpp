@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <torchbus/callbacks/mixed_precision.hpp>
 #include <torchbus/composition/deepspeed_config.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/optim/deepspeed_schedule.hpp>
@@ -93,6 +94,13 @@ TEST_CASE("what is auto in a DeepSpeed file is what the run file says, or DeepSp
     CHECK_FALSE(callback({{"callbacks", {made.at("callbacks")[1]}}}, "mixed_precision"));
 }
 
+TEST_CASE("a fixed loss scale of a DeepSpeed file is one that neither grows nor falls", "[composition][deepspeed]") {
+    const json run = changed(R"({"train_batch_size": 8, "fp16": {"enabled": true, "loss_scale": 128}})", json::object());
+    const json& made = *callback(run, "mixed_precision");
+    CHECK(made.at("initial_scale") == 128);
+    CHECK_NOTHROW(make_mixed_precision({.precision = MixedPrecisionOptions::Precision::Fp16, .initial_scale = made.at("initial_scale"), .growth_factor = made.at("growth_factor"), .backoff_factor = made.at("backoff_factor")}));
+}
+
 TEST_CASE("comments and commas before a bracket are passed over in DeepSpeed files", "[composition][deepspeed]") {
     const json run = changed("{ // a comment with a \" in it\n \"train_batch_size\": 8, # and another\n /* \"gradient_clipping\": 3, */ \"gradient_clipping\": 1.0,\n \"wandb\": {\"team\": \"# // /* none */\",},\n}", json::object());
     CHECK(run.at("train").at("batch_size") == 8);
@@ -104,6 +112,8 @@ TEST_CASE("what a DeepSpeed file and the run file say must be the same", "[compo
     json run = kRun;
     run["optimizer"] = {{"kind", "sgd"}};
     CHECK_THAT(outcome(R"({"optimizer": {"type": "AdamW", "params": {}}})", run), Catch::Matchers::EndsWith("optimizer.type asks for \"adamw\", and run.json: optimizer.kind is \"sgd\"; make them the same, or leave one of them out"));
+    run["callbacks"] = {{{"kind", "gradient_accumulation"}, {"micro_batches", 4}}};
+    CHECK_THAT(outcome(R"({"train_batch_size": 16, "train_micro_batch_size_per_gpu": 16})", run), Catch::Matchers::StartsWith("train_batch_size asks for 1, and run.json: callbacks[0].micro_batches is 4; make them the same"));
     run["callbacks"] = {{{"kind", "gradient_clipping"}, {"max_norm", 2.0}}};
     CHECK_THAT(outcome(R"({"gradient_clipping": 1.0})", run), Catch::Matchers::EndsWith("gradient_clipping asks for 1.0, and run.json: callbacks[0].max_norm is 2.0; make them the same, or leave one of them out"));
 }

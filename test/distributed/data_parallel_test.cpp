@@ -12,6 +12,7 @@
 #include <torchbus/callbacks/model_ema.hpp>
 #include <torchbus/callbacks/nan_policy.hpp>
 #include <torchbus/callbacks/sync_batch_norm.hpp>
+#include <torchbus/callbacks/terminate_on_nan.hpp>
 #include <torchbus/callbacks/zero_redundancy.hpp>
 #include <torchbus/distributed/batch_norm_over_ranks.hpp>
 #include <torchbus/optim/optimizers.hpp>
@@ -244,6 +245,28 @@ TEST_CASE("an update that one rank cannot make is skipped by all", "[distributed
         CHECK(equal_bits(rank.weights, ranks[0].weights));
         CHECK(rank.weights.front().isfinite().all().item<bool>());
     }
+}
+
+TEST_CASE("a parameter that the loss does not reach is an error in the step that leaves it out, unless it is looked for", "[distributed][data_parallel]") {
+    const auto train_with_one_too_many = [](bool find_unused) {
+        return on_ranks<Outcome>(2, [=](const std::shared_ptr<World>& world) {
+            auto model = toy_model();
+            auto parameters = model->parameters();
+            parameters.push_back(torch::ones({2}, torch::requires_grad()));
+            Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(parameters, {}), .callbacks = {make_data_parallel({.world = world, .gradients = {.find_unused = find_unused}})}, .handle_signals = false});
+            return trainer.train(toy_data(12), {.max_steps = 1, .batch_size = 4}).outcome;
+        });
+    };
+    CHECK_THROWS_WITH(train_with_one_too_many(false), Catch::Matchers::Contains("the loss does not reach all parameters of an update") || Catch::Matchers::Contains("connection") || Catch::Matchers::Contains("failed at"));
+    CHECK(train_with_one_too_many(true) == std::vector<Outcome>{Outcome::Finished, Outcome::Finished});
+}
+
+TEST_CASE("a loss that is no number on one rank ends all of them", "[distributed][data_parallel]") {
+    const auto clean = toy_data(26);
+    at::Tensor inputs = clean->inputs().clone();
+    inputs[5][0] = std::numeric_limits<float>::quiet_NaN();
+    const Setup setup{.more = [](const auto&) -> std::vector<ComposedCallback> { return {make_terminate_on_nan({})}; }, .data = std::make_shared<TensorDataset>(inputs, clean->targets())};
+    CHECK_THROWS_WITH(train_on(3, setup), Catch::Matchers::Contains("terminate_on_nan: the training loss is nan"));
 }
 
 TEST_CASE("what one rank asks for ends all of them at the same step", "[distributed][data_parallel]") {
