@@ -46,7 +46,7 @@ public:
         // Forward has changed them on each rank by its own samples.
         connections_ += run.bus.intercept(Phase::Finalize, [this](GradientsReady& event) {
             if (is_alone()) return;
-            reducer_of(event.update.name).finish();
+            if (const auto reduced = reducers_.find(event.update.name); reduced != reducers_.end()) reduced->second.reducer->finish();
             share_buffers();
         });
         connections_ += run.bus.intercept<EvalEpochStart>([this](EvalEpochStart&) { share_buffers(); });

@@ -230,12 +230,12 @@ std::vector<Finding> Freeze::check(const Outlook& run) const {
         for (const std::string& pattern : group.names)
             if (std::ranges::none_of(names, [&](const std::string& name) { return matches(pattern, name); }))
                 error(fmt::format("freeze: '{}' names no parameter of the model{}", pattern, did_you_mean(pattern, names)));
-        for (const auto& interval : {group.unfreeze_at, group.freeze_at})
+        for (const auto& interval : {group.unfreeze_at, group.freeze_at}) {
             if (interval && interval->unit == Interval::Unit::Second && run_->consensus.world_size() > 1)
                 error(fmt::format("freeze: '{}' is a time, which no two ranks agree on; give epochs, steps or samples", to_string(*interval)));
-        for (const auto& interval : {group.unfreeze_at, group.freeze_at})
             if (interval && interval->unit == Interval::Unit::Run && !run.length.epochs && !run.length.steps)
                 error(fmt::format("freeze: '{}' needs a run of known length; give epochs, or an interval in steps or epochs", to_string(*interval)));
+        }
     }
     for (const Update& update : run.updates) {
         const auto parameters = update.parameters();

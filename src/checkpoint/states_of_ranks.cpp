@@ -16,16 +16,12 @@ namespace {
 
 using nlohmann::json;
 
-/// As the bytes of a safetensors file, with the values in its metadata.
-void write_state(const SavedState& state, const ByteSink& sink) {
-    write_tensors({state.tensors.begin(), state.tensors.end()}, {{"values", state.values.dump()}, {"version", std::to_string(state.version)}}, "a state of another rank", sink);
-}
+constexpr const char* kName = "a state of another rank";
 
-std::string packed(const SavedState& state) {
-    std::string bytes;
-    write_state(state, [&](const void* part, std::size_t count) { bytes.append(static_cast<const char*>(part), count); });
-    return bytes;
-}
+/// What stands beside the tensors.
+std::map<std::string, std::string> metadata_of(const SavedState& state) { return {{"values", state.values.dump()}, {"version", std::to_string(state.version)}}; }
+
+std::string packed(const SavedState& state) { return bytes_of_tensors({state.tensors.begin(), state.tensors.end()}, metadata_of(state), kName); }
 
 SavedState unpacked(std::string_view bytes, int rank) {
     const std::string name = fmt::format("the state of rank {}", rank);
@@ -37,7 +33,7 @@ SavedState unpacked(std::string_view bytes, int rank) {
 
 std::string digest_of(const SavedState& state) {
     Checksum checksum;
-    write_state(state, [&](const void* part, std::size_t count) { checksum.update(part, count); });
+    write_tensors({state.tensors.begin(), state.tensors.end()}, metadata_of(state), kName, [&](const void* part, std::size_t count) { checksum.update(part, count); });
     return checksum.hex();
 }
 

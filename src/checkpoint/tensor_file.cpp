@@ -72,6 +72,12 @@ void write_tensors(const std::vector<NamedTensor>& tensors, const std::map<std::
     for (const at::Tensor& content : contents) sink(content.const_data_ptr(), content.nbytes());
 }
 
+std::string bytes_of_tensors(const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata, const std::string& name) {
+    std::string bytes;
+    write_tensors(tensors, metadata, name, [&](const void* part, std::size_t count) { bytes.append(static_cast<const char*>(part), count); });
+    return bytes;
+}
+
 std::vector<NamedTensor> tensors_of_file(std::string_view file, const std::string& name, Checked checked) {
     const SafetensorsHeader header = parse_safetensors_header(file, name);
     std::vector<NamedTensor> tensors;

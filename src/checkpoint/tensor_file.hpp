@@ -17,6 +17,9 @@ using ByteSink = std::function<void(const void* bytes, std::size_t count)>;
 /// Throws: CheckpointError that begins with `name`, for a type that the format does not know.
 void write_tensors(const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata, const std::string& name, const ByteSink& sink);
 
+/// The same, as bytes in memory.
+std::string bytes_of_tensors(const std::vector<NamedTensor>& tensors, const std::map<std::string, std::string>& metadata, const std::string& name);
+
 /// Whether the bytes were compared with a checksum of all of them.
 enum class Checked : std::uint8_t { Not, Already };
 

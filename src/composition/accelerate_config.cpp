@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <iterator>
-#include <sstream>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -13,14 +11,10 @@
 #include <torchbus/error.hpp>
 
 #include "accelerate_keys.hpp"
+#include "known_keys.hpp"
 
 namespace torchbus {
 namespace {
-
-std::vector<std::string> words(const char* text) {
-    std::istringstream stream(text);
-    return {std::istream_iterator<std::string>(stream), {}};
-}
 
 /// A key, what stands behind it, and where.
 class Entry {
@@ -143,7 +137,7 @@ private:
     static void check_inner(const Entry& section, const Entry& inner) {
         const auto found = std::ranges::find(kAccelerateSections, section.path(), [](const AccelerateSection& one) { return std::string(one.name); });
         const std::string key = inner.path().substr(section.path().size() + 1);
-        const std::vector<std::string> short_names = words(found->keys);
+        const std::vector<std::string> short_names = words_of(found->keys);
         std::vector<std::string> names = short_names;
         for (const std::string& name : short_names)
             if (*found->prefix) names.push_back(found->prefix + name);

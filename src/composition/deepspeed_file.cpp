@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
-#include <sstream>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -11,6 +10,7 @@
 #include <torchbus/error.hpp>
 
 #include "deepspeed_keys.hpp"
+#include "known_keys.hpp"
 
 namespace torchbus {
 namespace {
@@ -43,11 +43,6 @@ void check_section(const DeepSpeedFile& file, const DeepSpeedSection& section, c
 
 }  // namespace
 
-std::vector<std::string> words_of(const char* text) {
-    std::istringstream stream(text);
-    return {std::istream_iterator<std::string>(stream), {}};
-}
-
 DeepSpeedFile::DeepSpeedFile(std::string name, json content, const json& run, int world_size) : name_(std::move(name)), content_(std::move(content)), run_(run), world_size_(world_size) {
     if (!content_.is_object()) throw ConfigError(fmt::format("{}: a configuration of DeepSpeed is a JSON object; found a {}", name_, content_.type_name()));
     check_keys();
@@ -59,7 +54,8 @@ void DeepSpeedFile::refuse_value(const std::string& path, const json& found, con
 }
 
 void DeepSpeedFile::check_keys() const {
-    std::vector<std::string> known = words_of(kDeepSpeedTopLevel);
+    std::vector<std::string> known = words_of(kDeepSpeedRead);
+    std::ranges::move(words_of(kDeepSpeedWithoutEffect), std::back_inserter(known));
     for (const DeepSpeedSection& section : kDeepSpeedSections) known.emplace_back(section.name);
     for (const auto& [key, value] : content_.items()) {
         if (std::ranges::find(known, key) == known.end())
@@ -88,10 +84,8 @@ bool DeepSpeedFile::is_on(const char* section) const {
 
 std::vector<std::string> DeepSpeedFile::without_effect() const {
     std::vector<std::string> keys;
-    for (const char* scalar : {"managed_gradient_accumulation", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state",
-                               "disable_allgather", "disable_python_gc", "seq_parallel_communication_data_type", "prescale_gradients", "gradient_predivide_factor", "sparse_gradients", "dataloader_drop_last",
-                               "use_data_before_expert_parallelism", "vocabulary_size", "log_level", "graph_harvesting", "allgather_size"})
-        if (content_.contains(scalar)) keys.emplace_back(scalar);
+    for (const std::string& scalar : words_of(kDeepSpeedWithoutEffect))
+        if (content_.contains(scalar)) keys.push_back(scalar);
     for (const DeepSpeedSection& section : kDeepSpeedSections)
         if (content_.contains(section.name) && !is_read(section.name) && !changes_training(section.name))
             keys.emplace_back(section.name);

@@ -48,7 +48,6 @@ private:
     int world_size_;
 };
 
-std::vector<std::string> words_of(const char* text);
 inline bool is_auto(const nlohmann::json& value) { return value == "auto"; }
 
 /// What the sections optimizer and scheduler ask for.

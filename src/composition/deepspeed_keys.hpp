@@ -10,11 +10,14 @@ struct DeepSpeedSection {
     const char* keys;
 };
 
-inline constexpr const char* kDeepSpeedTopLevel =
-    "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps managed_gradient_accumulation gradient_clipping zero_allow_untested_optimizer zero_force_ds_cpu_optimizer "
-    "steps_per_print wall_clock_breakdown memory_breakdown dump_state disable_allgather disable_python_gc communication_data_type seq_parallel_communication_data_type prescale_gradients "
-    "gradient_predivide_factor gradient_allreduce_op sparse_gradients dataloader_drop_last use_data_before_expert_parallelism vocabulary_size log_level sequence_parallel_size data_parallel_size "
-    "graph_harvesting allgather_size $schema";
+// At the top level, beside the sections.
+inline constexpr const char* kDeepSpeedRead =
+    "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps gradient_clipping communication_data_type gradient_allreduce_op "
+    "sequence_parallel_size data_parallel_size $schema";
+inline constexpr const char* kDeepSpeedWithoutEffect =
+    "managed_gradient_accumulation zero_allow_untested_optimizer zero_force_ds_cpu_optimizer steps_per_print wall_clock_breakdown memory_breakdown dump_state disable_allgather "
+    "disable_python_gc seq_parallel_communication_data_type prescale_gradients gradient_predivide_factor sparse_gradients dataloader_drop_last use_data_before_expert_parallelism "
+    "vocabulary_size log_level graph_harvesting allgather_size";
 inline constexpr DeepSpeedSection kDeepSpeedSections[] = {
     {"optimizer", "type params legacy_fusion"},
     {"scheduler", "type params"},

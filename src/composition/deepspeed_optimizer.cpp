@@ -9,6 +9,7 @@
 #include <torchbus/error.hpp>
 
 #include "deepspeed_file.hpp"
+#include "known_keys.hpp"
 
 namespace torchbus {
 namespace {

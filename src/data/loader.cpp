@@ -8,6 +8,7 @@
 #include <torchbus/error.hpp>
 
 #include "prefetch_queue.hpp"
+#include "shard_part.hpp"
 
 namespace torchbus {
 namespace {
@@ -57,22 +58,7 @@ protected:
     void halt() { queue_.stop(); }
     /// Samples of all shards' batches of one number.
     std::int64_t whole_batch() const { return options_.batch_size * options_.shard.count; }
-    struct Part {
-        std::int64_t begin, count;
-        std::int64_t valid;  ///< the first of them; the others are read again, to fill it up
-    };
-    /// This shard's of `total` samples. A shard without any takes one of another's, which counts nothing.
-    Part part_of(std::int64_t total) const {
-        const auto [index, count, even] = options_.shard;
-        if (even) {
-            const std::int64_t each = (total + count - 1) / count, begin = index * each;
-            return {begin, each, std::clamp<std::int64_t>(total - begin, 0, each)};
-        }
-        const std::int64_t each = total / count, over = total % count;
-        const std::int64_t own = each + (index < over ? 1 : 0);
-        return {std::min(index * each + std::min(index, over), total - 1), std::max<std::int64_t>(1, own), own};
-    }
-    Batch finished(Batch batch, std::int64_t number, const Part& part, std::int64_t total) const {
+    Batch finished(Batch batch, std::int64_t number, const ShardPart& part, std::int64_t total) const {
         batch.valid = std::min(batch.valid, part.valid);
         if (part.valid == 0 && !options_.shard.even) batch.tokens = 0, batch.weight = 0;
         // Batches count from the far end of the sample seeds, so that no batch shares one with a sample.
@@ -81,7 +67,7 @@ protected:
         return batch;
     }
     /// Where samples weigh alike, all of it is known without asking the other ranks.
-    BatchOverRanks over_ranks(const Batch& batch, const Part& part, std::int64_t total) const {
+    BatchOverRanks over_ranks(const Batch& batch, const ShardPart& part, std::int64_t total) const {
         const auto [index, count, even] = options_.shard;
         if (count == 1) return {batch.valid, batch.tokens, batch.weight, batch.weight};
         return {total, 0, static_cast<double>(even ? part.count * count : total), static_cast<double>(even ? part.count : part.valid)};
@@ -131,7 +117,7 @@ private:
         const std::int64_t begin = number * whole_batch();
         const auto size = static_cast<std::int64_t>(order_.size());
         const std::int64_t total = std::min(whole_batch(), size - begin);
-        const Part part = part_of(total);
+        const ShardPart part = part_of_shard(options_.shard, total);
         const std::int64_t first = begin + part.begin;
         if (first + part.count <= size) return finished(dataset_->gather(std::span(order_.data() + first, static_cast<std::size_t>(part.count)), seed()), number, part, total);
         std::vector<std::int64_t> indices;  // filled up from the beginning
@@ -172,7 +158,7 @@ private:
         }
         const auto total = static_cast<std::int64_t>(items.size());
         if (items.empty() || (total < whole_batch() && options_.drop_last)) return std::nullopt;
-        const Part part = part_of(total);
+        const ShardPart part = part_of_shard(options_.shard, total);
         std::vector<Item> own;
         for (std::int64_t i = part.begin; i < part.begin + part.count; ++i) own.push_back(items[static_cast<std::size_t>(i % total)]);
         return finished(dataset_->collate(std::move(own)), number, part, total);

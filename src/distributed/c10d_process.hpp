@@ -4,6 +4,7 @@
 #include <chrono>
 #include <exception>
 #include <string>
+#include <vector>
 
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
@@ -20,6 +21,9 @@ public:
 
 /// Of what c10d says; the rest is where in c10d.
 std::string first_line(const std::exception& error);
+/// As a store keeps values.
+inline std::vector<std::uint8_t> bytes_of(const std::string& text) { return {text.begin(), text.end()}; }
+inline std::string text_of(const std::vector<std::uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
 std::string seconds_text(std::chrono::milliseconds time);
 
 /// Shuts down all connections of this process over the internet protocols but those of the store at `port`, for a process that

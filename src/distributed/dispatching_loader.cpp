@@ -1,6 +1,4 @@
 // Rank 0 reads, and sends every rank its part of each batch.
-#include <algorithm>
-
 #include <nlohmann/json.hpp>
 #include <torch/types.h>
 
@@ -8,6 +6,7 @@
 
 #include "../checkpoint/safetensors_header.hpp"
 #include "../checkpoint/tensor_file.hpp"
+#include "../data/shard_part.hpp"
 #include "groups.hpp"
 
 namespace torchbus {
@@ -26,9 +25,7 @@ std::string packed(const Batch& batch) {
         if (tensor.defined()) tensors.emplace_back(std::string(kExtra) + name, tensor);
     const json counts = {{"indices", batch.indices}, {"samples", batch.samples}, {"valid", batch.valid}, {"tokens", batch.tokens}, {"weight", batch.weight},
                          {"over_ranks", {batch.over_ranks.samples, batch.over_ranks.tokens, batch.over_ranks.weight, batch.over_ranks.own_weight}}};
-    std::string bytes;
-    write_tensors(tensors, {{"counts", counts.dump()}}, kName, [&](const void* part, std::size_t count) { bytes.append(static_cast<const char*>(part), count); });
-    return bytes;
+    return bytes_of_tensors(tensors, {{"counts", counts.dump()}}, kName);
 }
 
 Batch unpacked(std::string_view bytes) {
@@ -51,10 +48,8 @@ Batch unpacked(std::string_view bytes) {
 
 /// Rank `rank`'s of a batch. One without a sample of its own gets another's, which counts nothing.
 Batch share_of(const Batch& batch, int rank, int ranks) {
-    const std::int64_t each = batch.samples / ranks, over = batch.samples % ranks;
-    const std::int64_t own = each + (rank < over ? 1 : 0);
-    const std::int64_t begin = std::min(rank * each + std::min<std::int64_t>(rank, over), batch.samples - 1);
-    Batch part = part_of(batch, begin, std::max<std::int64_t>(1, own), "sharding 'dispatch'");
+    const auto [begin, count, own] = part_of_shard({rank, ranks}, batch.samples);
+    Batch part = part_of(batch, begin, count, "sharding 'dispatch'");
     if (own == 0) part.valid = part.tokens = 0, part.weight = 0;
     part.over_ranks = {batch.valid, batch.tokens, batch.weight, part.weight};
     return part;

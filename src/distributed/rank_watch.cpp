@@ -29,8 +29,6 @@ constexpr std::size_t kKeptCollectives = 24;
 constexpr milliseconds kLongestAnswer{4000};  ///< of the store: it is silent after that
 
 double seconds_since(steady_clock::time_point time) { return std::chrono::duration<double>(steady_clock::now() - time).count(); }
-std::vector<std::uint8_t> bytes_of(const std::string& text) { return {text.begin(), text.end()}; }
-std::string text_of(const std::vector<std::uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
 /// Whatever bytes a message has.
 std::string dumped(const json& values) { return values.dump(-1, ' ', false, json::error_handler_t::replace); }
 std::string key_of(int rank) { return fmt::format("watch/{}", rank); }

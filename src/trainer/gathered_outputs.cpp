@@ -8,12 +8,6 @@
 namespace torchbus {
 namespace {
 
-std::string packed(const std::vector<NamedTensor>& tensors) {
-    std::string bytes;
-    write_tensors(tensors, {}, "predictions", [&](const void* part, std::size_t count) { bytes.append(static_cast<const char*>(part), count); });
-    return bytes;
-}
-
 std::vector<NamedTensor> numbered(const std::vector<at::Tensor>& tensors) {
     std::vector<NamedTensor> named;
     for (const at::Tensor& tensor : tensors) named.emplace_back(fmt::format("{:010}", named.size()), tensor);
@@ -24,7 +18,7 @@ std::vector<NamedTensor> numbered(const std::vector<at::Tensor>& tensors) {
 
 at::Tensor gathered_outputs(const std::vector<at::Tensor>& own, Consensus& consensus) {
     if (consensus.world_size() == 1) return torch::cat(own);
-    const std::vector<std::string> of_ranks = consensus.gather(packed(numbered(own)));
+    const std::vector<std::string> of_ranks = consensus.gather(bytes_of_tensors(numbered(own), {}, "predictions"));
     std::string whole;
     if (consensus.rank() == 0) {
         std::vector<std::vector<NamedTensor>> parts;
@@ -33,7 +27,7 @@ at::Tensor gathered_outputs(const std::vector<at::Tensor>& own, Consensus& conse
         for (std::size_t batch = 0; batch < own.size(); ++batch)
             for (const auto& of_rank : parts)
                 if (const at::Tensor& part = of_rank.at(batch).second; part.size(0) > 0) in_order.push_back(part);
-        whole = packed({{"outputs", torch::cat(in_order)}});
+        whole = bytes_of_tensors({{"outputs", torch::cat(in_order)}}, {}, "predictions");
     }
     return tensors_of_file(consensus.broadcast(std::move(whole)), "predictions").front().second;
 }
