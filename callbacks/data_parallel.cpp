@@ -74,6 +74,7 @@ private:
         updates_ = &event.updates;
         std::vector<at::Tensor> tensors;
         for (const auto& [name, tensor] : weights_of(model_)) tensors.push_back(tensor.detach());
+        options_.world->use_device(tensors.empty() ? event.plan.device : tensors.front().device());
         options_.world->broadcast(std::move(tensors));
         buffers_.clear();
         if (options_.share_buffers)

@@ -164,6 +164,8 @@ private:
             if (entry.flag() && !names_precision_) config_.mixed_precision = "fp16";
         } else if (key == "use_cpu") {
             config_.use_cpu = entry.flag();
+        } else if (key == "gpu_ids") {
+            config_.gpu_ids = Entry::lower(entry.text()) == "all" ? "" : entry.text();
         } else if (key == "num_processes") {
             config_.processes = entry.integer(1);
         } else if (key == "num_machines") {
@@ -247,7 +249,10 @@ std::vector<RunChanges> changes_of_accelerate(const AccelerateConfig& config, co
     changes.not_supported = config.not_supported;
     if (config.distributed_type != "NO") changes.callbacks.push_back({"data_parallel", nlohmann::json::object(), "distributed_type"});
     if (config.mixed_precision != "no") changes.callbacks.push_back({"mixed_precision", {{"precision", config.mixed_precision}}, "mixed_precision"});
+    const bool is_placed = std::ranges::any_of(run.value("callbacks", nlohmann::json::array()), [](const nlohmann::json& one) { return one.is_object() && one.value("kind", nlohmann::json()) == "device_placement"; });
     if (config.use_cpu) changes.callbacks.push_back({"device_placement", {{"device", "cpu"}}, "use_cpu"});
+    else if (config.distributed_type == "MULTI_GPU") changes.callbacks.push_back({"device_placement", {{"device", "cuda"}}, "distributed_type"});
+    else if (!is_placed && config.distributed_type != "MULTI_CPU") changes.callbacks.push_back({"device_placement", {{"device", "auto"}}, "use_cpu"});
     if (config.deepspeed) {
         const auto& [file, stage, accumulation, clipping] = *config.deepspeed;
         if (stage == 1) changes.callbacks.push_back({"zero_redundancy", nlohmann::json::object(), "deepspeed_config.zero_stage"});

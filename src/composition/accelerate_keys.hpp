@@ -24,7 +24,7 @@ inline constexpr AccelerateKey kAccelerateKeys[] = {
     {"main_process_port", YamlType::Integer, true},
     {"deepspeed_config", YamlType::Section, true},
     {"debug", YamlType::Bool, false},
-    {"gpu_ids", YamlType::Text, false},
+    {"gpu_ids", YamlType::Text, true},
     {"rdzv_backend", YamlType::Text, false},
     {"same_network", YamlType::Bool, false},
     {"main_training_function", YamlType::Text, false},

@@ -67,6 +67,7 @@ std::string to_yaml(const AccelerateConfig& config) {
     const bool precision_in_file = config.deepspeed && !config.deepspeed->file.empty();
     if (!precision_in_file) quoted("mixed_precision", config.mixed_precision);
     put("use_cpu", config.use_cpu);
+    if (!config.gpu_ids.empty()) quoted("gpu_ids", config.gpu_ids);
     put("num_machines", config.machines);
     put("num_processes", config.processes);
     put("machine_rank", config.machine_rank);

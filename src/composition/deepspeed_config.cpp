@@ -10,7 +10,7 @@
 #include <torchbus/error.hpp>
 
 #include "deepspeed_file.hpp"
-#include "json_text.hpp"
+#include "../json_text.hpp"
 
 namespace torchbus {
 namespace {

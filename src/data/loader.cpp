@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include <torchbus/device.hpp>
 #include <torchbus/error.hpp>
 
 #include "prefetch_queue.hpp"
@@ -19,7 +20,7 @@ constexpr std::chrono::hours kLongestWait{24};  ///< a deadline must not overflo
 class WindowLoader : public Loader {
 public:
     WindowLoader(int workers, LoaderOptions options)
-        : options_(std::move(options)), queue_([this](std::int64_t number) { return make(number); }, workers, options_.prefetch) {
+        : options_(std::move(options)), workers_(workers), queue_([this](std::int64_t number) { return make(number); }, workers, options_.prefetch) {
         if (options_.batch_size < 1) throw ConfigError(fmt::format("batch_size: {} is not a batch size; give at least 1", options_.batch_size));
         if (workers < 0) throw ConfigError(fmt::format("workers: {} is negative; give 0 to load on the training thread", workers));
         if (options_.prefetch < 1) throw ConfigError(fmt::format("prefetch: {} is too few; give at least 1 batch", options_.prefetch));
@@ -45,6 +46,10 @@ public:
         return Fetch::Ready;
     }
     LoaderPosition position() const final { return position_; }
+    void deliver_to(c10::Device device) final {
+        halt();
+        queue_.copy_to(device, options_.workers ? workers_ : std::max(workers_, is_accelerator(device) ? 1 : 0));
+    }
 
 protected:
     virtual std::optional<Batch> make(std::int64_t number) = 0;
@@ -78,6 +83,7 @@ protected:
     std::int64_t epoch_ = 0;  ///< changes only while no worker runs
 
 private:
+    int workers_;  ///< where batches stay
     LoaderPosition position_;
     bool begun_ = false;
     std::vector<Batch> pending_;  ///< taken already for a window that is not complete

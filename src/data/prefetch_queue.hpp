@@ -14,6 +14,8 @@
 
 #include <torchbus/data/loader.hpp>
 
+#include "device_copies.hpp"
+
 namespace torchbus {
 
 class PrefetchQueue {
@@ -26,6 +28,8 @@ public:
     PrefetchQueue(const PrefetchQueue&) = delete;
     PrefetchQueue& operator=(const PrefetchQueue&) = delete;
 
+    /// Batches are brought to a device as soon as they are made, or to none. Requires: stopped.
+    void copy_to(c10::Device device, int workers);
     void start(std::int64_t first);
     void stop();
     /// Takes the next batch. Throws: what making it threw. Without workers it is made here and now.
@@ -34,13 +38,17 @@ public:
 private:
     struct Made {
         std::optional<Batch> batch;
-        std::exception_ptr error;
+        std::optional<c10::Event> arrived = {};  ///< where it is brought to a device
+        std::exception_ptr error = {};
     };
     void work();
+    Made made(std::int64_t number) const;
+    Batch delivered(Made made) const;
 
     Make make_;
     int workers_;
     int ahead_;
+    std::optional<DeviceCopies> copies_;
     std::vector<std::thread> threads_;
     std::mutex mutex_;
     std::condition_variable made_, taken_;

@@ -44,15 +44,14 @@ at::Tensor by_channel(const at::Tensor& values, const at::Tensor& like) {
 
 /// Sums over ranks, in double: what is subtracted afterwards is nearly equal. Shapes: [k, C].
 at::Tensor summed(const std::shared_ptr<World>& world, at::Tensor values) {
-    const at::Device device = values.device();
-    at::Tensor on_cpu = values.to(at::kCPU, at::kDouble).contiguous();
-    sum_over(world->groups(), *world->groups().data_backend, on_cpu);
-    return on_cpu.to(device);
+    at::Tensor sums = values.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true).contiguous();
+    sum_over(world->groups(), sums);
+    return sums;
 }
 
 struct Moments {
     at::Tensor mean, variance;  ///< over all ranks, variance biased. Shapes: [C], double
-    double count = 0;           ///< of values a channel, on all ranks
+    at::Tensor count;           ///< of values a channel, on all ranks: a device is not waited for. Shapes: [], double
 };
 
 at::ScalarType precise(const at::Tensor& tensor) { return tensor.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
@@ -70,7 +69,7 @@ Moments moments_of(const at::Tensor& input, std::int64_t valid, const std::share
         sums[2] = (variance.to(at::kDouble) + exact.square()) * own_count;
     }
     sums = summed(world, sums);
-    const auto count = sums[0][0].item<double>();
+    const at::Tensor count = sums[0][0];
     const at::Tensor mean = sums[1] / count;
     return {mean, (sums[2] / count - mean.square()).clamp_min(0), count};
 }
@@ -89,10 +88,9 @@ std::optional<at::Tensor> optional(const at::Tensor& tensor) { return tensor.def
 /// Source: Ioffe and Szegedy 2015, arXiv:1502.03167, section 3.
 class NormOverRanks final : public torch::autograd::Function<NormOverRanks> {
 public:
-    static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& mean, const at::Tensor& variance, double count,
+    static at::Tensor forward(AutogradContext* context, const at::Tensor& input, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& mean, const at::Tensor& variance, const at::Tensor& count,
                               double eps, std::int64_t valid, const std::shared_ptr<World>& world) {
-        context->save_for_backward({input, weight, mean, (variance + eps).rsqrt()});
-        context->saved_data["count"] = count;
+        context->save_for_backward({input, weight, mean, (variance + eps).rsqrt(), count});
         context->saved_data["valid"] = valid;
         context->saved_data["world"] = c10::IValue::make_capsule(c10::make_intrusive<WorldInGraph>(world));
         const at::ScalarType type = weight.defined() ? weight.scalar_type() : precise(input);
@@ -103,7 +101,7 @@ public:
         const c10::impl::ExcludeDispatchKeyGuard off(c10::DispatchKey::DeferredInit);
         const variable_list saved = context->get_saved_variables();
         const at::Tensor &input = saved[0], &weight = saved[1];
-        const double count = context->saved_data.at("count").toDouble();
+        const at::Tensor& count = saved[4];
         const std::int64_t valid = context->saved_data.at("valid").toInt();
         const auto world = c10::static_intrusive_pointer_cast<WorldInGraph>(context->saved_data.at("world").toCapsule())->world;
 
@@ -141,7 +139,7 @@ at::Tensor batch_norm(const at::Tensor& input, const std::optional<at::Tensor>& 
         const at::NoGradGuard no_grad;
         moments = moments_of(input, valid, current->world);
     }
-    TORCH_CHECK(moments.count > 1, "sync_batch_norm: all ranks together have ", moments.count, " value a channel, of which there is no variance; give larger batches");
+    if (input.is_cpu()) TORCH_CHECK(moments.count.item<double>() > 1, "sync_batch_norm: all ranks together have ", moments.count.item<double>(), " value a channel, of which there is no variance; give larger batches");
     update_running(running_mean, running_variance, moments, momentum);
     return NormOverRanks::apply(input, weight.value_or(at::Tensor()), bias.value_or(at::Tensor()), moments.mean, moments.variance, moments.count, eps, valid, current->world);
 }

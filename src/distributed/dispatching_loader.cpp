@@ -3,9 +3,11 @@
 #include <torch/types.h>
 
 #include <torchbus/data/loader.hpp>
+#include <torchbus/device.hpp>
 
 #include "../checkpoint/safetensors_header.hpp"
 #include "../checkpoint/tensor_file.hpp"
+#include "../data/device_copies.hpp"
 #include "../data/shard_part.hpp"
 #include "groups.hpp"
 
@@ -78,17 +80,24 @@ public:
     }
     LoaderPosition position() const override { return position_; }
     std::optional<std::int64_t> batches() const override { return batches_; }
+    void deliver_to(c10::Device device) override {
+        copies_.reset();
+        if (is_accelerator(device)) copies_.emplace(device);
+    }
 
 private:
     Batch scatter(const Batch* whole) {
         std::vector<std::string> parts;
         for (int rank = 0; whole && rank < world_.ranks.world_size; ++rank) parts.push_back(packed(share_of(*whole, rank, world_.ranks.world_size)));
-        return unpacked(scatter_over(world_, *world_.data_backend, std::move(parts)));
+        Batch batch = unpacked(scatter_over(world_, *world_.data_backend, std::move(parts)));
+        if (copies_) copies_->await(copies_->begin(batch), batch);
+        return batch;
     }
 
     std::shared_ptr<World> owner_;
     World::Groups& world_;
     std::unique_ptr<Loader> loader_;  ///< on rank 0
+    std::optional<DeviceCopies> copies_;
     std::optional<std::int64_t> batches_;
     LoaderPosition position_;
 };

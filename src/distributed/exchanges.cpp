@@ -19,14 +19,34 @@ at::Tensor row_of(std::string_view text, std::int64_t bytes) {
     return row;
 }
 
-
 std::vector<std::string> texts_of(const std::vector<at::Tensor>& rows, const std::vector<std::int64_t>& lengths) {
     std::vector<std::string> texts;
     for (std::size_t rank = 0; rank < rows.size(); ++rank) texts.emplace_back(reinterpret_cast<const char*>(rows[rank].const_data_ptr<std::uint8_t>()), static_cast<std::size_t>(lengths[rank]));
     return texts;
 }
 
+void sum_within(World::Groups& world, c10d::Backend& group, at::Tensor values) {
+    std::vector<at::Tensor> tensors = {std::move(values)};
+    count_sum(world, tensors[0]);
+    collective(world, fmt::format("a sum of {} number{}", tensors[0].numel(), tensors[0].numel() == 1 ? "" : "s"), [&] { group.allreduce(tensors)->wait(); });
+}
+
+/// Requires: contiguous.
+void broadcast_within(World::Groups& world, c10d::Backend& group, at::Tensor values, int from = 0) {
+    std::vector<at::Tensor> tensors = {std::move(values)};
+    c10d::BroadcastOptions options;
+    options.rootRank = from;
+    collective(world, "a broadcast", [&] { group.broadcast(tensors, options)->wait(); });
+}
+
 }  // namespace
+
+c10d::Backend& backend_of(World::Groups& world, const at::Tensor& tensor) {
+    if (tensor.is_cpu()) return *world.data_backend;
+    if (world.device_backend && tensor.device() == world.device) return *world.device_backend;
+    throw ConfigError(fmt::format("ranks are to exchange a tensor on {}, and were told of {}; keep what is exchanged on the device of device_placement, or on the CPU", tensor.device().str(),
+                                  world.device.is_cpu() ? "no device but the CPU" : world.device.str()));
+}
 
 std::vector<at::Tensor> gather_equal(World::Groups& world, c10d::Backend& group, at::Tensor own) {
     std::vector<std::vector<at::Tensor>> all(1);
@@ -52,14 +72,13 @@ void count_sum(World::Groups& world, const at::Tensor& values) {
     world.bytes += static_cast<std::int64_t>(values.nbytes());
 }
 
-void sum_over(World::Groups& world, c10d::Backend& group, at::Tensor values) {
-    std::vector<at::Tensor> tensors = {std::move(values)};
-    count_sum(world, tensors[0]);
-    collective(world, fmt::format("a sum of {} number{}", tensors[0].numel(), tensors[0].numel() == 1 ? "" : "s"), [&] { group.allreduce(tensors)->wait(); });
+void sum_over(World::Groups& world, at::Tensor values) {
+    c10d::Backend& group = backend_of(world, values);
+    sum_within(world, group, std::move(values));
 }
 
 void sum_over(World::Groups& world, c10d::Backend& group, std::span<double> values) {
-    sum_over(world, group, torch::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, torch::kDouble));
+    sum_within(world, group, torch::from_blob(values.data(), {static_cast<std::int64_t>(values.size())}, torch::kDouble));
 }
 
 std::vector<std::string> gather_over(World::Groups& world, c10d::Backend& group, std::string_view text) {
@@ -81,18 +100,18 @@ std::vector<std::string> gather_on_first(World::Groups& world, c10d::Backend& gr
 
 std::string broadcast_over(World::Groups& world, c10d::Backend& group, std::string text) {
     at::Tensor length = torch::tensor({static_cast<std::int64_t>(text.size())}, torch::kLong);
-    broadcast_over(world, group, {length}, 0);
+    broadcast_within(world, group, length);
     const auto bytes = length.item<std::int64_t>();
     if (bytes == 0) return "";
     at::Tensor row = world.ranks.rank == 0 ? row_of(text, bytes) : torch::empty({bytes}, torch::kByte);
-    broadcast_over(world, group, {row}, 0);
+    broadcast_within(world, group, row);
     return {reinterpret_cast<const char*>(row.const_data_ptr<std::uint8_t>()), static_cast<std::size_t>(bytes)};
 }
 
 std::string scatter_over(World::Groups& world, c10d::Backend& group, std::vector<std::string> texts) {
     at::Tensor lengths = torch::zeros({world.ranks.world_size}, torch::kLong);
     for (std::size_t rank = 0; rank < texts.size(); ++rank) lengths[static_cast<std::int64_t>(rank)] = static_cast<std::int64_t>(texts[rank].size());
-    broadcast_over(world, group, {lengths}, 0);
+    broadcast_within(world, group, lengths);
     const auto longest = lengths.max().item<std::int64_t>();
     std::vector<at::Tensor> own = {torch::empty({longest}, torch::kByte)};
     std::vector<std::vector<at::Tensor>> rows;
@@ -101,21 +120,19 @@ std::string scatter_over(World::Groups& world, c10d::Backend& group, std::vector
     return {reinterpret_cast<const char*>(own[0].const_data_ptr<std::uint8_t>()), static_cast<std::size_t>(lengths[world.ranks.rank].item<std::int64_t>())};
 }
 
-void broadcast_over(World::Groups& world, c10d::Backend& group, std::vector<at::Tensor> tensors, int from) {
+void broadcast_over(World::Groups& world, std::vector<at::Tensor> tensors, int from) {
     const at::NoGradGuard no_grad;
-    std::map<at::ScalarType, std::vector<at::Tensor>> by_type;
-    for (at::Tensor& tensor : tensors) by_type[tensor.scalar_type()].push_back(std::move(tensor));
-    c10d::BroadcastOptions options;
-    options.rootRank = from;
-    for (auto& [type, of_type] : by_type) {
+    std::map<std::pair<bool, at::ScalarType>, std::vector<at::Tensor>> alike;  // those of the CPU first
+    for (at::Tensor& tensor : tensors) alike[{!tensor.is_cpu(), tensor.scalar_type()}].push_back(std::move(tensor));
+    for (auto& [type, of_type] : alike) {
         std::vector<at::Tensor> flat;
         for (const at::Tensor& tensor : of_type) flat.push_back(tensor.reshape({-1}));
-        std::vector<at::Tensor> sent = {of_type.size() == 1 ? flat[0].contiguous() : torch::cat(flat)};
-        collective(world, "a broadcast", [&] { group.broadcast(sent, options)->wait(); });
-        if (world.ranks.rank == from || sent[0].is_alias_of(of_type[0])) continue;
+        const at::Tensor sent = of_type.size() == 1 ? flat[0].contiguous() : torch::cat(flat);
+        broadcast_within(world, backend_of(world, sent), sent, from);
+        if (world.ranks.rank == from || sent.is_alias_of(of_type[0])) continue;
         std::int64_t begin = 0;
         for (at::Tensor& tensor : of_type) {
-            tensor.copy_(sent[0].narrow(0, begin, tensor.numel()).view(tensor.sizes()));
+            tensor.copy_(sent.narrow(0, begin, tensor.numel()).view(tensor.sizes()));
             begin += tensor.numel();
         }
     }

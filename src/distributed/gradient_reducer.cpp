@@ -74,7 +74,7 @@ struct GradientReducer::Impl {
 GradientReducer::GradientReducer(std::shared_ptr<World> world, std::vector<at::Tensor> parameters, std::vector<std::string> names, const GradientReducerOptions& options)
     : impl_(std::make_unique<Impl>()) {
     impl_->find_unused = options.find_unused;
-    if (!parameters.empty()) {
+    if (!parameters.empty() && parameters.back().is_cpu()) {  // to read it on a device would be to wait for that
         impl_->ballot = torch::zeros({static_cast<std::int64_t>(kDecisionCount)}, parameters.back().options().requires_grad(true));
         parameters.push_back(impl_->ballot);
         names.emplace_back("requests");

@@ -13,6 +13,7 @@
 #include <torchbus/distributed/world.hpp>
 #include <torchbus/error.hpp>
 
+#include "nccl_library.hpp"
 #include "rank_watch.hpp"
 
 namespace torchbus {
@@ -31,6 +32,9 @@ struct World::Groups {
     c10::intrusive_ptr<c10d::ProcessGroup> data;     ///< gradients, broadcasts, gathering
     c10::intrusive_ptr<c10d::Backend> data_backend;  ///< the same, without the dispatcher
     c10::intrusive_ptr<c10d::Backend> control;       ///< decisions and sums of numbers, which may overlap with the others
+    c10::intrusive_ptr<c10d::Backend> device_backend;  ///< of tensors on this rank's device, where it has one beside the CPU
+    c10::Device device = c10::kCPU;
+    const NcclModule* nccl = nullptr;                  ///< where that device is CUDA's
     Ballot ballot;
     std::unique_ptr<RankWatch> watch;                ///< where there are others
     std::atomic<std::int64_t> messages{0}, bytes{0}; ///< of sums, since the world was joined
@@ -57,13 +61,16 @@ void collective(World::Groups& world, std::string_view what, Call&& call) {
     awaited(world, what, std::forward<Call>(call));
 }
 
+/// Who exchanges a tensor: it depends on where that is. Throws: ConfigError for one on a device that this world was not told of.
+c10d::Backend& backend_of(World::Groups& world, const at::Tensor& tensor);
+
 /// Every rank's, of one shape; their numbers.
 std::vector<at::Tensor> gather_equal(World::Groups& world, c10d::Backend& group, at::Tensor own);
 std::vector<std::int64_t> gather_numbers(World::Groups& world, c10d::Backend& group, std::int64_t own);
 /// For World::traffic().
 void count_sum(World::Groups& world, const at::Tensor& values);
 /// Sums over ranks, in place.
-void sum_over(World::Groups& world, c10d::Backend& group, at::Tensor values);
+void sum_over(World::Groups& world, at::Tensor values);
 void sum_over(World::Groups& world, c10d::Backend& group, std::span<double> values);
 /// Every rank's bytes, in the order of ranks.
 std::vector<std::string> gather_over(World::Groups& world, c10d::Backend& group, std::string_view text);
@@ -73,8 +80,8 @@ std::vector<std::string> gather_on_first(World::Groups& world, c10d::Backend& gr
 std::string broadcast_over(World::Groups& world, c10d::Backend& group, std::string text);
 /// Of rank 0's texts, one a rank, this rank's. The others give none.
 std::string scatter_over(World::Groups& world, c10d::Backend& group, std::vector<std::string> texts);
-/// Rank `from`'s tensors, into those of the others: one message for each type.
-void broadcast_over(World::Groups& world, c10d::Backend& group, std::vector<at::Tensor> tensors, int from);
+/// Rank `from`'s tensors, into those of the others: one message for each type and device.
+void broadcast_over(World::Groups& world, std::vector<at::Tensor> tensors, int from);
 
 std::shared_ptr<Consensus> make_consensus(std::shared_ptr<World> world);
 

@@ -151,6 +151,7 @@ private:
         set("MASTER_PORT", meeting_point_->getPort());
         set("TORCHELASTIC_RESTART_COUNT", restart);
         set("TORCHELASTIC_MAX_RESTARTS", options_.max_restarts);
+        if (!options_.visible_devices.empty()) variables.emplace("CUDA_VISIBLE_DEVICES", options_.visible_devices);
         if (!std::getenv("OMP_NUM_THREADS") && options_.processes > 1) variables.emplace("OMP_NUM_THREADS", "1");  // as torchrun does
         return variables;
     }

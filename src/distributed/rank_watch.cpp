@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <exception>
 #include <functional>
 #include <future>
@@ -139,9 +140,11 @@ RankStatus status_from(const json& values) {
 
 /// What is asked of the store by threads that may be left alone.
 struct RankWatch::Questions {
+    Questions(Ranks of_rank, std::chrono::milliseconds beat, c10::intrusive_ptr<c10d::Store> own) : ranks(std::move(of_rank)), interval(beat), store(std::move(own)) {}
     Ranks ranks;
     std::chrono::milliseconds interval;
     c10::intrusive_ptr<c10d::Store> store;
+    std::atomic<bool> has_fallen_silent = false;  ///< somebody waits for it still, and nobody does a second time
 
     std::vector<RankStatus> statuses() {
         std::vector<RankStatus> all;
@@ -165,6 +168,8 @@ struct RankWatch::Questions {
 
     /// What `ask` finds, or what keeps it from finding anything.
     static std::string answer(const std::shared_ptr<Questions>& questions, const std::function<std::string(Questions&)>& ask) {
+        const std::string silence = fmt::format("the meeting point {}:{} does not answer: {}, which hosts it, is stopped or cannot be reached", questions->ranks.master_address, questions->ranks.master_port, questions->host());
+        if (questions->has_fallen_silent) return silence;
         const auto promise = std::make_shared<std::promise<std::string>>();
         std::future<std::string> words = promise->get_future();
         std::thread([questions, promise, ask] {
@@ -174,9 +179,12 @@ struct RankWatch::Questions {
             } catch (const std::exception&) {
                 promise->set_value(fmt::format("the meeting point is gone, and with it {}, which hosted it", questions->host()));
             }
+            questions->has_fallen_silent = false;  // after the answer: who has given it up looks once more
         }).detach();
         if (words.wait_for(kLongestAnswer + questions->interval * 3) == std::future_status::ready) return words.get();
-        return fmt::format("the meeting point {}:{} does not answer: {}, which hosts it, is stopped or cannot be reached", questions->ranks.master_address, questions->ranks.master_port, questions->host());
+        questions->has_fallen_silent = true;
+        if (words.wait_for(milliseconds(0)) == std::future_status::ready) questions->has_fallen_silent = false;
+        return silence;
     }
 };
 
@@ -184,7 +192,7 @@ RankWatch::RankWatch(const Ranks& ranks, const WorldOptions& options, const c10d
     : ranks_(ranks), options_(options), interval_(std::clamp(milliseconds(5 * ranks.world_size), milliseconds(20), milliseconds(1000))) {
     auto& shared = const_cast<c10d::Store&>(store);  // to clone one is to open a connection
     beats_ = shared.clone();
-    questions_ = std::make_shared<Questions>(Questions{ranks, interval_, shared.clone()});
+    questions_ = std::make_shared<Questions>(ranks, interval_, shared.clone());
     status_.rank = ranks.rank;
     put_down();
     {
@@ -252,9 +260,36 @@ void RankWatch::beat() {
         has_warned_ = has_warned_ || waits;
         lock.unlock();
         put_down();
+        look_for_loss();
         if (waits) warn_of_wait();
         lock.lock();
     }
+}
+
+void RankWatch::end_on_loss(std::function<void()> end, std::string (*flight_record)()) {
+    const std::lock_guard lock(mutex_);
+    end_ = std::move(end);
+    flight_record_ = flight_record;
+}
+
+void RankWatch::look_for_loss() {
+    std::function<void()> end;
+    {
+        const std::lock_guard lock(mutex_);
+        end = end_;
+    }
+    if (!end) return;
+    const QuietC10d quiet;
+    try {
+        if (!beats_->check({"watch/first"})) return;
+    } catch (const std::exception&) {
+        return;  // the store has gone, as it does with who hosts it when all is well, too
+    }
+    {
+        const std::lock_guard lock(mutex_);
+        end_ = nullptr;
+    }
+    end();
 }
 
 /// By the first rank of those that wait.
@@ -299,11 +334,14 @@ std::string RankWatch::diagnosis() {
 void RankWatch::write_record(std::string_view why) const {
     if (options_.record_folder.empty()) return;
     json record;
+    std::string (*of_device)() = nullptr;
     {
         const std::lock_guard lock(mutex_);
         record = to_values(status_);
+        of_device = flight_record_;
     }
     record["error"] = why;
+    if (of_device) record["flight_record_of_device"] = json::parse(of_device(), nullptr, /*allow_exceptions=*/false);
     record["flight_record"] = json::parse(c10d::dump_fr_trace_json(/*includeCollectives=*/true, /*onlyActive=*/false, "gloo"), nullptr, /*allow_exceptions=*/false);
     try {
         AtomicFile file(options_.record_folder / fmt::format("rank_{}.json", ranks_.rank));

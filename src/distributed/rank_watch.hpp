@@ -4,6 +4,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -62,6 +63,9 @@ public:
     void begin(std::string_view collective);
     /// Puts down why this rank leaves the others; the first of all ranks counts.
     void leave(std::string_view why);
+    /// Calls `end`, once, when another rank has left: what waits for a device is not told by a connection that closes.
+    /// `flight_record`: of that device's collectives, for the record.
+    void end_on_loss(std::function<void()> end, std::string (*flight_record)());
     /// Puts down what it does, for a process that ends at once.
     void last_words();
     /// What is known of why a collective did not come to its end: the first rank that has left and why, or who is to blame.
@@ -74,6 +78,7 @@ private:
     void beat();
     void put_down();
     void warn_of_wait();
+    void look_for_loss();
     std::chrono::milliseconds patience() const;
 
     Ranks ranks_;
@@ -88,6 +93,8 @@ private:
     RankStatus status_;
     std::chrono::steady_clock::time_point event_time_ = std::chrono::steady_clock::now(), begun_time_ = event_time_;
     bool has_warned_ = false;
+    std::function<void()> end_;                  ///< what is to end when another rank has left
+    std::string (*flight_record_)() = nullptr;
     std::thread thread_;
 };
 

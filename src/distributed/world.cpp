@@ -69,6 +69,15 @@ SharedWorld& shared_world() {
 
 }  // namespace
 
+std::string against_nccl() {
+    try {
+        load_nccl();
+        return "";
+    } catch (const ConfigError& error) {
+        return error.what();
+    }
+}
+
 std::shared_ptr<World> World::join(const Ranks& ranks, const WorldOptions& options) {
     const QuietC10d quiet;
     auto groups = std::make_unique<Groups>();
@@ -120,14 +129,37 @@ std::shared_ptr<World> World::imagined(int world_size) {
 Traffic World::traffic() const { return {groups_->messages, groups_->bytes}; }
 
 World::World(std::unique_ptr<Groups> groups) : groups_(std::move(groups)) {}
-World::~World() = default;
+World::~World() {
+    if (groups_->device_backend) groups_->device_backend->shutdown();  // it waits for what is under way; who has left has given it up
+}
 const Ranks& World::ranks() const { return groups_->ranks; }
 
 void World::sum(std::span<double> values) { sum_over(*groups_, *groups_->data_backend, values); }
 
-void World::sum(at::Tensor& tensor) { sum_over(*groups_, *groups_->data_backend, tensor); }
+void World::sum(at::Tensor& tensor) { sum_over(*groups_, tensor); }
 
-void World::broadcast(std::vector<at::Tensor> tensors, int from) { broadcast_over(*groups_, *groups_->data_backend, std::move(tensors), from); }
+void World::broadcast(std::vector<at::Tensor> tensors, int from) { broadcast_over(*groups_, std::move(tensors), from); }
+
+void World::use_device(c10::Device device) {
+    Groups& world = *groups_;
+    const auto kind = [](const std::string& name) { return std::string_view(name).substr(0, name.find(':')); };
+    const std::vector<std::string> devices = gather(device.str());
+    for (std::size_t rank = 1; rank < devices.size(); ++rank)
+        if (kind(devices[rank]) != kind(devices[0]))
+            throw DistributedError(fmt::format("rank {} is on {}, and rank 0 on {}; give device_placement the same device on all ranks", rank, devices[rank], devices[0]));
+    if (device.is_cpu() || world.device_backend) {
+        if (!device.is_cpu() && device != world.device) throw ConfigError(fmt::format("rank {} has exchanged tensors on {}, and now is to on {}; keep to one device", this->rank(), world.device.str(), device.str()));
+        return;
+    }
+    if (!device.is_cuda()) throw ConfigError(fmt::format("ranks exchange tensors on the CPU and on CUDA devices, and these are on {}; give cpu or cuda to device_placement", device.str()));
+    world.nccl = &load_nccl();
+    collective(world, "connecting over NCCL", [&] {
+        world.device_backend = world.nccl->make_group({c10::make_intrusive<c10d::PrefixStore>("nccl", world.store), this->rank(), size(), device, world.options.timeout});
+    });
+    world.device = device;
+    world.data->setBackend(c10::DeviceType::CUDA, c10d::ProcessGroup::BackendType::NCCL, std::optional<c10::intrusive_ptr<c10d::Backend>>(world.device_backend));
+    if (world.watch) world.watch->end_on_loss([backend = world.device_backend] { backend->abort(); }, world.nccl->flight_record);
+}
 
 void World::on_first(const std::function<void()>& section) const {
     if (rank() == 0) section();
@@ -160,7 +192,7 @@ std::vector<at::Tensor> World::gather(const at::Tensor& tensor) {
     shape[0] = std::ranges::max(counts);
     at::Tensor padded = torch::zeros(shape, tensor.options());
     padded.narrow(0, 0, tensor.size(0)).copy_(tensor);
-    std::vector<at::Tensor> all = gather_equal(*groups_, *groups_->data_backend, padded);
+    std::vector<at::Tensor> all = gather_equal(*groups_, backend_of(*groups_, padded), padded);
     for (std::size_t rank = 0; rank < all.size(); ++rank) all[rank] = all[rank].narrow(0, 0, counts[rank]);
     return all;
 }
@@ -179,6 +211,7 @@ void World::leave(std::string_view why) {
     if (!groups_->watch) return;
     groups_->watch->write_record(why);
     groups_->watch->leave(why);
+    if (const auto over_nccl = std::exchange(groups_->device_backend, nullptr)) over_nccl->abort();
     for (const auto& group : {groups_->control, groups_->data_backend}) close(*group, ranks());
     if (rank() == 0 && !ranks().launcher_hosts_store) std::this_thread::sleep_for(kLastWords);  // the store goes with this process
 }

@@ -13,16 +13,24 @@ using nlohmann::json;
 
 json to_values(const RequestSet& requests) {
     json values = json::array();
-    for (const auto& request : requests)
-        values.push_back(request ? json{{"requester", request->requester}, {"reason", request->reason}, {"exit_code", request->exit_code}, {"by_signal", request->by_signal},
-                                        {"leave_out", {request->leave_out.epoch, request->leave_out.first, request->leave_out.count}}}
-                                 : json());
+    for (const auto& request : requests) {
+        if (!request) {
+            values.push_back(nullptr);
+            continue;
+        }
+        json changes = json::array();
+        for (const auto& [subscriber, option, value, requester] : request->changes) changes.push_back({subscriber, option, value, requester});
+        values.push_back({{"requester", request->requester}, {"reason", request->reason}, {"exit_code", request->exit_code}, {"by_signal", request->by_signal},
+                          {"leave_out", {request->leave_out.epoch, request->leave_out.first, request->leave_out.count}}, {"changes", std::move(changes)}});
+    }
     return values;
 }
 
 Request request_from(const json& values, int rank) {
     const json& range = values.at("leave_out");
-    return {values.at("requester"), values.at("reason"), rank, values.at("exit_code"), values.at("by_signal"), {range.at(0), range.at(1), range.at(2)}};
+    Request request{values.at("requester"), values.at("reason"), rank, values.at("exit_code"), values.at("by_signal"), {range.at(0), range.at(1), range.at(2)}};
+    for (const json& change : values.at("changes")) request.changes.push_back({change.at(0), change.at(1), change.at(2), change.at(3)});
+    return request;
 }
 
 class WorldConsensus final : public Consensus {
@@ -78,12 +86,23 @@ private:
             if (first[kind] == nobody) continue;
             const int rank = first[kind] < 0 ? first[kind] + nobody : first[kind];
             agreed[kind] = request_from(json::parse(texts[static_cast<std::size_t>(rank)]).at(kind), rank);
+            if (static_cast<Decision>(kind) == Decision::ChangeOption) agreed[kind]->changes = changes_of_all(texts);
         }
         return agreed;
     }
+    static std::vector<OptionChange> changes_of_all(const std::vector<std::string>& texts) {
+        std::vector<OptionChange> changes;
+        for (const std::string& text : texts) {
+            const json values = json::parse(text).at(static_cast<std::size_t>(Decision::ChangeOption));
+            if (values.is_null()) continue;
+            const Request request = request_from(values, 0);
+            changes.insert(changes.end(), request.changes.begin(), request.changes.end());
+        }
+        return changes;
+    }
     static void merge(RequestSet& into, RequestSet later) {
         for (std::size_t kind = 0; kind < kDecisionCount; ++kind)
-            if (later[kind] && (!into[kind] || (later[kind]->by_signal && !into[kind]->by_signal))) into[kind] = std::move(later[kind]);
+            if (later[kind]) torchbus::merge(into[kind], std::move(*later[kind]));
     }
 
     std::shared_ptr<World> owner_;

@@ -19,11 +19,6 @@ using nlohmann::json;
 
 namespace {
 
-std::string bytes_of(const std::filesystem::path& path) {
-    std::ifstream stream(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(stream), {}};
-}
-
 /// What a file with this text is refused with, without its name; empty where it is read.
 std::string complaint(const std::string& text) {
     const TemporaryFolder folder("accelerate");
@@ -45,7 +40,8 @@ TEST_CASE("Accelerate's files of the field are read", "[composition][accelerate]
     CHECK(one.distributed_type == "NO");
     CHECK(one.mixed_precision == "fp16");
     CHECK(one.processes == 1);
-    CHECK(one.not_supported == std::vector<std::string>{"gpu_ids"});
+    CHECK(one.gpu_ids == "0");
+    CHECK(one.not_supported.empty());
     const AccelerateConfig two = read_accelerate_config(configurations() / "multi_gpu_two_nodes_rank1.yaml");
     CHECK(two.processes == 16);
     CHECK(two.machines == 2);
@@ -54,6 +50,7 @@ TEST_CASE("Accelerate's files of the field are read", "[composition][accelerate]
     CHECK(two.main_address == "192.168.40.11");
     CHECK(two.main_port == 29517);
     CHECK(two.mixed_precision == "bf16");
+    CHECK(two.gpu_ids.empty());  // all
     const AccelerateConfig old = read_accelerate_config(configurations() / "legacy.yaml");
     CHECK(old.mixed_precision == "fp16");  // fp16: true, from before mixed_precision was there
     CHECK(old.processes == 4);
@@ -103,9 +100,25 @@ TEST_CASE("an Accelerate file asks for the callbacks of its run, on as many rank
     config.deepspeed = AccelerateConfig::DeepSpeed{.zero_stage = 1, .accumulation = 4, .clipping = 0.5};
     json run = json::object();
     for (const RunChanges& changes : changes_of_accelerate(config, run, 2)) apply(changes, run, "run.json");
-    CHECK(run.at("callbacks") == json::array({{{"kind", "data_parallel"}}, {{"kind", "mixed_precision"}, {"precision", "bf16"}}, {{"kind", "zero_redundancy"}},
+    CHECK(run.at("callbacks") == json::array({{{"kind", "data_parallel"}}, {{"kind", "mixed_precision"}, {"precision", "bf16"}}, {{"kind", "device_placement"}, {"device", "auto"}}, {{"kind", "zero_redundancy"}},
                                               {{"kind", "gradient_accumulation"}, {"micro_batches", 4}}, {{"kind", "gradient_clipping"}, {"max_norm", 0.5}}}));
     CHECK_THROWS_WITH(changes_of_accelerate(config, run, 3), "a.yaml: num_processes is 2, and this run has 3 ranks; start it by torchbus launch --config a.yaml, or change the number");
+}
+
+TEST_CASE("Accelerate's files say on which device a run is", "[composition][accelerate]") {
+    const auto placed = [](const AccelerateConfig& config, json run) {
+        for (const RunChanges& changes : changes_of_accelerate(config, run, config.processes)) apply(changes, run, "run.json");
+        for (const json& callback : run.at("callbacks"))
+            if (callback.at("kind") == "device_placement") return callback.at("device").get<std::string>();
+        return std::string();
+    };
+    const json own = {{"callbacks", {{{"kind", "device_placement"}, {"device", "cuda:1"}}}}}, none = {{"callbacks", json::array()}};
+    CHECK(placed({.name = "a.yaml"}, none) == "auto");
+    CHECK(placed({.name = "a.yaml"}, own) == "cuda:1");
+    CHECK(placed({.name = "a.yaml", .use_cpu = true}, none) == "cpu");
+    CHECK(placed({.name = "a.yaml", .distributed_type = "MULTI_GPU", .processes = 2}, none) == "cuda");
+    CHECK(placed({.name = "a.yaml", .distributed_type = "MULTI_CPU", .processes = 2}, none).empty());
+    CHECK_THROWS_WITH(placed({.name = "a.yaml", .use_cpu = true}, own), "a.yaml: use_cpu asks for \"cpu\", and run.json: callbacks[0].device is \"cuda:1\"; make them the same, or leave one of them out");
 }
 
 TEST_CASE("the answers to a few questions are a file that can be read again", "[composition][accelerate]") {

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include <torchbus/callbacks/data_parallel.hpp>
+#include <torchbus/callbacks/device_placement.hpp>
 #include <torchbus/callbacks/freeze.hpp>
 #include <torchbus/callbacks/gradient_accumulation.hpp>
 #include <torchbus/callbacks/gradient_clipping.hpp>
@@ -41,7 +42,7 @@ struct Trained {
 using More = std::function<std::vector<ComposedCallback>(const std::shared_ptr<World>& world)>;
 std::vector<ComposedCallback> nothing(const std::shared_ptr<World>&) { return {}; }
 
-struct Setup {
+struct DataParallelSetup {
     More more = nothing;
     AnyDataset data = toy_data(26);
     GradientReducerOptions gradients = {};
@@ -56,7 +57,7 @@ torch::nn::Sequential normalized_model(std::uint64_t seed) {
 }
 
 /// 12 samples an update, or rank's part of them.
-Trained train(const Setup& setup, const std::shared_ptr<World>& world) {
+Trained train(const DataParallelSetup& setup, const std::shared_ptr<World>& world, const std::string& device = "cpu") {
     const int rank = world ? world->rank() : 0, size = world ? world->size() : 1;
     static std::mutex drawing;  // weights are drawn from a generator of all threads
     std::unique_lock lock(drawing);
@@ -66,9 +67,11 @@ Trained train(const Setup& setup, const std::shared_ptr<World>& world) {
     const auto weights = [&] {
         std::vector<at::Tensor> all = model->parameters();
         for (const at::Tensor& buffer : model->buffers()) all.push_back(buffer);
-        return copies_of(all);
+        for (at::Tensor& tensor : all) tensor = tensor.detach().to(at::kCPU, tensor.scalar_type(), /*non_blocking=*/false, /*copy=*/true);
+        return all;
     };
     std::vector<ComposedCallback> callbacks = setup.more(world);
+    callbacks.emplace_back(make_device_placement({device}));
     callbacks.emplace_back(make_metrics({.accuracy = true}));
     if (world) callbacks.emplace_back(make_data_parallel({.world = world, .gradients = setup.gradients}));
     callbacks.push_back(callback_of("tap", [&](Attachment& run, Connections& connections) {
@@ -88,22 +91,31 @@ Trained train(const Setup& setup, const std::shared_ptr<World>& world) {
     return trained;
 }
 
-std::vector<Trained> train_on(int size, const Setup& setup) {
-    return on_ranks<Trained>(size, [&](const std::shared_ptr<World>& world) { return train(setup, world); });
+template <class Over>
+std::vector<Trained> train_on(int size, const DataParallelSetup& setup) {
+    return on_ranks<Trained>(size, [&](const std::shared_ptr<World>& world) { return train(setup, world, Over::device(world->rank())); });
 }
 
 }  // namespace
 
-TEST_CASE("ranks make the same updates, which are those of one process on the whole batch", "[distributed][data_parallel]") {
+TEMPLATE_TEST_CASE("ranks make the same updates, which are those of one process on the whole batch", "[distributed][data_parallel]", OverGloo, OverNccl) {
     struct Case {
         const char* name;
-        Setup setup;
+        DataParallelSetup setup;
         double tolerance = 1e-6;
     };
     using Callbacks = std::vector<ComposedCallback>;
-    const auto with = [](More more) { return Setup{.more = std::move(more)}; };
+    const auto with = [](More more) { return DataParallelSetup{.more = std::move(more)}; };
     const auto synchronized = [](const std::shared_ptr<World>& world) { return world ? Callbacks{make_sync_batch_norm({.world = world})} : Callbacks{}; };
     const auto divided = [](const std::shared_ptr<World>& world) { return world ? Callbacks{make_zero_redundancy({.world = world}), make_gradient_clipping({.max_norm = 0.1})} : Callbacks{make_gradient_clipping({.max_norm = 0.1})}; };
+    // On the last rank only; its sum is no number on any.
+    const auto overflowing = [](const std::shared_ptr<World>& world) -> Callbacks {
+        return {make_mixed_precision({.precision = MixedPrecisionOptions::Precision::Bf16, .scale_loss = true}), callback_of("overflow", [=](Attachment& run, Connections& connections) {
+                    connections += run.bus.intercept<BackwardStart>([=](BackwardStart& event) {
+                        if (event.position.attempts == 2 && (!world || world->rank() == world->size() - 1)) event.root = event.root * std::numeric_limits<float>::infinity();
+                    });
+                })};
+    };
     const std::vector<Case> cases = {
         {"plain", {}},
         {"accumulation and clipping", with([](const auto&) -> Callbacks { return {make_gradient_accumulation({2}), make_gradient_clipping({.max_norm = 0.1})}; })},
@@ -111,16 +123,18 @@ TEST_CASE("ranks make the same updates, which are those of one process on the wh
         {"layers unfrozen later", with([](const auto&) -> Callbacks { return {make_freeze({.groups = {{.names = {"0.*"}, .unfreeze_at = Interval{1, Interval::Unit::Epoch}}}})}; })},
         {"buckets of one parameter", {.gradients = {.bucket_mib = 1e-6, .first_bucket_mib = 1e-6}}},
         {"bf16 on the way", {.gradients = {.bf16 = true}}, 2e-2},
+        {"an update skipped by its loss scale", with(overflowing), 2e-2},
         {"unused looked for", {.gradients = {.find_unused = true}}},
         {"the optimizer's state divided, with clipping", with(divided)},
         {"batch norm over ranks", {.more = synchronized, .make_model = normalized_model}, 1e-5},
         {"data sent by rank 0", {.options = {.sharding = Sharding::Dispatch}}},
     };
+    const int most = TestType::most_ranks(4);
     for (const Case& one : cases) {
         const Trained alone = train(one.setup, nullptr);
-        for (int size = 1; size <= 4; ++size) {
+        for (int size = 1; size <= most; ++size) {
             INFO(one.name << ", " << size << " ranks");
-            const std::vector<Trained> ranks = train_on(size, one.setup);
+            const std::vector<Trained> ranks = train_on<TestType>(size, one.setup);
             for (const Trained& rank : ranks) {
                 REQUIRE(rank.after_step.size() == alone.after_step.size());
                 for (std::size_t step = 0; step < rank.after_step.size(); ++step) CHECK(equal_bits(rank.after_step[step], ranks[0].after_step[step]));
@@ -129,15 +143,17 @@ TEST_CASE("ranks make the same updates, which are those of one process on the wh
                 for (const auto& [name, value] : alone.metrics) CHECK(rank.metrics.at(name) == Approx(value).epsilon(one.tolerance));
                 CHECK(rank.position == alone.position);  // samples are those of all ranks
                 CHECK(rank.evaluated == 10);
+                CHECK(rank.position.step == rank.position.attempts - (std::string_view(one.name).starts_with("an update skipped") ? 1 : 0));
             }
         }
     }
 }
 
-TEST_CASE("a state divided among ranks is kept once, and updates have the bits of one that is not", "[distributed][zero_redundancy]") {
+TEMPLATE_TEST_CASE("a state divided among ranks is kept once, and updates have the bits of one that is not", "[distributed][zero_redundancy]", OverGloo, OverNccl) {
     const auto divided = [](const std::shared_ptr<World>& world) -> std::vector<ComposedCallback> { return {make_zero_redundancy({.world = world})}; };
-    for (int size = 1; size <= 4; ++size) {
-        const std::vector<Trained> whole = train_on(size, {}), ranks = train_on(size, {.more = divided});
+    const int most = TestType::most_ranks(4);
+    for (int size = 1; size <= most; ++size) {
+        const std::vector<Trained> whole = train_on<TestType>(size, {}), ranks = train_on<TestType>(size, {.more = divided});
         int with_state = 0;
         for (const Trained& rank : ranks) {
             CHECK(rank.after_step.size() == whole[0].after_step.size());
@@ -150,17 +166,23 @@ TEST_CASE("a state divided among ranks is kept once, and updates have the bits o
     }
 }
 
-TEST_CASE("buffers of all ranks are those of rank 0 after every step", "[distributed][data_parallel]") {
-    const std::vector<Trained> ranks = train_on(3, {.data = toy_data(24), .make_model = normalized_model});
+TEMPLATE_TEST_CASE("buffers of all ranks are those of rank 0 after every step", "[distributed][data_parallel]", OverGloo, OverNccl) {
+    if (!fits<TestType>(3)) return;
+    const std::vector<Trained> ranks = train_on<TestType>(3, {.data = toy_data(24), .make_model = normalized_model});
     for (const Trained& rank : ranks)
         for (std::size_t step = 0; step < rank.after_step.size(); ++step) CHECK(equal_bits(rank.after_step[step], ranks[0].after_step[step]));
 }
 
-TEST_CASE("batch norm over ranks leaves instance norm, evaluation, and what is outside of a forward as they are", "[distributed][sync_batch_norm]") {
+TEMPLATE_TEST_CASE("batch norm over ranks leaves instance norm, evaluation, and what is outside of a forward as they are", "[distributed][sync_batch_norm]", OverGloo, OverNccl) {
+    if (!fits<TestType>(2)) return;
     const auto outputs = on_ranks<std::vector<at::Tensor>>(2, [](const std::shared_ptr<World>& world) {
         torch::nn::BatchNorm2d norm(torch::nn::BatchNorm2dOptions(3).momentum(0.3));
+        const c10::Device device(TestType::device(world->rank()));
+        const CurrentDevice current(device);
+        world->use_device(device);
+        norm->to(device);
         auto generator = at::make_generator<at::CPUGeneratorImpl>(7);
-        const at::Tensor whole = torch::randn({5, 3, 2, 2}, generator, at::TensorOptions());
+        const at::Tensor whole = torch::randn({5, 3, 2, 2}, generator, at::TensorOptions()).to(device);
         const at::Tensor own = world->rank() == 0 ? whole.narrow(0, 0, 2) : whole.narrow(0, 2, 3);
         std::vector<at::Tensor> found;
         {
@@ -172,6 +194,7 @@ TEST_CASE("batch norm over ranks leaves instance norm, evaluation, and what is o
             norm->train();
         }
         found.push_back(norm(own).detach());
+        for (at::Tensor& tensor : found) tensor = tensor.cpu();
         return found;
     });
     torch::nn::BatchNorm2d norm(torch::nn::BatchNorm2dOptions(3).momentum(0.3));
@@ -186,7 +209,8 @@ TEST_CASE("batch norm over ranks leaves instance norm, evaluation, and what is o
     CHECK(torch::allclose(outputs[0][3], norm(whole.narrow(0, 0, 2)).detach(), 1e-5, 1e-6));
 }
 
-TEST_CASE("the order of the data is the same however ranks share it", "[distributed][data_parallel]") {
+TEMPLATE_TEST_CASE("the order of the data is the same however ranks share it", "[distributed][data_parallel]", OverGloo, OverNccl) {
+    if (!fits<TestType>(3)) return;
     // Of the last batch, of two samples, the third rank has none of its own.
     std::map<Sharding, std::vector<std::vector<std::int64_t>>> of_ranks;
     for (const Sharding sharding : {Sharding::Uneven, Sharding::Even, Sharding::Dispatch}) {
@@ -194,7 +218,7 @@ TEST_CASE("the order of the data is the same however ranks share it", "[distribu
             std::vector<std::vector<std::int64_t>> batches;
             auto model = toy_model();
             Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}),
-                             .callbacks = {make_data_parallel({.world = world}), callback_of("tap", [&](Attachment& run, Connections& connections) {
+                             .callbacks = {make_device_placement({TestType::device(world->rank())}), make_data_parallel({.world = world}), callback_of("tap", [&](Attachment& run, Connections& connections) {
                                                connections += run.bus.observe<ForwardEnd>(Stage::Observe, [&](const ForwardEnd& event) {
                                                    batches.push_back(event.batch.indices);
                                                    batches.back().push_back(-event.batch.valid);
@@ -218,7 +242,8 @@ TEST_CASE("the order of the data is the same however ranks share it", "[distribu
     CHECK(uneven[5].back() == 0);
 }
 
-TEST_CASE("predictions of all ranks are in the order of the data, on each of them", "[distributed][data_parallel]") {
+TEMPLATE_TEST_CASE("predictions of all ranks are in the order of the data, on each of them", "[distributed][data_parallel]", OverGloo, OverNccl) {
+    if (!fits<TestType>(3)) return;
     auto alone = toy_model();
     const at::Tensor expected = Trainer({.model = alone, .handle_signals = false}).predict(toy_data(14), {.batch_size = 4});
     for (const bool dispatch : {false, true}) {
@@ -227,19 +252,20 @@ TEST_CASE("predictions of all ranks are in the order of the data, on each of the
             std::unique_lock lock(drawing);
             auto model = toy_model();
             lock.unlock();
-            Trainer trainer({.model = model, .callbacks = {make_data_parallel({.world = world})}, .handle_signals = false});
-            return trainer.predict(toy_data(14), {.batch_size = 2, .dispatch = dispatch});
+            Trainer trainer({.model = model, .callbacks = {make_device_placement({TestType::device(world->rank())}), make_data_parallel({.world = world})}, .handle_signals = false});
+            return trainer.predict(toy_data(14), {.batch_size = 2, .dispatch = dispatch}).cpu();
         });
         for (const at::Tensor& outputs : found) CHECK(torch::allclose(outputs, expected, 1e-6, 1e-7));
     }
 }
 
-TEST_CASE("an update that one rank cannot make is skipped by all", "[distributed][data_parallel]") {
+TEMPLATE_TEST_CASE("an update that one rank cannot make is skipped by all", "[distributed][data_parallel]", OverGloo, OverNccl) {
+    if (!fits<TestType>(3)) return;
     const auto clean = toy_data(26);
     at::Tensor inputs = clean->inputs().clone();
     inputs[5][0] = std::numeric_limits<float>::quiet_NaN();
     const auto data = std::make_shared<TensorDataset>(inputs, clean->targets());
-    const std::vector<Trained> ranks = train_on(3, {.more = [](const auto&) -> std::vector<ComposedCallback> { return {make_nan_policy()}; }, .data = data});
+    const std::vector<Trained> ranks = train_on<TestType>(3, {.more = [](const auto&) -> std::vector<ComposedCallback> { return {make_nan_policy()}; }, .data = data});
     for (const Trained& rank : ranks) {
         CHECK(rank.position.step == 4);  // of six, as the sample comes by in both epochs
         CHECK(equal_bits(rank.weights, ranks[0].weights));
@@ -247,13 +273,15 @@ TEST_CASE("an update that one rank cannot make is skipped by all", "[distributed
     }
 }
 
-TEST_CASE("a parameter that the loss does not reach is an error in the step that leaves it out, unless it is looked for", "[distributed][data_parallel]") {
+TEMPLATE_TEST_CASE("a parameter that the loss does not reach is an error in the step that leaves it out, unless it is looked for", "[distributed][data_parallel]", OverGloo, OverNccl) {
+    if (!fits<TestType>(2)) return;
     const auto train_with_one_too_many = [](bool find_unused) {
         return on_ranks<int>(2, [=](const std::shared_ptr<World>& world) {
             auto model = toy_model();
             auto parameters = model->parameters();
-            parameters.push_back(torch::ones({2}, torch::requires_grad()));
-            Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(parameters, {}), .callbacks = {make_data_parallel({.world = world, .gradients = {.find_unused = find_unused}})}, .handle_signals = false});
+            const std::string device = TestType::device(world->rank());
+            parameters.push_back(torch::ones({2}, torch::TensorOptions().device(device).requires_grad(true)));
+            Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(parameters, {}), .callbacks = {make_device_placement({device}), make_data_parallel({.world = world, .gradients = {.find_unused = find_unused}})}, .handle_signals = false});
             return trainer.train(toy_data(12), {.max_steps = 1, .batch_size = 4}).exit_code;
         });
     };
@@ -261,17 +289,19 @@ TEST_CASE("a parameter that the loss does not reach is an error in the step that
     CHECK(train_with_one_too_many(true) == std::vector<int>{0, 0});
 }
 
-TEST_CASE("a loss that is no number on one rank ends all of them", "[distributed][data_parallel]") {
+TEMPLATE_TEST_CASE("a loss that is no number on one rank ends all of them", "[distributed][data_parallel]", OverGloo, OverNccl) {
+    if (!fits<TestType>(3)) return;
     const auto clean = toy_data(26);
     at::Tensor inputs = clean->inputs().clone();
     inputs[5][0] = std::numeric_limits<float>::quiet_NaN();
-    const Setup setup{.more = [](const auto&) -> std::vector<ComposedCallback> { return {make_terminate_on_nan({})}; }, .data = std::make_shared<TensorDataset>(inputs, clean->targets())};
-    CHECK_THROWS_WITH(train_on(3, setup), Catch::Matchers::Contains("terminate_on_nan: the training loss is nan"));
+    const DataParallelSetup setup{.more = [](const auto&) -> std::vector<ComposedCallback> { return {make_terminate_on_nan({})}; }, .data = std::make_shared<TensorDataset>(inputs, clean->targets())};
+    CHECK_THROWS_WITH(train_on<TestType>(3, setup), Catch::Matchers::Contains("terminate_on_nan: the training loss is nan"));
 }
 
-TEST_CASE("what one rank asks for ends all of them at the same step", "[distributed][data_parallel]") {
+TEMPLATE_TEST_CASE("what one rank asks for ends all of them at the same step", "[distributed][data_parallel]", OverGloo, OverNccl) {
+    if (!fits<TestType>(3)) return;
     for (int asking = 0; asking < 3; ++asking) {
-        const std::vector<Trained> ranks = train_on(3, {.more = [asking](const std::shared_ptr<World>& world) -> std::vector<ComposedCallback> {
+        const std::vector<Trained> ranks = train_on<TestType>(3, {.more = [asking](const std::shared_ptr<World>& world) -> std::vector<ComposedCallback> {
             return {callback_of("asker", [=](Attachment& run, Connections& connections) {
                 connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [=, &run](const TrainStepEnd& event) {
                     if (world->rank() == asking && event.position.step == 1) run.asker.ask(Decision::StopRun, "enough");

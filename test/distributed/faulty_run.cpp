@@ -47,7 +47,7 @@ private:
 
 int main(int argc, char** argv) {
     CLI::App app{"a run on several ranks, one of which is at fault"};
-    std::string fault, records;
+    std::string fault, records, device = "cpu";
     int rank = -1, timeout_s = 3, epochs = 1000, pace_ms = 60;
     std::int64_t step = 0;
     app.add_option("--fault", fault, "throw, die, stop, hang, ask, skip or extra");
@@ -57,8 +57,10 @@ int main(int argc, char** argv) {
     app.add_option("--pace", pace_ms, "ms that every step takes at least");
     app.add_option("--epochs", epochs);
     app.add_option("--records", records);
+    app.add_option("--device", device);
     CLI11_PARSE(app, argc, argv);
     torch::set_num_threads(1);
+    const std::shared_ptr<Callback> placement = make_device_placement({device});
     torch::manual_seed(3);
     nn::Sequential model(nn::Linear(16, 24), nn::ReLU(), nn::Linear(24, 4));
     const at::Tensor inputs = torch::randn({96, 16});
@@ -66,7 +68,7 @@ int main(int argc, char** argv) {
     try {
         Trainer trainer({.model = model, .loss = [](const at::Tensor& output, const at::Tensor& targets) { return nn::functional::cross_entropy(output, targets); },
                          .optimizer = make_adamw(model->parameters(), {}),
-                         .callbacks = {make_data_parallel({.waiting = {.timeout = std::chrono::seconds(timeout_s), .record_folder = records}}), make_metrics(),
+                         .callbacks = {ComposedCallback(placement), make_data_parallel({.waiting = {.timeout = std::chrono::seconds(timeout_s), .record_folder = records}}), make_metrics(),
                                        ComposedCallback(std::make_shared<Faulty>(fault, rank, step, std::chrono::milliseconds(pace_ms)))}});
         const RunResult result = trainer.train(data, {.epochs = epochs, .batch_size = 4});
         std::printf("%s after step %lld\n", result.reason.c_str(), static_cast<long long>(trainer.position().step));

@@ -10,6 +10,7 @@
 
 #include "support/catch.hpp"
 #include "support/free_port.hpp"
+#include "support/ranks_as_threads.hpp"
 
 using namespace torchbus;
 using namespace torchbus::test;
@@ -35,7 +36,7 @@ std::vector<std::string> run(const std::vector<Ranks>& all, const std::function<
         threads.emplace_back([&, i] {
             try {
                 work(*World::join(all[i], options));
-            } catch (const DistributedError& error) {
+            } catch (const Error& error) {
                 errors[i] = error.what();
             }
         });
@@ -58,21 +59,26 @@ const std::optional<Request>& of(const RequestSet& requests, Decision decision) 
 
 }  // namespace
 
-TEST_CASE("ranks sum, broadcast and gather", "[distributed][world]") {
-    for (int size = 1; size <= 4; ++size) {
+TEMPLATE_TEST_CASE("ranks sum, broadcast and gather", "[distributed][world]", OverGloo, OverNccl) {
+    const int most = TestType::most_ranks(4);
+    for (int size = 1; size <= most; ++size) {
         std::vector<std::vector<double>> sums(static_cast<std::size_t>(size));
         std::vector<std::vector<at::Tensor>> tensors(sums.size()), gathered(sums.size());
         std::vector<std::vector<std::string>> texts(sums.size());
         const auto errors = run(size, [&](World& world) {
             const auto place = static_cast<std::size_t>(world.rank());
+            const c10::Device device(TestType::device(world.rank()));
+            const CurrentDevice current(device);
+            world.use_device(device);
             sums[place] = {0.1 * (world.rank() + 1), 1.0};
             world.sum(sums[place]);
-            at::Tensor summed = torch::full({3}, world.rank() + 0.1);
+            const auto filled = [&](std::vector<std::int64_t> shape, double value) { return torch::full(shape, value, torch::TensorOptions().device(device)); };
+            at::Tensor summed = filled({3}, world.rank() + 0.1);
             world.sum(summed);
-            at::Tensor sent = torch::full({2, 2}, static_cast<double>(world.rank())), turned = torch::full({2, 3}, world.rank()).t();
-            world.broadcast({sent, turned}, size - 1);
-            tensors[place] = {summed, sent, turned};
-            gathered[place] = world.gather(torch::full({world.rank(), 2}, world.rank()));
+            at::Tensor sent = filled({2, 2}, world.rank()), turned = filled({2, 3}, world.rank()).t(), on_cpu = torch::full({2}, world.rank());
+            world.broadcast({sent, turned, on_cpu}, size - 1);
+            tensors[place] = {summed.cpu(), sent.cpu(), turned.cpu(), on_cpu};
+            for (const at::Tensor& one : world.gather(filled({world.rank(), 2}, world.rank()))) gathered[place].push_back(one.cpu());
             texts[place] = world.gather(std::string(static_cast<std::size_t>(world.rank()), 'x'));
             world.barrier();
         });
@@ -83,19 +89,22 @@ TEST_CASE("ranks sum, broadcast and gather", "[distributed][world]") {
             CHECK(tensors[rank][0].equal(tensors[0][0]));
             CHECK(tensors[rank][1].eq(size - 1).all().item<bool>());
             CHECK(tensors[rank][2].eq(size - 1).all().item<bool>());
+            CHECK(tensors[rank][3].eq(size - 1).all().item<bool>());
             REQUIRE(gathered[rank].size() == sums.size());
             for (std::size_t other = 0; other < sums.size(); ++other) {
-                CHECK(gathered[rank][other].equal(torch::full({static_cast<std::int64_t>(other), 2}, static_cast<std::int64_t>(other))));
+                CHECK(gathered[rank][other].equal(torch::full({static_cast<std::int64_t>(other), 2}, static_cast<double>(other))));
                 CHECK(texts[rank][other] == std::string(other, 'x'));
             }
         }
     }
 }
 
-TEST_CASE("what any rank asks for is agreed on by all, by the next point or at once", "[distributed][world]") {
+TEMPLATE_TEST_CASE("what any rank asks for is agreed on by all, by the next point or at once", "[distributed][world]", OverGloo, OverNccl) {
     constexpr int kSize = 3;
+    if (!fits<TestType>(kSize)) return;
     std::vector<std::vector<RequestSet>> agreed(kSize);
     const auto errors = run(kSize, [&](World& world) {
+        world.use_device(c10::Device(TestType::device(world.rank())));
         const auto consensus = world.consensus();
         CHECK_NOTHROW(consensus->rank() == world.rank());
         auto& mine = agreed[static_cast<std::size_t>(world.rank())];
@@ -156,4 +165,23 @@ TEST_CASE("a collective that not all ranks call ends within the timeout", "[dist
     }, {.timeout = milliseconds(500)});
     CHECK_THAT(errors[0], StartsWith("rank 0 of 2: a sum of 1 number with the other ranks did not come to its end: rank 1 has not come to it: it is at its start, since "));
     CHECK(errors[1] == "");
+}
+
+TEST_CASE("ranks are told of what devices they can exchange tensors on", "[distributed][world]") {
+    auto errors = run(2, [](World& world) { world.use_device(world.rank() == 0 ? c10::kCPU : c10::kMeta); });
+    for (const std::string& error : errors) CHECK(error == "rank 1 is on meta, and rank 0 on cpu; give device_placement the same device on all ranks");
+    errors = run(2, [](World& world) { world.use_device(c10::kMeta); });
+    for (const std::string& error : errors) CHECK(error == "ranks exchange tensors on the CPU and on CUDA devices, and these are on meta; give cpu or cuda to device_placement");
+    errors = run(2, [](World& world) {
+        at::Tensor nowhere = torch::zeros({2}, torch::TensorOptions().device(torch::kMeta));
+        world.sum(nowhere);
+    });
+    for (const std::string& error : errors)
+        CHECK(error == "ranks are to exchange a tensor on meta, and were told of no device but the CPU; keep what is exchanged on the device of device_placement, or on the CPU");
+}
+
+TEST_CASE("a library for NCCL that cannot be loaded is named with the reason", "[distributed][nccl]") {
+    if (cuda_status().devices > 0) return;
+    const std::string against = against_nccl();
+    CHECK_THAT(against, StartsWith("the library for NCCL cannot be loaded: lib") || containing("was built without it ("));
 }

@@ -2,11 +2,11 @@
 """Several processes of one program, over the loopback interface: the same run file on one, two, three and four.
 
 usage: distributed_test.py; the program is the one in $TORCHBUS_BUILD, default build/release.
+  TORCHBUS_TEST_DEVICE=cuda   each rank with a CUDA device
 """
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,23 +14,19 @@ import time
 import unittest
 from pathlib import Path
 
+from ranks import exit_where_not_possible, free_port, placement
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / os.environ.get("TORCHBUS_BUILD", "build/release") / "src/cli/torchbus"
 PATIENCE_S = 120
 OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
-
-
 def run_file(**parallel):
     return {
         "seed": 3, "output": "out", "model": {"kind": "mlp", "inputs": 16, "hidden": [24], "classes": 4}, "data": {"kind": "synthetic", "samples": 250},
         "optimizer": {"kind": "adamw", "learning_rate": 0.01}, "train": {"epochs": 3, "batch_size": 24},
-        "callbacks": [{"kind": "data_parallel", "join_timeout": 60, "timeout": 60, **parallel}, {"kind": "gradient_accumulation", "micro_batches": 2},
+        "callbacks": [*placement(), {"kind": "data_parallel", "join_timeout": 60, "timeout": 60, **parallel}, {"kind": "gradient_accumulation", "micro_batches": 2},
                       {"kind": "gradient_clipping", "max_norm": 0.5}, {"kind": "metrics", "accuracy": True}, {"kind": "progress_lines"},
                       {"kind": "fingerprint", "every": "1step", "path": "prints.jsonl"}],
     }
@@ -340,7 +336,5 @@ class Launched(InFolder):
 
 
 if __name__ == "__main__":
-    if not os.access(PROGRAM, os.X_OK):
-        print(f"{PROGRAM} is not built")
-        sys.exit(77)
+    exit_where_not_possible(PROGRAM, PROGRAM, 4)
     sys.exit(0 if unittest.main(exit=False, verbosity=2).result.wasSuccessful() else 1)

@@ -2,13 +2,13 @@
 """What a rank does that it should not ends the others within their timeout, and they name it, its step and why.
 
 usage: faults_test.py; the program is the one in $TORCHBUS_BUILD, default build/release.
+  TORCHBUS_TEST_DEVICE=cuda   each rank with a CUDA device
   TORCHBUS_SLOW=1   each fault twenty times, exceptions fifty, stops a hundred
 """
 import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,18 +16,14 @@ import time
 import unittest
 from pathlib import Path
 
+from ranks import DEVICE, exit_where_not_possible, free_port
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / os.environ.get("TORCHBUS_BUILD", "build/release")
 PROGRAM = BUILD / "test/faulty_run"
 SLOW = os.environ.get("TORCHBUS_SLOW") == "1"
 TIMEOUT_S = 3
 RANKS = 3
-
-
-def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
 
 
 class Faults(unittest.TestCase):
@@ -46,7 +42,7 @@ class Faults(unittest.TestCase):
         started = []
         for rank in range(size):
             own = dict(os.environ) | {"OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            started.append(subprocess.Popen([PROGRAM, "--timeout", str(TIMEOUT_S), *map(str, arguments)], env=own, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+            started.append(subprocess.Popen([PROGRAM, "--device", DEVICE, "--timeout", str(TIMEOUT_S), *map(str, arguments)], env=own, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         self.running += started
         return started
 
@@ -126,7 +122,5 @@ class Faults(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if not os.access(PROGRAM, os.X_OK):
-        print(f"{PROGRAM} is not built")
-        sys.exit(77)
+    exit_where_not_possible(BUILD / "src/cli/torchbus", PROGRAM, 3)
     sys.exit(0 if unittest.main(exit=False, verbosity=2).result.wasSuccessful() else 1)

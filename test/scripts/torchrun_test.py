@@ -2,13 +2,14 @@
 """The same program under torch's own torchrun and under `torchbus launch`: variables, results, and ranks that are killed.
 
 usage: torchrun_test.py; the program is the one in $TORCHBUS_BUILD, default build/release.
+  TORCHBUS_TEST_DEVICE=cuda   each rank with a CUDA device
   TORCHBUS_SLOW=1   fifty kills under each launcher, not three
 """
+import contextlib
 import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,30 +17,14 @@ import time
 import unittest
 from pathlib import Path
 
+from ranks import PREPARED, exit_where_not_possible, free_port, placement, prepare
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / os.environ.get("TORCHBUS_BUILD", "build/release")
 PROGRAM = BUILD / "src/cli/torchbus"
 SLOW = os.environ.get("TORCHBUS_SLOW") == "1"
 PATIENCE_S = 180
-PREPARED = ROOT / "build/torchrun"
-
-
-def prepared_python():
-    """Of an environment with torchrun, or why there is none."""
-    torch = list((ROOT / "build/venv").glob("lib/python3*/site-packages"))
-    if not torch:
-        return None, "build/venv has no LibTorch wheel, which brings torchrun"
-    made = subprocess.run([sys.executable, ROOT / "test/scripts/torchrun/prepare.py", torch[0], PREPARED], capture_output=True, text=True)
-    return (made.stdout.strip(), "") if made.returncode == 0 else (None, "an environment for torchrun could not be made: " + made.stderr.strip().splitlines()[-1])
-
-
-PYTHON, WHY_NOT = prepared_python()
-
-
-def free_port():
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return held.getsockname()[1]
+PYTHON, WHY_NOT = prepare()
 
 
 class Launchers(unittest.TestCase):
@@ -67,7 +52,7 @@ class Launchers(unittest.TestCase):
         (self.folder / "run.json").write_text(json.dumps({
             "seed": 3, "output": "out", "model": {"kind": "mlp", "inputs": 16, "hidden": [24], "classes": 4, "dropout": 0.1}, "data": {"kind": "synthetic", "samples": 250},
             "optimizer": {"kind": "adamw", "learning_rate": 0.01}, "train": {"epochs": epochs, "batch_size": 12},
-            "callbacks": [{"kind": "data_parallel", "timeout": 60}, {"kind": "metrics", "accuracy": True}, {"kind": "save_training_state", "folder": "states", "every": "5step"}]}))
+            "callbacks": [*placement(), {"kind": "data_parallel", "timeout": 60}, {"kind": "metrics", "accuracy": True}, {"kind": "save_training_state", "folder": "states", "every": "5step"}]}))
         return PROGRAM, "train", "run.json", "--resume", "auto"
 
     def take_results(self):
@@ -117,6 +102,15 @@ class Launchers(unittest.TestCase):
 
         return [rank for rank in ranks if is_below(rank)]
 
+    def training_ranks(self, launcher, of_before):
+        """Both ranks, once they run and a state was saved; none where the run ends before."""
+        while launcher.poll() is None:
+            ranks = self.ranks_under(launcher.pid)
+            if len(ranks) == 2 and not of_before & set(ranks) and (self.folder / "states").exists():
+                return ranks
+            time.sleep(0.05)
+        return []
+
     def test_a_run_whose_ranks_are_killed_ends_as_one_whose_are_not(self):
         train = self.write_run(epochs=60)
         self.run_under("launch", *train)
@@ -126,12 +120,15 @@ class Launchers(unittest.TestCase):
             kills[launcher] = 0
             while kills[launcher] < (50 if SLOW else 3):
                 process = subprocess.Popen(self.command(launcher, 3, *map(str, train)), cwd=self.folder, env=self.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                killed = set()
                 for _ in range(2):
-                    time.sleep(0.6 + draw.random() * 1.5)
-                    ranks = self.ranks_under(process.pid)
-                    if len(ranks) == 2 and process.poll() is None and (self.folder / "states").exists():
-                        os.kill(draw.choice(ranks), signal.SIGKILL)
-                        kills[launcher] += 1
+                    ranks = self.training_ranks(process, killed)
+                    time.sleep(draw.random())
+                    with contextlib.suppress(ProcessLookupError):  # it may have ended
+                        if ranks:
+                            os.kill(draw.choice(ranks), signal.SIGKILL)
+                            kills[launcher] += 1
+                            killed |= set(ranks)
                 _, said = process.communicate(timeout=PATIENCE_S)
                 self.assertEqual(process.returncode, 0, f"{launcher}: {said}")
                 self.assertEqual(self.take_results(), [weights, history], launcher)
@@ -139,9 +136,7 @@ class Launchers(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if not os.access(PROGRAM, os.X_OK):
-        print(f"{PROGRAM} is not built")
-        sys.exit(77)
+    exit_where_not_possible(PROGRAM, PROGRAM, 2)
     if not PYTHON:
         print(WHY_NOT)
         sys.exit(77)

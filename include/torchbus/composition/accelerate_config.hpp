@@ -23,6 +23,7 @@ struct AccelerateConfig {
     std::string distributed_type = "NO";    ///< NO, MULTI_CPU, MULTI_GPU or DEEPSPEED
     std::string mixed_precision = "no";     ///< no, fp16 or bf16
     bool use_cpu = false;
+    std::string gpu_ids = {};               ///< which CUDA devices processes see; empty: all
     int processes = 1, machines = 1, machine_rank = 0;
     std::string main_address = {};          ///< of machine 0
     int main_port = 0;                      ///< 0: a free one, on one machine

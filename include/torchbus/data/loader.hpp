@@ -7,6 +7,8 @@
 #include <memory>
 #include <optional>
 
+#include <c10/core/Device.h>
+
 #include <torchbus/consensus.hpp>
 #include <torchbus/data/dataset.hpp>
 #include <torchbus/data/sampler.hpp>
@@ -19,7 +21,7 @@ struct LoaderOptions {
     std::shared_ptr<Sampler> sampler = {};       ///< default: sequential
     bool drop_last = false;                      ///< leave out a last batch that is not full
     std::uint64_t seed = 0;
-    std::optional<int> workers = {};             ///< threads; default: 2 where the dataset prefers threads or batches are transformed, else 0
+    std::optional<int> workers = {};             ///< threads; default: 2 where the dataset prefers threads or batches are transformed, 1 where they are brought to a device, else 0
     int prefetch = 4;                            ///< batches that workers may be ahead
     std::function<void(Batch&, std::uint64_t seed)> transform = {};  ///< on whole batches; seed is the batch's own. Thread: any of the workers
 };
@@ -46,6 +48,10 @@ public:
     virtual LoaderPosition position() const = 0;
     /// Batches of an epoch, where the dataset has a length.
     virtual std::optional<std::int64_t> batches() const = 0;
+    /// Where batches are to be when they are delivered. They are copied ahead, from pinned memory and on a stream of its own,
+    /// and what the caller computes on its current stream comes after the copy. Called before begin(); a loader that does
+    /// not know how leaves them where they are.
+    virtual void deliver_to(c10::Device /*device*/) {}
 };
 
 /// Throws: ConfigError for an empty dataset, a batch size of 0, or one above the dataset with drop_last.

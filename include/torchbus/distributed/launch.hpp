@@ -20,6 +20,7 @@ struct LaunchOptions {
     std::chrono::milliseconds grace = std::chrono::seconds(30);        ///< between a signal to stop and the kill
     std::chrono::milliseconds join_timeout = std::chrono::minutes(5);  ///< how long node 0 is tried for
     std::string run_id = "none";
+    std::string visible_devices = {};               ///< CUDA_VISIBLE_DEVICES of the ranks, e.g. "0,1"; empty: as it is here
 };
 
 /// Runs the command once a rank, with the variables that torchrun sets, and prints what each says with `[rank 1/4] ` before it.

@@ -28,6 +28,9 @@ struct Traffic {
     std::int64_t messages = 0, bytes = 0;
 };
 
+/// Why ranks cannot exchange tensors on CUDA devices here, apart from the devices: NCCL was not built, or cannot be loaded. Empty where they can.
+std::string against_nccl();
+
 /// All ranks, joined. A collective is called on all of them alike, in the same order; it throws DistributedError where
 /// another rank is gone, fails, or does not call it within the timeout: it names that rank, where it is and why, as far as
 /// that is known.
@@ -52,7 +55,12 @@ public:
     int rank() const { return ranks().rank; }
     int size() const { return ranks().world_size; }
 
-    /// In place, with the same bits on all ranks.
+    /// From here on tensors on this rank's device are exchanged, too: over NCCL, where that is CUDA's. A collective; the device
+    /// may be told again. Thread: the device is the current one. Throws: DistributedError where ranks are on devices of other
+    /// kinds, or cannot be connected; ConfigError for a kind that ranks cannot exchange, and where NCCL is missing.
+    void use_device(c10::Device device);
+    /// In place, with the same bits on all ranks. On a CUDA device this and all that follows ends in the order of its stream, and
+    /// not before the call returns.
     void sum(std::span<double> values);
     void sum(at::Tensor& tensor);
     /// Rank `from`'s tensors, into those of the others.
