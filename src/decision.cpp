@@ -7,7 +7,7 @@ namespace torchbus {
 
 std::string_view name_of(Decision decision) {
     constexpr std::array<std::string_view, kDecisionCount> kNames = {
-        "fail_run", "stop_run", "stop_epoch", "skip_batch", "skip_update", "evaluate_now", "save_now", "roll_back"};
+        "fail_run", "stop_run", "stop_epoch", "skip_batch", "skip_update", "evaluate_now", "save_now", "roll_back", "pause", "resume", "change_option"};
     return kNames[static_cast<std::size_t>(decision)];
 }
 
@@ -16,10 +16,14 @@ std::string_view name_of(Outcome outcome) {
     return kNames[static_cast<std::size_t>(outcome)];
 }
 
+void merge(std::optional<Request>& waiting, Request later) {
+    if (!waiting || (later.by_signal && !waiting->by_signal)) waiting = std::move(later);
+    else waiting->changes.insert(waiting->changes.end(), later.changes.begin(), later.changes.end());
+}
+
 void Requests::ask(Decision decision, Request request) {
     const std::lock_guard lock(mutex_);
-    auto& place = waiting_[static_cast<std::size_t>(decision)];
-    if (!place || (request.by_signal && !place->by_signal)) place = std::move(request);
+    merge(waiting_[static_cast<std::size_t>(decision)], std::move(request));
 }
 
 bool Requests::is_any_waiting() {

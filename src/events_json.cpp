@@ -1,10 +1,16 @@
 #include <torchbus/events_json.hpp>
 
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+
 #include <ATen/core/Tensor.h>
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "event_fields.hpp"
+
 namespace torchbus {
-namespace {
 
 using nlohmann::json;
 
@@ -17,185 +23,151 @@ std::string_view name_of(Mode mode) {
     return "";
 }
 
+std::optional<double> readable_scalar(const at::Tensor& value) {
+    if (!value.defined() || !value.device().is_cpu() || value.numel() != 1) return std::nullopt;
+    return value.item<double>();
+}
+
+std::vector<std::int64_t> samples_of(const Window& window) {
+    std::vector<std::int64_t> samples;
+    for (const Batch& batch : window.batches) samples.insert(samples.end(), batch.indices.begin(), batch.indices.end());
+    return samples;
+}
+
+namespace {
+
+const char* name_of_no_number(double value) { return std::isnan(value) ? "NaN" : value > 0 ? "Infinity" : "-Infinity"; }
+
 template <class T>
-json optional_of(const std::optional<T>& value) {
-    return value ? json(*value) : json(nullptr);
+concept IsText = std::convertible_to<const T&, std::string_view>;
+template <class T>
+concept IsOptional = requires(const T& value) { value.has_value(); *value; };
+template <class T>
+concept IsList = !IsText<T> && requires(const T& value) { value.begin(); value.end(); };
+
+// ── as values ────────────────────────────────────────────────────────────────────────────────────────────────────
+template <class T>
+json value_of(const T& value) {
+    if constexpr (HasFields<T>) {
+        json object = json::object();
+        std::apply([&](const auto&... field) { (object.emplace(field.name, value_of(field.get(value))), ...); }, FieldsOf<T>::kFields);
+        return object;
+    } else if constexpr (IsOptional<T>) {
+        return value ? value_of(*value) : json();
+    } else if constexpr (IsText<T>) {
+        return std::string(std::string_view(value));
+    } else if constexpr (IsList<T>) {
+        json list = json::array();
+        for (const auto& one : value) list.push_back(value_of(one));
+        return list;
+    } else if constexpr (std::floating_point<T>) {
+        return std::isfinite(value) ? json(value) : json(name_of_no_number(value));
+    } else {
+        return value;
+    }
 }
 
-/// A scalar that can be read without waiting for a device.
-json scalar(const at::Tensor& value) {
-    const bool readable = value.defined() && value.device().is_cpu() && value.numel() == 1;
-    return readable ? json(value.item<double>()) : json(nullptr);
-}
-
-/// What every event of one micro-batch carries.
-template <class Event>
-json micro_batch_event(const Event& event) {
-    return {{"position", event.position}, {"scope", event.scope}, {"micro_batch", event.micro_batch}};
-}
-
-json about(const Batch& batch) {
-    return {{"samples", batch.samples}, {"valid", batch.valid}, {"weight", batch.weight}};
+// ── as text ──────────────────────────────────────────────────────────────────────────────────────────────────────
+template <class T>
+void append(std::string& out, const T& value) {
+    if constexpr (HasFields<T>) {
+        char before = '{';
+        const auto append_field = [&](const auto& field) {
+            out += before;
+            out += '"';
+            out += field.name;
+            out += "\":";
+            append(out, field.get(value));
+            before = ',';
+        };
+        std::apply([&](const auto&... field) { (append_field(field), ...); }, FieldsOf<T>::kFields);
+        out += '}';
+    } else if constexpr (IsOptional<T>) {
+        if (value) append(out, *value);
+        else out += "null";
+    } else if constexpr (IsText<T>) {
+        append_json_text(out, value);
+    } else if constexpr (IsList<T>) {
+        out += '[';
+        bool is_first = true;
+        for (const auto& one : value) {
+            if (!std::exchange(is_first, false)) out += ',';
+            append(out, one);
+        }
+        out += ']';
+    } else if constexpr (std::same_as<T, bool>) {
+        out += value ? "true" : "false";
+    } else if constexpr (std::floating_point<T>) {
+        append_json_number(out, value);
+    } else {
+        const fmt::format_int digits(value);
+        out.append(digits.data(), digits.size());
+    }
 }
 
 }  // namespace
 
-void to_json(json& out, const Counts& counts) {
-    out = {{"step", counts.step}, {"attempts", counts.attempts}, {"micro_batch", counts.micro_batch},
-           {"samples", counts.samples}, {"tokens", counts.tokens}};
+void append_json_text(std::string& out, std::string_view text) {
+    const auto is_plain = [](char c) { return c >= 0x20 && c < 0x7f && c != '"' && c != '\\'; };
+    if (std::ranges::all_of(text, is_plain)) {
+        out += '"';
+        out += text;
+        out += '"';
+    } else {
+        out += json(text).dump(-1, ' ', /*ensure_ascii=*/false, json::error_handler_t::replace);
+    }
 }
 
-void to_json(json& out, const Position& position) {
-    to_json(out, static_cast<const Counts&>(position));
-    out["epoch"] = position.epoch;
-    out["in_epoch"] = position.in_epoch;
+void append_json_number(std::string& out, double number) {
+    if (std::isfinite(number)) fmt::format_to(std::back_inserter(out), "{}", number);
+    else append_json_text(out, name_of_no_number(number));
 }
 
-void to_json(json& out, const Scope& scope) {
-    out = {{"mode", name_of(scope.mode)}, {"split", scope.split}, {"view", scope.view}};
+void append_json(std::string& out, const json& value) {
+    if (value.is_object()) {
+        char before = '{';
+        for (const auto& [key, inner] : value.items()) {
+            out += std::exchange(before, ',');
+            append_json_text(out, key);
+            out += ':';
+            append_json(out, inner);
+        }
+        out += value.empty() ? "{}" : "}";
+    } else if (value.is_array()) {
+        char before = '[';
+        for (const json& inner : value) {
+            out += std::exchange(before, ',');
+            append_json(out, inner);
+        }
+        out += value.empty() ? "[]" : "]";
+    } else if (value.is_string()) {
+        append_json_text(out, value.get_ref<const std::string&>());
+    } else if (value.is_number_float()) {
+        append_json_number(out, value.get<double>());
+    } else {
+        out += value.dump();
+    }
 }
 
-void to_json(json& out, const MicroBatch& micro_batch) {
-    out = {{"index", micro_batch.index}, {"count", micro_batch.count}, {"pass", micro_batch.pass},
-           {"update", micro_batch.update}, {"is_last", micro_batch.is_last()}};
-    if (micro_batch.repeated) out["repeated"] = true;
+template <HasEventJson T>
+void to_json(json& out, const T& event) {
+    out = value_of(event);
+}
+template <HasEventJson T>
+void append_json(std::string& out, const T& event) {
+    append(out, event);
 }
 
-void to_json(json& out, const RunPlan& plan) {
-    json splits = json::array();
-    for (const SplitPlan& split : plan.splits)
-        splits.push_back({{"name", split.name}, {"mode", name_of(split.mode)}, {"batches", optional_of(split.length())}});
-    out = {{"epochs", optional_of(plan.epochs)}, {"max_steps", optional_of(plan.max_steps)},
-           {"micro_batches_per_step", plan.micro_batches_per_step}, {"max_passes", plan.max_passes},
-           {"splits", std::move(splits)}, {"views", plan.views}, {"seed", plan.seed}};
-}
+namespace {
 
-void to_json(json& out, const RunResult& result) {
-    out = {{"outcome", name_of(result.outcome)}, {"requester", result.requester}, {"reason", result.reason},
-           {"exit_code", result.exit_code}};
+/// Every form of every event, for who includes the header alone.
+template <class... Ts>
+constexpr auto forms_of(std::tuple<Ts...>*) {
+    return std::tuple{static_cast<void (*)(json&, const Ts&)>(&to_json<Ts>)..., static_cast<void (*)(std::string&, const Ts&)>(&append_json<Ts>)...};
 }
+[[gnu::used]] const auto kEvents = forms_of(static_cast<TrainerEvents*>(nullptr));
+[[gnu::used]] const auto kParts = forms_of(static_cast<std::tuple<Counts, Position, Scope, MicroBatch, RunPlan, RunResult, LeftOut>*>(nullptr));
 
-void to_json(json& out, const LeftOut& left_out) {
-    const BatchRange& batches = left_out.batches;
-    out = {{"epoch", batches.epoch}, {"first", batches.first}, {"count", batches.count}, {"requester", left_out.requester}, {"reason", left_out.reason}};
-}
-
-void to_json(json& out, const RunConfigured& event) { out = {{"position", event.position}, {"plan", event.plan}}; }
-void to_json(json& out, const TrainingRunStart& event) { out = {{"position", event.position}, {"plan", event.plan}}; }
-void to_json(json& out, const TrainEpochStart& event) { out = {{"position", event.position}}; }
-void to_json(json& out, const TrainEpochEnd& event) {
-    out = {{"position", event.position}, {"epoch", event.epoch}, {"completed", event.completed}};
-}
-void to_json(json& out, const TrainingRunEpochEnd& event) { out = {{"position", event.position}}; }
-void to_json(json& out, const TrainingRunEnd& event) { out = {{"position", event.position}, {"result", event.result}}; }
-
-void to_json(json& out, const TrainStepStart& event) {
-    out = {{"position", event.position}, {"update", event.update.name}, {"micro_batches", event.window.count()},
-           {"total_weight", event.window.total_weight}};
-}
-void to_json(json& out, const TrainStepEnd& event) {
-    out = {{"position", event.position}, {"update", event.update.name}, {"micro_batches", event.window.count()},
-           {"loss", scalar(event.loss)}, {"skipped", event.skipped}};
-}
-
-void to_json(json& out, const BatchReady& event) {
-    out = micro_batch_event(event);
-    out["batch"] = about(event.batch);
-}
-void to_json(json& out, const ForwardStart& event) { out = micro_batch_event(event); }
-void to_json(json& out, const OutputReady& event) { out = micro_batch_event(event); }
-void to_json(json& out, const ForwardEnd& event) {
-    out = micro_batch_event(event);
-    out["loss"] = scalar(event.loss);
-}
-void to_json(json& out, const BackwardStart& event) {
-    out = {{"position", event.position}, {"micro_batch", event.micro_batch}};
-}
-void to_json(json& out, const BackwardEnd& event) {
-    out = {{"position", event.position}, {"micro_batch", event.micro_batch}};
-}
-
-void to_json(json& out, const MicroBatchFailed& event) {
-    out = {{"position", event.position}, {"micro_batch", event.micro_batch}, {"error", event.error},
-           {"out_of_memory", event.out_of_memory}, {"repeat", event.repeat}};
-}
-void to_json(json& out, const GradientsReady& event) {
-    out = {{"position", event.position}, {"update", event.update.name}, {"pass", event.pass},
-           {"again", event.repeat}, {"skip_requester", event.skip_requester}, {"skip_reason", event.skip_reason}};
-}
-void to_json(json& out, const OptimizerStepStart& event) {
-    out = {{"position", event.position}, {"update", event.update.name}};
-}
-void to_json(json& out, const OptimizerStepEnd& event) {
-    out = {{"position", event.position}, {"update", event.update.name}};
-}
-void to_json(json& out, const OptimizerStepSkipped& event) {
-    out = {{"position", event.position}, {"update", event.update.name}, {"requester", event.requester},
-           {"reason", event.reason}};
-}
-
-void to_json(json& out, const StepCheckpoint& event) { out = {{"position", event.position}, {"requester", event.requester}, {"reason", event.reason}}; }
-void to_json(json& out, const EpochCheckpoint& event) { out = {{"position", event.position}}; }
-void to_json(json& out, const CheckpointSaved& event) { out = {{"position", event.position}, {"path", event.path}}; }
-
-void to_json(json& out, const RollingBack& event) {
-    out = {{"position", event.position}, {"requester", event.request.requester}, {"reason", event.request.reason}, {"states", event.states}};
-}
-void to_json(json& out, const RolledBack& event) {
-    out = {{"position", event.position}, {"from", event.from}, {"path", event.path}, {"left_out", event.left_out}, {"count", event.count}};
-}
-void to_json(json& out, const WindowLeftOut& event) {
-    json samples = json::array();
-    for (const Batch& batch : event.window.batches)
-        for (const std::int64_t index : batch.indices) samples.push_back(index);
-    out = {{"position", event.position}, {"left_out", event.left_out}, {"samples", std::move(samples)}};
-}
-
-void to_json(json& out, const EvalEpochStart& event) { out = {{"position", event.position}, {"scope", event.scope}}; }
-void to_json(json& out, const EvalStepStart& event) {
-    out = {{"position", event.position}, {"scope", event.scope}, {"step", event.step}};
-}
-void to_json(json& out, const EvalStepEnd& event) {
-    out = {{"position", event.position}, {"scope", event.scope}, {"step", event.step}, {"loss", scalar(event.loss)}};
-}
-void to_json(json& out, const EvalEpochEnd& event) {
-    out = {{"position", event.position}, {"scope", event.scope}, {"steps", event.steps},
-           {"samples", event.samples}, {"completed", event.completed}};
-}
-void to_json(json& out, const EvaluationRunStart& event) { out = {{"position", event.position}, {"plan", event.plan}}; }
-void to_json(json& out, const EvaluationRunEnd& event) { out = {{"position", event.position}, {"result", event.result}}; }
-void to_json(json& out, const PredictionRunStart& event) { out = {{"position", event.position}, {"plan", event.plan}}; }
-void to_json(json& out, const PredictStepStart& event) {
-    out = {{"position", event.position}, {"scope", event.scope}, {"step", event.step}};
-}
-void to_json(json& out, const PredictStepEnd& event) {
-    out = {{"position", event.position}, {"scope", event.scope}, {"step", event.step}, {"batch", about(event.batch)}};
-}
-void to_json(json& out, const PredictionRunEnd& event) { out = {{"position", event.position}, {"result", event.result}}; }
-
-void to_json(json& out, const ParametersChanged& event) {
-    out = {{"position", event.position}, {"added", event.added.size()}};
-}
-void to_json(json& out, const WeightsViewChanged& event) {
-    out = {{"position", event.position}, {"from", event.from}, {"to", event.to}};
-}
-void to_json(json& out, const DecisionTaken& event) {
-    out = {{"position", event.position}, {"decision", name_of(event.decision)}, {"requester", event.request.requester},
-           {"reason", event.request.reason}, {"rank", event.request.rank}};
-}
-void to_json(json& out, const OptionChanged& event) {
-    out = {{"position", event.position}, {"subscriber", event.subscriber}, {"option", event.option}, {"from", event.from}, {"to", event.to}, {"requester", event.requester}};
-}
-void to_json(json& out, const SubscriberAttached& event) { out = {{"id", event.id}, {"requester", event.requester}}; }
-void to_json(json& out, const SubscriberDetached& event) { out = {{"id", event.id}, {"requester", event.requester}}; }
-void to_json(json& out, const SubscriberFailed& event) {
-    out = {{"position", event.position}, {"id", event.id}, {"event", event.event}, {"error", event.error},
-           {"detached", event.detached}};
-}
-void to_json(json& out, const RunFailed& event) {
-    out = {{"position", event.position}, {"error", event.error}, {"subscriber", event.subscriber},
-           {"event", event.event}};
-}
-void to_json(json& out, const RunClosed& event) { out = {{"position", event.position}, {"result", event.result}}; }
+}  // namespace
 
 }  // namespace torchbus

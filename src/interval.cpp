@@ -17,13 +17,15 @@ struct UnitName {
     double factor;
 };
 
-using enum Interval::Unit;
-constexpr std::array kUnits = {
-    UnitName{"", Natural, 1},       UnitName{"step", Step, 1},      UnitName{"attempt", Attempt, 1},
-    UnitName{"micro_batch", MicroBatch, 1}, UnitName{"epoch", Epoch, 1}, UnitName{"sample", Sample, 1},
-    UnitName{"token", Token, 1},    UnitName{"run", Run, 1},        UnitName{"s", Second, 1},
-    UnitName{"min", Second, 60},    UnitName{"h", Second, 3600},    UnitName{"emission", Emission, 1},
-};
+constexpr auto kUnits = [] {
+    using enum Interval::Unit;
+    return std::array{
+        UnitName{"", Natural, 1},       UnitName{"step", Step, 1},      UnitName{"attempt", Attempt, 1},
+        UnitName{"micro_batch", MicroBatch, 1}, UnitName{"epoch", Epoch, 1}, UnitName{"sample", Sample, 1},
+        UnitName{"token", Token, 1},    UnitName{"run", Run, 1},        UnitName{"s", Second, 1},
+        UnitName{"min", Second, 60},    UnitName{"h", Second, 3600},    UnitName{"emission", Emission, 1},
+    };
+}();
 
 /// Epochs done, with the fraction of the current one where its length is known.
 double epochs_done(const Moment& moment) {
@@ -36,7 +38,7 @@ double epochs_done(const Moment& moment) {
 double run_done(const Moment& moment) {
     const auto& [epochs, batches_per_epoch, steps] = moment.length;
     if (steps && *steps > 0) return static_cast<double>(moment.position.attempts) / static_cast<double>(*steps);
-    if (is_measurable(Run, moment)) return epochs_done(moment) / static_cast<double>(*epochs);
+    if (is_measurable(Interval::Unit::Run, moment)) return epochs_done(moment) / static_cast<double>(*epochs);
     throw ConfigError("an interval in 'run' needs a run of known length; give epochs, or use 'step' or 'epoch'");
 }
 
@@ -66,10 +68,11 @@ std::string to_string(Interval interval) {
 }
 
 bool is_measurable(Interval::Unit unit, const Moment& moment) {
-    return unit != Run || (moment.length.steps && *moment.length.steps > 0) || (moment.length.epochs && *moment.length.epochs > 0);
+    return unit != Interval::Unit::Run || (moment.length.steps && *moment.length.steps > 0) || (moment.length.epochs && *moment.length.epochs > 0);
 }
 
 double measure(Interval::Unit unit, const Moment& moment, std::int64_t emissions) {
+    using enum Interval::Unit;
     const Position& at = moment.position;
     switch (unit) {
         case Natural:

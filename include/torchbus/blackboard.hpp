@@ -3,6 +3,7 @@
 /// Names of metrics: `<role>.<metric>` with the split and the weights view in between where they are not the only
 /// ones: train.loss, eval.accuracy, eval.noisy.loss, eval.noisy.ema.loss.
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <optional>
@@ -28,9 +29,27 @@ public:
     void clear() { values_.clear(); }
     /// All names, sorted.
     std::vector<std::string> names() const;
+    /// How often anything was published, ever.
+    std::int64_t publications() const { return publications_; }
+    /// Calls `take(name, number, is_new)` for each name, sorted. Those are new that were published after the first `since`
+    /// publications, and those that are computed when they are read. Syncs: as number().
+    template <class Take>
+    void for_each(std::int64_t since, Take&& take) const {
+        for (const auto& [name, entry] : values_) take(std::string_view(name), entry.number(), entry.is_lazy() || entry.publication > since);
+    }
 
 private:
-    std::map<std::string, std::function<double()>, std::less<>> values_;
+    struct Entry {
+        double value = 0;
+        std::function<double()> compute = {};  ///< in place of `value`, where there is one
+        std::int64_t publication = 0;          ///< its number, from 1 on
+        bool is_lazy() const { return static_cast<bool>(compute); }
+        double number() const { return compute ? compute() : value; }
+    };
+    void put(std::string_view name, Entry entry);
+
+    std::map<std::string, Entry, std::less<>> values_;
+    std::int64_t publications_ = 0;
 };
 
 }  // namespace torchbus

@@ -29,6 +29,14 @@ public:
         request.leave_out = leave_out;
         requests_->ask(Decision::RollBack, std::move(request));
     }
+    /// Sets a number that steers the run at the next decision point, on all ranks. `value`: JSON, as in a run file.
+    void ask_to_change(std::string subscriber, std::string option, std::string value, std::string reason) const {
+        Request request{requester_, std::move(reason)};
+        request.changes.push_back({std::move(subscriber), std::move(option), std::move(value), requester_});
+        requests_->ask(Decision::ChangeOption, std::move(request));
+    }
+    /// The same in the name of somebody for whom the callback speaks.
+    Asker for_somebody(const std::string& who) const { return {*requests_, requester_ + ": " + who}; }
 
 private:
     Requests* requests_;

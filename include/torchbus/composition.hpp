@@ -55,6 +55,9 @@ Composition compose(const nlohmann::json& run, const std::string& name);
 /// The same; a message names the file that the value comes from.
 Composition compose(const RunFileContent& file);
 
+/// The array `callbacks` of a run file. Throws: ConfigError that begins with the path, e.g. "run.json: callbacks[2]: ".
+std::vector<ComposedCallback> callbacks_from_json(const nlohmann::json& part, const std::string& where);
+
 /// A loss by name, e.g. "mse", or by kind and options. Throws: ConfigError for one that is in no table.
 Loss loss_from_json(const nlohmann::json& json, const std::string& where);
 

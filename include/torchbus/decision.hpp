@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <torchbus/batch_range.hpp>
 
@@ -21,9 +22,19 @@ enum class Decision : std::uint8_t {
     EvaluateNow,  ///< evaluate before the next step
     SaveNow,      ///< StepCheckpoint before the next step
     RollBack,     ///< put back the newest training state, and leave out some batches when they come by again
+    Pause,        ///< wait before the next step; decisions are taken meanwhile
+    Resume,       ///< go on
+    ChangeOption, ///< set numbers that steer the run
 };
-inline constexpr std::size_t kDecisionCount = 8;
+inline constexpr std::size_t kDecisionCount = 11;
 std::string_view name_of(Decision decision);
+
+/// A number or an interval of a callback or an optimizer that takes another value.
+struct OptionChange {
+    std::string subscriber, option;
+    std::string value;      ///< JSON, as in a run file
+    std::string requester;  ///< who asked for it
+};
 
 struct Request {
     std::string requester;  ///< id of the subscriber, name of the signal, …
@@ -32,6 +43,7 @@ struct Request {
     int exit_code = 0;  ///< for StopRun by a signal: 128 + n
     bool by_signal = false;
     BatchRange leave_out = {};  ///< for RollBack: what is not trained on any more
+    std::vector<OptionChange> changes = {};  ///< for ChangeOption, in the order in which they were asked for
 };
 
 /// Batches that a run does not train on any more since it was rolled back, and why.
@@ -40,8 +52,11 @@ struct LeftOut {
     std::string requester, reason;
 };
 
-/// At most one request of each kind; the first one asked wins, and a signal wins over all others.
+/// At most one request of each kind; the first one asked wins, and a signal wins over all others. Changes of options add up.
 using RequestSet = std::array<std::optional<Request>, kDecisionCount>;
+
+/// Takes what is asked for later into what waits.
+void merge(std::optional<Request>& waiting, Request later);
 
 /// Where requests wait for the next decision point.
 /// Thread: ask() may be called from any thread; not from a signal handler.

@@ -31,6 +31,7 @@ struct StateError : Error {
 /// A checkpoint that cannot be written or read.
 struct CheckpointError : Error {
     using Error::Error;
+    CheckpointError(const std::string& where, const std::string& what) : Error(where + ": " + what) {}
 };
 
 /// Another rank failed, hung or disagreed.

@@ -13,12 +13,8 @@ namespace torchbus {
 
 namespace detail {
 
-template <class T, class Tuple>
-inline constexpr bool is_one_of = false;
-template <class T, class... Ts>
-inline constexpr bool is_one_of<T, std::tuple<Ts...>> = (std::same_as<T, Ts> || ...);
-
 using ToJson = void (*)(nlohmann::json&, const void*);
+using AppendJson = void (*)(std::string&, const void*);
 
 struct EventType {
     std::string name;  ///< snake_case
@@ -26,9 +22,10 @@ struct EventType {
     bool of_trainer = false;
     bool is_span = false;
     ToJson to_json = nullptr;  ///< nullptr for a user's event without a JSON form
+    AppendJson append_json = nullptr;  ///< the same as text, where there is a faster way to it
 };
 
-const EventType& register_event_type(const std::type_info& type, bool of_trainer, bool is_span, ToJson to_json);
+const EventType& register_event_type(const std::type_info& type, bool of_trainer, bool is_span, ToJson to_json, AppendJson append_json);
 
 template <class E>
 constexpr ToJson json_form() {
@@ -39,9 +36,17 @@ constexpr ToJson json_form() {
 }
 
 template <class E>
+constexpr AppendJson json_text_form() {
+    if constexpr (HasEventJson<E>)
+        return [](std::string& out, const void* event) { append_json(out, *static_cast<const E*>(event)); };
+    else
+        return nullptr;
+}
+
+template <class E>
 const EventType& event_type() {
     static const EventType& type = register_event_type(
-        typeid(E), is_one_of<E, TrainerEvents>, is_one_of<E, TrainerSpans>, json_form<E>());
+        typeid(E), is_one_of<E, TrainerEvents>, is_one_of<E, TrainerSpans>, json_form<E>(), json_text_form<E>());
     return type;
 }
 
@@ -70,6 +75,8 @@ public:
     bool has_json() const { return type_->to_json != nullptr; }
     /// Requires: has_json().
     void write_json(nlohmann::json& out) const { type_->to_json(out, event_); }
+    /// The same, as text behind `out`. Requires: has_json().
+    void append_json(std::string& out) const;
 
 private:
     const detail::EventType* type_;

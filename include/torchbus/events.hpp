@@ -39,6 +39,7 @@
 /// Every event is emitted on the training thread; its references are good until the emission returns.
 
 #include <tuple>
+#include <type_traits>
 
 #include <nlohmann/json_fwd.hpp>
 
@@ -196,7 +197,8 @@ struct PredictionRunEnd { Position position; const RunResult& result; };
 /// The set of trainable parameters has changed. Announced by who changed it, before the next forward.
 struct ParametersChanged { Position position; std::vector<at::Tensor> added; };
 /// A number that steers the run was changed while it ran, e.g. the option max_norm of a callback.
-struct OptionChanged { Position position; std::string subscriber; std::string option; std::string from; std::string to; std::string requester; };
+/// Where it was refused `error` says why, and all is as before.
+struct OptionChanged { Position position; std::string subscriber; std::string option; std::string from; std::string to; std::string requester; std::string error; };
 struct WeightsViewChanged { Position position; std::string_view from; std::string_view to; };
 struct DecisionTaken { Position position; Decision decision; Request request; };
 struct SubscriberAttached { std::string id; std::string requester; };  ///< requester: who asked for it while a run was under way
@@ -204,6 +206,15 @@ struct SubscriberDetached { std::string id; std::string requester; };
 struct SubscriberFailed { Position position; std::string id; std::string event; std::string error; bool detached; };
 struct RunFailed { Position position; std::string error; std::string subscriber; std::string event; };
 struct RunClosed { Position position; const RunResult& result; };
+
+namespace detail {
+
+template <class T, class Tuple>
+inline constexpr bool is_one_of = false;
+template <class T, class... Ts>
+inline constexpr bool is_one_of<T, std::tuple<Ts...>> = (std::is_same_v<T, Ts> || ...);
+
+}  // namespace detail
 
 /// All events of the library, in the order of the map above.
 using TrainerEvents = std::tuple<

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 namespace torchbus {
 
@@ -39,6 +40,7 @@ struct Moment {
     RunLength length;
     Mode mode = Mode::Train;
     double seconds = 0;  ///< since the run began; refreshed at every poll point
+    std::string run_id = {};  ///< of this run in this process, the same on all ranks: for what leaves the process
 };
 
 }  // namespace torchbus

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include <c10/core/Device.h>
+
 #include <torchbus/position.hpp>
 
 namespace torchbus {
@@ -38,6 +40,7 @@ struct RunPlan {
     std::int64_t max_passes = 4;                ///< how often `again` may repeat one window
     std::vector<SplitPlan> splits;
     std::vector<std::string> views = {"training"};  ///< weights views that an evaluation goes through
+    c10::Device device = c10::kCPU;             ///< where loaders bring batches, while those before are computed with
     std::uint64_t seed = 0;  ///< of the data's order, which is settled by now: for reading
 
     /// Whether any split serves `mode`.

@@ -13,6 +13,7 @@ enum class State : std::uint8_t {
     Ready,             ///< RunConfigured, and the Start event of the run
     StartingEpoch,     ///< TrainEpochStart, or where a resumed or rolled back run was
     Deciding,          ///< the decision point before a step
+    Paused,            ///< waiting to be resumed; decisions are taken
     FetchingWindow,    ///< waiting for the batches of the next step
     RunningWindow,     ///< one micro-batch forward and backward
     Updating,          ///< GradientsReady and the update
@@ -32,7 +33,7 @@ enum class State : std::uint8_t {
 
 enum class Trigger : std::uint8_t {
     StartTraining, StartEvaluation, StartPrediction,
-    EpochStarted, Decided, WindowReady, DataPending, DecisionDue, DataExhausted, MicroBatchDone, WindowDone, Again, NextUpdate,
+    EpochStarted, Decided, PauseDue, StillPaused, WindowReady, DataPending, DecisionDue, DataExhausted, MicroBatchDone, WindowDone, Again, NextUpdate,
     UpdateDone, EvaluationDue, EvaluationStepDone, EvaluationDone, SaveDue, SaveDone, RollBackDue, RolledBack, WindowLeftOut, EpochStopped, EpochEnded,
     PredictionStepDone, PredictionDone, RunStopped, RunDone, RunEnded, Failed, FailureTold, RunClosed,
 };
@@ -55,6 +56,9 @@ inline constexpr auto kTransitions = std::to_array<Transition>({
     {State::Deciding,          Trigger::RollBackDue,        State::RollingBack},
     {State::Deciding,          Trigger::EpochStopped,       State::EndingEpoch},
     {State::Deciding,          Trigger::RunStopped,         State::EndingEpoch},
+    {State::Deciding,          Trigger::PauseDue,           State::Paused},
+    {State::Paused,            Trigger::StillPaused,        State::Paused},
+    {State::Paused,            Trigger::DecisionDue,        State::Deciding},
     {State::FetchingWindow,    Trigger::WindowReady,        State::RunningWindow},
     {State::FetchingWindow,    Trigger::DataPending,        State::FetchingWindow},
     {State::FetchingWindow,    Trigger::DecisionDue,        State::Deciding},
@@ -99,6 +103,7 @@ inline constexpr auto kTransitions = std::to_array<Transition>({
     {State::Ready,             Trigger::Failed,             State::Failing},
     {State::StartingEpoch,     Trigger::Failed,             State::Failing},
     {State::Deciding,          Trigger::Failed,             State::Failing},
+    {State::Paused,            Trigger::Failed,             State::Failing},
     {State::FetchingWindow,    Trigger::Failed,             State::Failing},
     {State::RunningWindow,     Trigger::Failed,             State::Failing},
     {State::Updating,          Trigger::Failed,             State::Failing},

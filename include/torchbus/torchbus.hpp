@@ -3,10 +3,13 @@
 
 #include <torchbus/callbacks/classification_metrics.hpp>
 #include <torchbus/callbacks/console_report.hpp>
+#include <torchbus/callbacks/csv_file.hpp>
 #include <torchbus/callbacks/cutmix.hpp>
 #include <torchbus/callbacks/data_parallel.hpp>
 #include <torchbus/callbacks/device_placement.hpp>
 #include <torchbus/callbacks/early_stopping.hpp>
+#include <torchbus/callbacks/event_file.hpp>
+#include <torchbus/callbacks/event_server.hpp>
 #include <torchbus/callbacks/fingerprint.hpp>
 #include <torchbus/callbacks/freeze.hpp>
 #include <torchbus/callbacks/gradient_accumulation.hpp>
@@ -23,6 +26,7 @@
 #include <torchbus/callbacks/micro_batch_halving.hpp>
 #include <torchbus/callbacks/mixed_precision.hpp>
 #include <torchbus/callbacks/mixup.hpp>
+#include <torchbus/callbacks/mlflow.hpp>
 #include <torchbus/callbacks/model_ema.hpp>
 #include <torchbus/callbacks/nan_policy.hpp>
 #include <torchbus/callbacks/option_schedule.hpp>
@@ -39,9 +43,11 @@
 #include <torchbus/callbacks/step_evaluation.hpp>
 #include <torchbus/callbacks/stochastic_weight_averaging.hpp>
 #include <torchbus/callbacks/sync_batch_norm.hpp>
+#include <torchbus/callbacks/tensorboard.hpp>
 #include <torchbus/callbacks/terminate_on_nan.hpp>
 #include <torchbus/callbacks/throughput_monitor.hpp>
 #include <torchbus/callbacks/time_limit.hpp>
+#include <torchbus/callbacks/webhook.hpp>
 #include <torchbus/callbacks/zero_redundancy.hpp>
 #include <torchbus/checkpoint/disk.hpp>
 #include <torchbus/checkpoint/safetensors.hpp>
@@ -53,6 +59,7 @@
 #include <torchbus/data/loader.hpp>
 #include <torchbus/data/mnist.hpp>
 #include <torchbus/data/registry.hpp>
+#include <torchbus/device.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/function_callback.hpp>
 #include <torchbus/label_range.hpp>

@@ -40,9 +40,9 @@ std::string_view words(Often often) {
     return "";
 }
 
-class Values {
+class ValueCheck {
 public:
-    Values(const std::vector<Member>& members, const RunPlan& plan) : members_(members), plan_(plan) {
+    ValueCheck(const std::vector<Member>& members, const RunPlan& plan) : members_(members), plan_(plan) {
         evaluates_ = plan.has(Mode::Eval);
         evaluates_in_steps_ = std::ranges::any_of(members, [](const Member& member) { return (std::ranges::count(member.declared.asks, Decision::EvaluateNow) > 0); });
     }
@@ -148,6 +148,6 @@ private:
 
 }  // namespace
 
-std::vector<Finding> check_values(const std::vector<Member>& members, const RunPlan& plan) { return Values(members, plan).findings(); }
+std::vector<Finding> check_values(const std::vector<Member>& members, const RunPlan& plan) { return ValueCheck(members, plan).findings(); }
 
 }  // namespace torchbus

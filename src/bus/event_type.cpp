@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include <torchbus/error.hpp>
 
@@ -46,7 +47,7 @@ std::string snake_case_name(const std::type_info& type) {
 
 }  // namespace
 
-const EventType& register_event_type(const std::type_info& type, bool of_trainer, bool is_span, ToJson to_json) {
+const EventType& register_event_type(const std::type_info& type, bool of_trainer, bool is_span, ToJson to_json, AppendJson append_json) {
     auto& [mutex, types, by_type] = registry();
     const std::lock_guard lock(mutex);
     if (const auto known = by_type.find(type); known != by_type.end()) {
@@ -56,7 +57,7 @@ const EventType& register_event_type(const std::type_info& type, bool of_trainer
     }
     if (types.size() == kMaxEventTypes)
         throw StateError(fmt::format("more than {} types of events; use one type with a field that tells them apart", kMaxEventTypes));
-    EventType& entry = types.emplace_back(EventType{snake_case_name(type), types.size(), of_trainer, is_span, to_json});
+    EventType& entry = types.emplace_back(EventType{snake_case_name(type), types.size(), of_trainer, is_span, to_json, append_json});
     by_type.emplace(type, &entry);
     return entry;
 }
@@ -74,3 +75,14 @@ std::size_t event_type_count() {
 }
 
 }  // namespace torchbus::detail
+
+namespace torchbus {
+
+void AnyEvent::append_json(std::string& out) const {
+    if (type_->append_json) return type_->append_json(out, event_);
+    nlohmann::json value;
+    write_json(value);
+    torchbus::append_json(out, value);
+}
+
+}  // namespace torchbus

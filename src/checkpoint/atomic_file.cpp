@@ -16,7 +16,7 @@ namespace {
 
 using std::filesystem::path;
 
-[[noreturn]] void fail(const path& file, const char* action) {
+[[noreturn]] void cannot(const path& file, const char* action) {
     throw CheckpointError(fmt::format("{}: cannot {}: {}; nothing was changed", file.string(), action, std::strerror(errno)));
 }
 
@@ -24,7 +24,7 @@ using std::filesystem::path;
 
 AtomicFile::AtomicFile(const path& target) : target_(target), name_(target.string() + kPart) {
     descriptor_ = create_file(name_);
-    if (descriptor_ < 0) fail(name_, "create the file");
+    if (descriptor_ < 0) cannot(name_, "create the file");
 }
 
 AtomicFile::~AtomicFile() {
@@ -33,13 +33,13 @@ AtomicFile::~AtomicFile() {
 }
 
 void AtomicFile::write(const void* bytes, std::size_t count) {
-    if (!write_all(descriptor_, bytes, count)) fail(name_, "write");
+    if (!write_all(descriptor_, bytes, count)) cannot(name_, "write");
 }
 
 void AtomicFile::commit() {
-    if (!sync_file(descriptor_)) fail(name_, "sync");
-    if (disk().close(std::exchange(descriptor_, -1)) != 0) fail(name_, "close");
-    if (disk().rename(name_.c_str(), target_.c_str()) != 0) fail(target_, "rename to it");
+    if (!sync_file(descriptor_)) cannot(name_, "sync");
+    if (disk().close(std::exchange(descriptor_, -1)) != 0) cannot(name_, "close");
+    if (disk().rename(name_.c_str(), target_.c_str()) != 0) cannot(target_, "rename to it");
     committed_ = true;
     const path folder = target_.has_parent_path() ? target_.parent_path() : path(".");
     if (sync_folder(folder)) return;

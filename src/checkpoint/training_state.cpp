@@ -14,8 +14,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-[[noreturn]] void fail(const fs::path& where, const std::string& what) { throw CheckpointError(fmt::format("{}: {}", where.string(), what)); }
-
 /// Returns whether the run took it.
 bool put_back(const fs::path& folder, const std::string& part, const SavedState& state, RunState& run) {
     try {
@@ -24,7 +22,7 @@ bool put_back(const fs::path& folder, const std::string& part, const SavedState&
     } catch (const StateError&) {
         return false;
     } catch (const std::exception& error) {
-        fail(folder, fmt::format("the part '{}' does not fit this run: {}", part, error.what()));
+        throw CheckpointError(folder, fmt::format("the part '{}' does not fit this run: {}", part, error.what()));
     }
 }
 
@@ -35,15 +33,15 @@ bool is_essential_part(std::string_view part) { return part == "model" || part =
 void require_essential_parts(const TrainingState& saved, const RunState& run) {
     const std::vector<std::string> own = run.parts();
     for (const std::string& part : own)
-        if (is_essential_part(part) && !saved.parts.contains(part)) fail(saved.path, fmt::format("it has no part '{}', which this run has; it is of another run; nothing was loaded", part));
+        if (is_essential_part(part) && !saved.parts.contains(part)) throw CheckpointError(saved.path, fmt::format("it has no part '{}', which this run has; it is of another run; nothing was loaded", part));
     for (const auto& [part, state] : saved.parts)
         if (is_essential_part(part) && std::ranges::find(own, part) == own.end())
-            fail(saved.path, fmt::format("its part '{}' is not in this run; it is of another run; nothing was loaded", part));
+            throw CheckpointError(saved.path, fmt::format("its part '{}' is not in this run; it is of another run; nothing was loaded", part));
     if (!saved.parts.contains("model")) return;
     const auto& weights = saved.parts.at("model").tensors;
     const SavedState model = run.save("model");
     if (const auto problems = misfits({weights.begin(), weights.end()}, {model.tensors.begin(), model.tensors.end()}); !problems.empty())
-        fail(saved.path, fmt::format("it is of another model: {}; nothing was loaded", fmt::join(problems, "; ")));
+        throw CheckpointError(saved.path, fmt::format("it is of another model: {}; nothing was loaded", fmt::join(problems, "; ")));
 }
 
 TrainingState capture(const RunState& run, bool copied) {

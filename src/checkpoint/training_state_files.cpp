@@ -27,8 +27,6 @@ using nlohmann::json;
 constexpr const char* kStateName = "state.json";
 constexpr const char* kUnknown = "~";  ///< when a folder that cannot be read was written: it sorts as the newest, so that it is told of
 
-[[noreturn]] void fail(const fs::path& where, const std::string& what) { throw CheckpointError(fmt::format("{}: {}", where.string(), what)); }
-
 // ── numbers that JSON does not know ──────────────────────────────────────────────────────────────────────────────
 /// NaN and infinities would become null: {"@float": "nan"} stands for them.
 json encoded(const json& value) {
@@ -82,8 +80,8 @@ FileContent content_of_file(const fs::path& folder, const std::string& name, con
     try {
         FileContent content = read_file(file);
         const std::size_t size = content.size();
-        if (size != expected.size_bytes) fail(file, fmt::format("{} bytes, expected {}; the file is {}", size, expected.size_bytes, size < expected.size_bytes ? "truncated" : "damaged"));
-        if (checksum_of(content.text()) != expected.checksum) fail(file, fmt::format("its checksum is not that of the manifest; {}", damage(content.text())));
+        if (size != expected.size_bytes) throw CheckpointError(file, fmt::format("{} bytes, expected {}; the file is {}", size, expected.size_bytes, size < expected.size_bytes ? "truncated" : "damaged"));
+        if (checksum_of(content.text()) != expected.checksum) throw CheckpointError(file, fmt::format("its checksum is not that of the manifest; {}", damage(content.text())));
         return content;
     } catch (const CheckpointError& error) {
         throw CheckpointError(error.what() + way_out(folder));
@@ -92,9 +90,9 @@ FileContent content_of_file(const fs::path& folder, const std::string& name, con
 
 Manifest manifest_of(const fs::path& folder) {
     std::error_code status;
-    if (!fs::is_directory(folder, status)) fail(folder, "there is no such folder; give one that was saved, e.g. checkpoints/step_100" + way_out(folder));
+    if (!fs::is_directory(folder, status)) throw CheckpointError(folder, "there is no such folder; give one that was saved, e.g. checkpoints/step_100" + way_out(folder));
     const fs::path file = folder / kManifestName;
-    if (!fs::exists(file, status)) fail(folder, fmt::format("it holds no {}, so it is no training state, or not a whole one{}", kManifestName, way_out(folder)));
+    if (!fs::exists(file, status)) throw CheckpointError(folder, fmt::format("it holds no {}, so it is no training state, or not a whole one{}", kManifestName, way_out(folder)));
     try {
         return parse_manifest(read_file(file).text(), file.string());
     } catch (const CheckpointError& error) {
@@ -105,10 +103,10 @@ Manifest manifest_of(const fs::path& folder) {
 /// The parts' numbers and texts; which file has whose tensors is said there, too.
 json state_values(const fs::path& folder, const Manifest& manifest) {
     const auto listed = manifest.files.find(kStateName);
-    if (listed == manifest.files.end()) fail(folder, fmt::format("its manifest names no {}; it is damaged{}", kStateName, way_out(folder)));
+    if (listed == manifest.files.end()) throw CheckpointError(folder, fmt::format("its manifest names no {}; it is damaged{}", kStateName, way_out(folder)));
     const FileContent content = content_of_file(folder, kStateName, listed->second, [](std::string_view) { return std::string("the file is damaged"); });
     json values = json::parse(content.text(), nullptr, false);
-    if (!values.is_object()) fail(folder / kStateName, "it is no JSON object; the file is damaged" + way_out(folder));
+    if (!values.is_object()) throw CheckpointError(folder / kStateName, "it is no JSON object; the file is damaged" + way_out(folder));
     return values;
 }
 
@@ -118,12 +116,12 @@ SavedState read_part(const fs::path& folder, const std::string& part, const json
         if (!entry.contains("file")) return state;
         const std::string name = entry.at("file");
         const auto listed = manifest.files.find(name);
-        if (listed == manifest.files.end()) fail(folder, fmt::format("its manifest does not name {}, which has the tensors of '{}'{}", name, part, way_out(folder)));
+        if (listed == manifest.files.end()) throw CheckpointError(folder, fmt::format("its manifest does not name {}, which has the tensors of '{}'{}", name, part, way_out(folder)));
         const FileContent content = content_of_file(folder, name, listed->second, damage_in_tensors);
         for (auto& [tensor_name, tensor] : tensors_of_file(content.text(), (folder / name).string(), Checked::Already)) state.tensors.emplace(std::move(tensor_name), std::move(tensor));
         return state;
     } catch (const json::exception& error) {
-        fail(folder / kStateName, fmt::format("the part '{}' is described wrongly: {}{}", part, error.what(), way_out(folder)));
+        throw CheckpointError(folder / kStateName, fmt::format("the part '{}' is described wrongly: {}{}", part, error.what(), way_out(folder)));
     }
 }
 
@@ -165,7 +163,7 @@ std::vector<fs::path> folders_in(const fs::path& folder) {
     std::error_code status;
     for (fs::directory_iterator entry(folder, status), end; !status && entry != end; entry.increment(status))
         if (step_of(entry->path())) found.push_back(entry->path());
-    if (status && status != std::errc::no_such_file_or_directory) fail(folder, fmt::format("cannot list the folder: {}", status.message()));
+    if (status && status != std::errc::no_such_file_or_directory) throw CheckpointError(folder, fmt::format("cannot list the folder: {}", status.message()));
     return found;
 }
 
@@ -205,7 +203,7 @@ TrainingState read_training_state(const fs::path& path, const std::optional<std:
     const Manifest manifest = manifest_of(path);
     TrainingState state{path, {}, manifest.view, manifest.about};
     const json values = state_values(path, manifest);
-    if (!values.contains("parts") || !values["parts"].is_object()) fail(path / kStateName, "it has no parts; the file is damaged" + way_out(path));
+    if (!values.contains("parts") || !values["parts"].is_object()) throw CheckpointError(path / kStateName, "it has no parts; the file is damaged" + way_out(path));
     for (const auto& [part, entry] : values["parts"].items())
         if (!only || part == *only) state.parts.emplace(part, read_part(path, part, entry, manifest));
     return state;

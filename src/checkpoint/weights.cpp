@@ -23,8 +23,6 @@ namespace {
 using std::filesystem::path;
 using nlohmann::json;
 
-[[noreturn]] void fail(const path& file, const std::string& what) { throw CheckpointError(fmt::format("{}: {}", file.string(), what)); }
-
 bool is_chosen(const WeightsSelection& selection, const std::string& name) {
     return (selection.include.empty() || matches_any(selection.include, name)) && !matches_any(selection.skip, name);
 }
@@ -73,15 +71,15 @@ std::vector<NamedTensor> in_dictionary(const PythonFile& read, const std::string
         for (const auto& [name, value] : read.values.items())
             if (value.is_object() && std::ranges::any_of(read.tensors, [&](const NamedTensor& entry) { return entry.first.starts_with(name + "."); })) keys.push_back(name);
     if (key.empty() && keys.size() == 1) return in_dictionary(read, keys.front(), file);
-    if (keys.empty()) fail(file, fmt::format("it holds no dictionary of tensors{}; save one in Python: torch.save(model.state_dict(), ...)", key.empty() ? "" : fmt::format(" called '{}'", key)));
-    fail(file, fmt::format("{}tensors are in '{}'; choose one of them as key", key.empty() ? "" : fmt::format("there are none in '{}'; ", key), fmt::join(keys, "', '")));
+    if (keys.empty()) throw CheckpointError(file, fmt::format("it holds no dictionary of tensors{}; save one in Python: torch.save(model.state_dict(), ...)", key.empty() ? "" : fmt::format(" called '{}'", key)));
+    throw CheckpointError(file, fmt::format("{}tensors are in '{}'; choose one of them as key", key.empty() ? "" : fmt::format("there are none in '{}'; ", key), fmt::join(keys, "', '")));
 }
 
 std::vector<NamedTensor> read_all(const path& file, const std::string& key) {
     if (std::error_code status; std::filesystem::is_directory(file, status)) {
         const TrainingState state = read_training_state(file, "model");
         const auto model = state.parts.find("model");
-        if (model == state.parts.end()) fail(file, "the training state has no model");
+        if (model == state.parts.end()) throw CheckpointError(file, "the training state has no model");
         return {model->second.tensors.begin(), model->second.tensors.end()};
     }
     return is_python_file(file) ? in_dictionary(read_python_file(file), key, file) : load_safetensors(file);
@@ -129,9 +127,9 @@ LoadedWeights load_weights(const path& file, Model& model, const LoadWeightsOpti
     for (const auto& [name, tensor] : read)
         if (std::ranges::find(wanted, name, &NamedTensor::first) == wanted.end()) result.left_over.push_back(name);
     const auto problems = options.strict ? misfits(read, wanted) : misfits(there, here);
-    if (!problems.empty()) fail(file, fmt::format("the weights do not fit the model: {}; nothing was loaded", fmt::join(problems, "; ")));
+    if (!problems.empty()) throw CheckpointError(file, fmt::format("the weights do not fit the model: {}; nothing was loaded", fmt::join(problems, "; ")));
     if (result.loaded.empty() && !all.empty())
-        fail(file, fmt::format("none of its tensors ('{}', ...) has a name of the model's ('{}', ...); rename them; nothing was loaded", read.empty() ? "" : read.front().first, all.front().first));
+        throw CheckpointError(file, fmt::format("none of its tensors ('{}', ...) has a name of the model's ('{}', ...); rename them; nothing was loaded", read.empty() ? "" : read.front().first, all.front().first));
     const at::NoGradGuard no_grad;
     for (std::size_t i = 0; i < here.size(); ++i) here[i].second.copy_(there[i].second);
     return result;
@@ -155,7 +153,7 @@ std::vector<NamedTensor> average_weights(const std::vector<path>& paths, const W
                 if (tensor.is_floating_point()) tensor = tensor.to(at::kDouble);
             continue;
         }
-        if (const auto problems = misfits(read, first); !problems.empty()) fail(file, fmt::format("it does not fit {}: {}", paths.front().string(), fmt::join(problems, "; ")));
+        if (const auto problems = misfits(read, first); !problems.empty()) throw CheckpointError(file, fmt::format("it does not fit {}: {}", paths.front().string(), fmt::join(problems, "; ")));
         const std::map<std::string, at::Tensor> by_name(read.begin(), read.end());
         for (auto& [name, tensor] : sums) tensor = tensor.is_floating_point() ? tensor + by_name.at(name).to(at::kDouble) : by_name.at(name);
     }

@@ -12,12 +12,12 @@
 namespace torchbus {
 namespace {
 
-using Options = std::vector<std::pair<std::string, double*>>;
+using NumberedOptions = std::vector<std::pair<std::string, double*>>;
 
-Options options_of(torch::optim::OptimizerOptions& options) {
+NumberedOptions options_of(torch::optim::OptimizerOptions& options) {
     if (auto* sgd = dynamic_cast<torch::optim::SGDOptions*>(&options))
         return {{"learning_rate", &sgd->lr()}, {"momentum", &sgd->momentum()}, {"dampening", &sgd->dampening()}, {"weight_decay", &sgd->weight_decay()}};
-    const auto of_adam = [](auto& adam) -> Options {
+    const auto of_adam = [](auto& adam) -> NumberedOptions {
         return {{"learning_rate", &adam.lr()}, {"beta1", &std::get<0>(adam.betas())}, {"beta2", &std::get<1>(adam.betas())},
                 {"momentum", &std::get<0>(adam.betas())}, {"epsilon", &adam.eps()}, {"weight_decay", &adam.weight_decay()}};
     };

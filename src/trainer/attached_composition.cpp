@@ -233,13 +233,24 @@ std::future<void> AttachedComposition::detach(std::string id, std::string reques
 
 std::future<void> AttachedComposition::change_option(std::string id, std::string option, nlohmann::json value, std::string requester) {
     std::string what = fmt::format("changing {} of '{}', asked for by {}", option, id, requester);
-    const auto make = [this, id = std::move(id), option = std::move(option), value = std::move(value), requester = std::move(requester)] {
-        Update* const update = update_called(id);
-        const nlohmann::json before = update ? change_optimizer(*update, option, value) : find(id).composed.callback->change_option(option, value);
-        if (!update) changed_options_.note(id, option, before, value);  // an optimizer's are in its own state
-        surroundings_.bus.emit(OptionChanged{surroundings_.bus.moment().position, id, option, text_of(before), text_of(value), requester});
-    };
+    const auto make = [this, id = std::move(id), option = std::move(option), value = std::move(value), requester = std::move(requester)] { change_now(id, option, value, requester); };
     return request({.make = make, .concerns_view = [] { return false; }, .what = std::move(what)}, false);
+}
+
+void AttachedComposition::change_now(const std::string& id, const std::string& option, const nlohmann::json& value, const std::string& requester) {
+    Update* const update = update_called(id);
+    const nlohmann::json before = update ? change_optimizer(*update, option, value) : find(id).composed.callback->change_option(option, value);
+    if (!update) changed_options_.note(id, option, before, value);  // an optimizer's are in its own state
+    surroundings_.bus.emit(OptionChanged{surroundings_.bus.moment().position, id, option, text_of(before), text_of(value), requester, {}});
+}
+
+void AttachedComposition::change_now(const OptionChange& change) {
+    try {
+        change_now(change.subscriber, change.option, nlohmann::json::parse(change.value), change.requester);
+    } catch (const Error& refusal) {
+        warn(fmt::format("changing {} of '{}', asked for by {}, was refused: {}", change.option, change.subscriber, change.requester, refusal.what()));
+        surroundings_.bus.emit(OptionChanged{surroundings_.bus.moment().position, change.subscriber, change.option, {}, change.value, change.requester, refusal.what()});
+    }
 }
 
 /// "optimizer" is that of the only or unnamed update, "optimizer.generator" that of the update of that name.

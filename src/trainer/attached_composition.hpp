@@ -42,6 +42,8 @@ public:
     std::future<void> attach(ComposedCallback callback, std::string requester);
     std::future<void> detach(std::string id, std::string requester);
     std::future<void> change_option(std::string id, std::string option, nlohmann::json value, std::string requester);
+    /// The same at once, as it was decided; what refuses it is told. Requires: a decision point.
+    void change_now(const OptionChange& change);
     /// Between the two a run is under way. The second makes the changes that came too late for the run.
     void begin_run();
     void end_run();
@@ -67,6 +69,7 @@ public:
     std::vector<std::pair<std::string, Callback*>> callbacks() const;
 
 private:
+    void change_now(const std::string& id, const std::string& option, const nlohmann::json& value, const std::string& requester);
     struct Attached;
     struct Change {
         std::function<void()> make;

@@ -26,6 +26,7 @@ private:
 
 Run::Run(RunParts parts, Trigger kind) : parts_(std::move(parts)), kind_(kind), moment_(parts_.bus.moment()) {
     if (is_training_run()) moment_ = Moment{};  // an evaluation of what was trained is told with the position it was trained to
+    moment_.run_id = parts_.run_id;
     moment_.mode = kind == Trigger::StartTraining ? Mode::Train : kind == Trigger::StartEvaluation ? Mode::Eval : Mode::Predict;
     if (parts_.resume) {
         be_at(*parts_.resume);
@@ -76,6 +77,7 @@ Trigger Run::act() {
         case State::Ready: return configure();
         case State::StartingEpoch: return start_epoch();
         case State::Deciding: return decide_before_step();
+        case State::Paused: return wait_paused();
         case State::FetchingWindow: return fetch_window();
         case State::RunningWindow: return run_micro_batch();
         case State::Updating: return update();
@@ -135,6 +137,7 @@ Trigger Run::decide_before_step() {
     if (save_) return Trigger::SaveDue;  // also of a run that is to stop: what was saved goes on as if it had not
     if (stopping()) return Trigger::RunStopped;
     if (std::exchange(evaluation_due_, false)) return Trigger::EvaluationDue;
+    if (is_paused_) return Trigger::PauseDue;
     const RunPlan& plan = parts_.plan;
     const Loader& loader = *parts_.loaders.front();
     window_data_ = loader.position();  // where it goes on if it fails before the window is there
@@ -144,6 +147,13 @@ Trigger Run::decide_before_step() {
     if (!stop_epoch_ && !batches_done && !steps_done) return Trigger::Decided;
     epoch_cut_ = steps_done && !stop_epoch_ && !batches_done && !is_done(loader.batches());
     return Trigger::EpochStopped;
+}
+
+Trigger Run::wait_paused() {
+    std::this_thread::sleep_for(kPollInterval);
+    decide();
+    const bool is_anything_due = roll_back_ || save_ || evaluation_due_ || stopping();
+    return is_paused_ && !is_anything_due ? Trigger::StillPaused : Trigger::DecisionDue;
 }
 
 Trigger Run::save_step() {

@@ -36,10 +36,12 @@ struct RunParts {
     Requests& requests;
     Consensus& consensus;
     bool handle_signals = true;
+    std::string run_id = {};
     RunPlan plan = {};
     std::vector<std::unique_ptr<Loader>> loaders = {};  ///< one a split of the plan, in its order
     std::function<void(const RunPlan&)> check = {};     ///< refuses the run, once its plan is known
     std::function<void(bool in_evaluation)> make_changes = [](bool) {};  ///< of the composition, at decision points
+    std::function<void(const OptionChange&)> change_option = [](const OptionChange&) {};  ///< as it was decided
     std::optional<ResumePoint> resume = {};
     std::function<void()> restore_before_start = [] {};  ///< what is saved of model and optimizers, once they are configured
     std::function<void()> restore_after_start = [] {};   ///< and of what anybody may have drawn from
@@ -79,6 +81,7 @@ private:
     Trigger start_epoch();
     Trigger go_on(const ResumePoint& at);
     Trigger decide_before_step();
+    Trigger wait_paused();
     Trigger fetch_window();
     Trigger run_micro_batch();
     Trigger update();
@@ -177,6 +180,7 @@ private:
     std::optional<Request> skip_update_;
     std::optional<Request> skip_batch_;
     bool stop_epoch_ = false;
+    bool is_paused_ = false;
     bool epoch_cut_ = false;        ///< the epoch before was cut off by max_steps
     std::vector<LeftOut> left_out_;
 

@@ -34,6 +34,11 @@ void Run::decide(Agreement when) {
             case Decision::EvaluateNow: evaluation_due_ = true; break;
             case Decision::SaveNow: save_ = request; break;
             case Decision::RollBack: roll_back_ = request; break;
+            case Decision::Pause: is_paused_ = true; break;
+            case Decision::Resume: is_paused_ = false; break;
+            case Decision::ChangeOption:
+                for (const OptionChange& change : request.changes) parts_.change_option(change);
+                break;
         }
     }
 }
@@ -53,7 +58,10 @@ bool Run::waits_for_roll_back(Decision decision, const RequestSet& agreed) const
 bool Run::has_effect(Decision decision) const {
     switch (decision) {
         case Decision::FailRun:
+        case Decision::ChangeOption:
         case Decision::StopRun: return true;
+        case Decision::Pause: return is_training_run() && !is_paused_;
+        case Decision::Resume: return is_paused_;
         case Decision::StopEpoch: return state_ == State::Deciding;
         case Decision::EvaluateNow:
             return is_training_run() && parts_.plan.has(Mode::Eval);

@@ -36,6 +36,7 @@ const RunPlan& Run::prepare() {
     parts_.bus.emit(RunConfigured{position(), plan, parts_.model, parts_.updates});
     check_plan();
     learn_lengths();
+    for (const auto& loader : parts_.loaders) loader->deliver_to(plan.device);
     return plan;
 }
 

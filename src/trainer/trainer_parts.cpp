@@ -1,6 +1,9 @@
 #include "trainer_parts.hpp"
 
 #include <algorithm>
+#include <cstdlib>
+#include <ctime>
+#include <random>
 
 #include <fmt/format.h>
 #include <torch/optim/lbfgs.h>
@@ -37,6 +40,17 @@ nlohmann::json options_of(const std::vector<Update>& updates) {
             for (const auto& [name, value] : group_options(update.optimizer->param_groups()[group]))
                 options[fmt::format("{}{}{}.{}", update.name, update.name.empty() ? "" : ".", group, name)] = value;
     return options;
+}
+
+/// The time it begins, and four random digits; or what the environment says.
+std::string new_run_id() {
+    if (const char* given = std::getenv("TORCHBUS_RUN_ID"); given && *given) return given;
+    std::random_device random;  // not a generator of the run's
+    const std::time_t now = std::time(nullptr);
+    std::tm parts{};
+    char text[32];
+    std::strftime(text, sizeof text, "%Y%m%dT%H%M%S", ::gmtime_r(&now, &parts));
+    return fmt::format("{}-{:04x}", text, random() & 0xffffU);
 }
 
 std::shared_ptr<Consensus> consensus_of(const TrainerOptions& options) {
@@ -159,8 +173,9 @@ void Trainer::Parts::begin(RunPlan plan, std::vector<std::unique_ptr<Loader>> lo
     run.reset();
     if (seed && kind == Trigger::StartTraining && !point) torch::manual_seed(*seed);
     RunParts parts{.bus = bus, .model = model, .loss = loss, .updates = updates, .requests = requests, .consensus = *consensus,
-                   .handle_signals = handle_signals, .plan = std::move(plan), .loaders = std::move(loaders),
-                   .make_changes = [this](bool in_evaluation) { composition.make_changes(in_evaluation); }};
+                   .handle_signals = handle_signals, .run_id = consensus->broadcast(new_run_id()), .plan = std::move(plan), .loaders = std::move(loaders),
+                   .make_changes = [this](bool in_evaluation) { composition.make_changes(in_evaluation); },
+                   .change_option = [this](const OptionChange& change) { composition.change_now(change); }};
     parts.resume = std::move(point);
     if (resume) {
         parts.restore_before_start = [this, resume] { resume->before_start(run_state); };

@@ -24,11 +24,11 @@ using namespace torchbus::test;
 
 namespace {
 
-struct Setup {
+struct BehavioursSetup {
     torch::nn::Sequential model = toy_model();
     std::shared_ptr<torch::optim::Optimizer> optimizer = make_sgd(model->parameters(), {.learning_rate = 0.5});
     Trainer trainer;
-    explicit Setup(std::vector<ComposedCallback> callbacks, Loss loss = cross_entropy)
+    explicit BehavioursSetup(std::vector<ComposedCallback> callbacks, Loss loss = cross_entropy)
         : trainer({.model = model, .loss = std::move(loss), .optimizer = optimizer, .callbacks = std::move(callbacks), .handle_signals = false}) {}
 };
 
@@ -42,7 +42,7 @@ ComposedCallback on_step_end(std::function<void(const TrainStepEnd&, Attachment&
 
 TEST_CASE("a schedule sets the rate of the update to come: the first one gets f(0)", "[callbacks][schedule]") {
     std::vector<double> rates;
-    Setup setup({make_learning_rate_schedule({[](const Moment& moment) { return 1.0 / static_cast<double>(1 + moment.position.step); }}),
+    BehavioursSetup setup({make_learning_rate_schedule({[](const Moment& moment) { return 1.0 / static_cast<double>(1 + moment.position.step); }}),
                  on_step_end([&](const TrainStepEnd& event, Attachment&) { rates.push_back(event.update.optimizer->param_groups()[0].options().get_lr()); })});
     setup.trainer.train(toy_data(12), {.batch_size = 4});
     CHECK(rates == std::vector<double>{0.5, 0.25, 0.5 / 3});
@@ -53,7 +53,7 @@ TEST_CASE("a schedule sets the rate of the update to come: the first one gets f(
 
 TEST_CASE("a skipped update does not advance a schedule in steps", "[callbacks][schedule]") {
     std::vector<double> rates;
-    Setup setup({make_learning_rate_schedule({[](const Moment& moment) { return static_cast<double>(1 + moment.position.step); }}),
+    BehavioursSetup setup({make_learning_rate_schedule({[](const Moment& moment) { return static_cast<double>(1 + moment.position.step); }}),
                  callback_of("skipper", [](Attachment& run, Connections& connections) {
                      connections += run.bus.intercept(Phase::Decide, [](GradientsReady& event) { if (event.position.attempts == 0) event.skip("skipper", "test"); });
                  }),
@@ -80,7 +80,7 @@ TEST_CASE("schedules over the run know its length", "[callbacks][schedule]") {
 
 TEST_CASE("limit_batches ends epochs and evaluations early, and the epoch is complete", "[callbacks][limit-batches]") {
     std::int64_t eval_steps = 0;
-    Setup setup({make_limit_batches({.train = 3, .eval = 1}), make_gradient_accumulation({2}), callback_of("log", [&](Attachment& run, Connections& connections) {
+    BehavioursSetup setup({make_limit_batches({.train = 3, .eval = 1}), make_gradient_accumulation({2}), callback_of("log", [&](Attachment& run, Connections& connections) {
         connections += run.bus.observe<EvalEpochEnd>(Stage::Observe, [&](const EvalEpochEnd& event) { eval_steps += event.steps; });
     })});
     setup.trainer.train(toy_data(40), toy_data(12, 3), {.epochs = 2, .batch_size = 4});
@@ -92,11 +92,11 @@ TEST_CASE("limit_batches ends epochs and evaluations early, and the epoch is com
 
 TEST_CASE("TORCHBUS_LIMIT_BATCHES makes a smoke run of any trainer", "[callbacks][limit-batches]") {
     setenv("TORCHBUS_LIMIT_BATCHES", "2", 1);
-    Setup setup({});
+    BehavioursSetup setup({});
     setup.trainer.train(toy_data(40), {.epochs = 1, .batch_size = 4});
     CHECK(setup.trainer.position().step == 2);
     setenv("TORCHBUS_LIMIT_BATCHES", "many", 1);
-    CHECK_THROWS_WITH(Setup({}), "TORCHBUS_LIMIT_BATCHES: 'many' is not a number of batches; give at least 1, or unset it");
+    CHECK_THROWS_WITH(BehavioursSetup({}), "TORCHBUS_LIMIT_BATCHES: 'many' is not a number of batches; give at least 1, or unset it");
     unsetenv("TORCHBUS_LIMIT_BATCHES");
 }
 
@@ -106,7 +106,7 @@ TEST_CASE("terminate_on_nan fails the run at a NaN, and keeps the weights of the
     const Loss breaks = [&](const at::Tensor& output, const at::Tensor& targets) {
         return cross_entropy(output, targets) * (++calls == 3 ? std::numeric_limits<double>::quiet_NaN() : 1.0);
     };
-    Setup setup({make_terminate_on_nan()}, breaks);
+    BehavioursSetup setup({make_terminate_on_nan()}, breaks);
     auto tap = setup.trainer.subscribe("tap");
     const auto connection = tap.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) {
         if (event.position.step == 2 && !event.skipped) before = copies_of(setup.model->parameters());
@@ -123,7 +123,7 @@ TEST_CASE("loss scaling unscales before clipping sees the gradients, skips what 
     options.growth_interval = 2;
     std::vector<double> scales;
     std::vector<bool> skipped;
-    Setup setup({make_mixed_precision(options), callback_of("overflow", [](Attachment& run, Connections& connections) {
+    BehavioursSetup setup({make_mixed_precision(options), callback_of("overflow", [](Attachment& run, Connections& connections) {
         connections += run.bus.intercept<BackwardStart>([](BackwardStart& event) {
             if (event.position.attempts == 1) event.root = event.root * std::numeric_limits<float>::infinity();
         });
@@ -137,14 +137,14 @@ TEST_CASE("loss scaling unscales before clipping sees the gradients, skips what 
 }
 
 TEST_CASE("autocast does not leak out of a run that fails within forward", "[callbacks][mixed-precision]") {
-    Setup setup({make_mixed_precision()}, [](const at::Tensor&, const at::Tensor&) -> at::Tensor { throw std::runtime_error("no loss today"); });
+    BehavioursSetup setup({make_mixed_precision()}, [](const at::Tensor&, const at::Tensor&) -> at::Tensor { throw std::runtime_error("no loss today"); });
     CHECK_THROWS_WITH(setup.trainer.train(toy_data(8)), "no loss today");
     CHECK_FALSE(at::autocast::is_autocast_enabled(at::kCPU));
     CHECK(at::GradMode::is_enabled());
 }
 
 TEST_CASE("metrics are means over samples, not over batches", "[callbacks][metrics]") {
-    Setup setup({make_metrics({.accuracy = true})});
+    BehavioursSetup setup({make_metrics({.accuracy = true})});
     const auto data = toy_data(10);
     setup.optimizer->param_groups()[0].options().set_lr(0);  // the weights stay, so the mean can be computed afterwards
     setup.trainer.train(data, {.batch_size = 4, .shuffle = false});
@@ -164,11 +164,8 @@ TEST_CASE("accuracy without classes is refused with the shapes", "[callbacks][me
 }
 
 TEST_CASE("device placement refuses a device that is not here", "[callbacks][device-placement]") {
-    CHECK_THROWS_WITH(make_device_placement({"gpu"}), "device_placement: device: 'gpu' is not a device; give cpu, cuda or cuda:N");
-    if (!torch::cuda::is_available())
-        CHECK_THROWS_WITH(make_device_placement({"cuda"}), "device_placement: device: 'cuda' was asked for, but no CUDA device can be used here; "
-                                                           "give cpu, or run where a GPU and the CUDA libraries of LibTorch are");
-    Setup setup({make_device_placement({"cpu"})});
+    CHECK_THROWS_WITH(make_device_placement({"gpu"}), "device_placement: device: 'gpu' is not a device; give cpu, cuda, cuda:N or auto");
+    BehavioursSetup setup({make_device_placement({"cpu"})});
     CHECK(setup.trainer.train(toy_data(8)).outcome == Outcome::Finished);
 }
 
@@ -205,7 +202,7 @@ TEST_CASE("fp16 autocast equals LibTorch's own, and scales the loss", "[callback
     MixedPrecisionOptions options;
     options.precision = MixedPrecisionOptions::Precision::Fp16;
     options.initial_scale = 256;
-    Setup setup({make_mixed_precision(options), callback_of("keeper", [&](Attachment& run, Connections& connections) {
+    BehavioursSetup setup({make_mixed_precision(options), callback_of("keeper", [&](Attachment& run, Connections& connections) {
         connections += run.bus.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady& event) { kept = copies_of(event.gradients.owned()); });
         connections += run.bus.observe<BackwardStart>(Stage::Observe, [&](const BackwardStart& event) { scale = event.root.item<double>(); });
         connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) { scale /= event.loss.item<double>(); });
@@ -232,7 +229,7 @@ TEST_CASE("what decides on an update is read from the device together", "[callba
     MixedPrecisionOptions options;
     options.scale_loss = true;
     std::vector<int> reads;
-    Setup setup({make_mixed_precision(options), make_terminate_on_nan(), make_nan_policy(), callback_of("counter", [&](Attachment& run, Connections& connections) {
+    BehavioursSetup setup({make_mixed_precision(options), make_terminate_on_nan(), make_nan_policy(), callback_of("counter", [&](Attachment& run, Connections& connections) {
         connections += run.bus.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady& event) { reads.push_back(event.host_read.reads()); });
     })});
     setup.trainer.train(toy_data(8), {.batch_size = 4});
@@ -257,7 +254,7 @@ TEST_CASE("accumulation warns of batch norm, whose statistics are those of each 
 
 TEST_CASE("evaluations within an epoch may be limited alone", "[callbacks][limit-batches]") {
     std::vector<std::int64_t> steps;
-    Setup setup({make_limit_batches({.eval_within_epoch = 1}), make_step_evaluation({Interval(1, Interval::Unit::Step)}), callback_of("log", [&](Attachment& run, Connections& connections) {
+    BehavioursSetup setup({make_limit_batches({.eval_within_epoch = 1}), make_step_evaluation({Interval(1, Interval::Unit::Step)}), callback_of("log", [&](Attachment& run, Connections& connections) {
         connections += run.bus.observe<EvalEpochEnd>(Stage::Observe, [&](const EvalEpochEnd& event) { steps.push_back(event.steps); });
     })});
     setup.trainer.train(toy_data(12), toy_data(12), {.batch_size = 4});
@@ -266,7 +263,7 @@ TEST_CASE("evaluations within an epoch may be limited alone", "[callbacks][limit
 }
 
 TEST_CASE("terminate_on_nan fails the run at an evaluation whose loss is not finite", "[callbacks][terminate-on-nan]") {
-    Setup setup({make_terminate_on_nan()});
+    BehavioursSetup setup({make_terminate_on_nan()});
     const auto broken = toy_data(8, 3);
     broken->inputs()[6] = std::numeric_limits<float>::quiet_NaN();
     CHECK_THROWS_WITH(setup.trainer.train(toy_data(8), broken, {.epochs = 2, .batch_size = 4}),

@@ -4,7 +4,7 @@
 #include "support/callback_of.hpp"
 #include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
-#include "support/recording.hpp"
+#include "support/event_trace.hpp"
 #include "support/toy.hpp"
 
 using namespace torchbus;
@@ -12,12 +12,12 @@ using namespace torchbus::test;
 
 namespace {
 
-struct Setup {
+struct EndingsSetup {
     torch::nn::Sequential model = toy_model();
-    std::shared_ptr<Recording> recording = std::make_shared<Recording>();
+    std::shared_ptr<EventTrace> recording = std::make_shared<EventTrace>();
     std::unique_ptr<Trainer> trainer;
 
-    explicit Setup(std::vector<ComposedCallback> callbacks = {}, bool handle_signals = false) {
+    explicit EndingsSetup(std::vector<ComposedCallback> callbacks = {}, bool handle_signals = false) {
         callbacks.emplace_back(recording);
         trainer = std::make_unique<Trainer>(TrainerOptions{
             .model = model, .loss = cross_entropy,
@@ -60,7 +60,7 @@ constexpr std::int64_t kNineSteps = 36;  // a decision is taken after the eighth
 }  // namespace
 
 TEST_CASE("a run that finishes", "[trainer][golden]") {
-    Setup setup;
+    EndingsSetup setup;
     const RunResult result = setup.train();
     CHECK(result.outcome == Outcome::Finished);
     CHECK(result.exit_code == 0);
@@ -68,7 +68,7 @@ TEST_CASE("a run that finishes", "[trainer][golden]") {
 }
 
 TEST_CASE("a run that a decision stops ends its epoch without evaluation", "[trainer][golden]") {
-    Setup setup({asks_at(1, Decision::StopRun, "enough")});
+    EndingsSetup setup({asks_at(1, Decision::StopRun, "enough")});
     const RunResult result = setup.train();
     CHECK(result.outcome == Outcome::Stopped);
     CHECK(result.requester == "asker");
@@ -77,13 +77,13 @@ TEST_CASE("a run that a decision stops ends its epoch without evaluation", "[tra
 }
 
 TEST_CASE("an epoch that a decision stops is evaluated, and the next one begins", "[trainer][golden]") {
-    Setup setup({asks_at(1, Decision::StopEpoch, "next, please")});
+    EndingsSetup setup({asks_at(1, Decision::StopEpoch, "next, please")});
     CHECK(setup.train().outcome == Outcome::Finished);
     CHECK(setup.golden("end_epoch_stopped") == "");
 }
 
 TEST_CASE("a stop asked for after the evaluation lets the epoch be completed and saved", "[trainer][golden]") {
-    Setup setup({callback_of("early_stopping", [](Attachment& run, Connections& connections) {
+    EndingsSetup setup({callback_of("early_stopping", [](Attachment& run, Connections& connections) {
         connections += run.bus.observe<EvalEpochEnd>(Stage::Observe, [&run](const EvalEpochEnd&) { run.asker.ask(Decision::StopRun, "no better"); });
     })});
     CHECK(setup.train().outcome == Outcome::Stopped);
@@ -91,28 +91,28 @@ TEST_CASE("a stop asked for after the evaluation lets the epoch be completed and
 }
 
 TEST_CASE("a stop within the epoch's evaluation ends it there, and the epoch is not completed", "[trainer][golden]") {
-    Setup setup({stops_evaluation()});
+    EndingsSetup setup({stops_evaluation()});
     setup.eval_samples = kNineSteps;
     CHECK(setup.train().outcome == Outcome::Stopped);
     CHECK(setup.golden("end_stopped_in_evaluation") == "");
 }
 
 TEST_CASE("a stop within an evaluation in mid-epoch ends it and the epoch", "[trainer][golden]") {
-    Setup setup({asks_at(1, Decision::EvaluateNow, "curious"), ComposedCallback("stopper", stops_evaluation().callback)});
+    EndingsSetup setup({asks_at(1, Decision::EvaluateNow, "curious"), ComposedCallback("stopper", stops_evaluation().callback)});
     setup.eval_samples = kNineSteps;
     CHECK(setup.train().outcome == Outcome::Stopped);
     CHECK(setup.golden("end_stopped_in_evaluation_in_epoch") == "");
 }
 
 TEST_CASE("a run ends when its updates are made, in mid-epoch with an evaluation and a save", "[trainer][golden]") {
-    Setup setup;
+    EndingsSetup setup;
     CHECK(setup.train({.max_steps = 3}).outcome == Outcome::Finished);
     CHECK(setup.trainer->position().step == 3);
     CHECK(setup.golden("end_max_steps") == "");
 }
 
 TEST_CASE("a run that fails before its start tells of it and closes", "[trainer][golden]") {
-    Setup setup({callback_of("broken", [](Attachment& run, Connections& connections) {
+    EndingsSetup setup({callback_of("broken", [](Attachment& run, Connections& connections) {
         connections += run.bus.intercept<RunConfigured>([](RunConfigured&) { throw std::runtime_error("no such device"); });
     })});
     CHECK_THROWS_WITH(setup.train(), "subscriber 'broken' failed at run_configured (epoch 0, step 0): no such device");
@@ -121,7 +121,7 @@ TEST_CASE("a run that fails before its start tells of it and closes", "[trainer]
 }
 
 TEST_CASE("a run that a subscriber fails tells of it and closes", "[trainer][golden]") {
-    Setup setup({callback_of("broken", [](Attachment& run, Connections& connections) {
+    EndingsSetup setup({callback_of("broken", [](Attachment& run, Connections& connections) {
         connections += run.bus.observe<BackwardEnd>(Stage::Observe, [](const BackwardEnd& event) {
             if (event.position.step == 1) throw std::runtime_error("disk on fire");
         });
@@ -132,7 +132,7 @@ TEST_CASE("a run that a subscriber fails tells of it and closes", "[trainer][gol
 }
 
 TEST_CASE("a run that a decision fails", "[trainer][golden]") {
-    Setup setup({asks_at(2, Decision::FailRun, "the loss is nan")});
+    EndingsSetup setup({asks_at(2, Decision::FailRun, "the loss is nan")});
     CHECK_THROWS_WITH(setup.train(), "asker: the loss is nan");
     CHECK(setup.golden("end_failed_by_decision") == "");
 }
@@ -140,7 +140,7 @@ TEST_CASE("a run that a decision fails", "[trainer][golden]") {
 TEST_CASE("SIGINT finishes the step, saves and stops with 130", "[trainer][golden][signal]") {
     struct sigaction before = {};
     sigaction(SIGINT, nullptr, &before);
-    Setup setup({callback_of("user", [](Attachment& run, Connections& connections) {
+    EndingsSetup setup({callback_of("user", [](Attachment& run, Connections& connections) {
         connections += run.bus.observe<ForwardEnd>(Stage::Observe, [](const ForwardEnd& event) {
             if (event.position.step == 1) std::raise(SIGINT);
         });
@@ -155,7 +155,7 @@ TEST_CASE("SIGINT finishes the step, saves and stops with 130", "[trainer][golde
 }
 
 TEST_CASE("SIGUSR2 finishes the step, saves and stops with 0", "[trainer][golden][signal]") {
-    Setup setup({callback_of("batch_system", [](Attachment& run, Connections& connections) {
+    EndingsSetup setup({callback_of("batch_system", [](Attachment& run, Connections& connections) {
         connections += run.bus.observe<ForwardEnd>(Stage::Observe, [](const ForwardEnd& event) {
             if (event.position.step == 1) std::raise(SIGUSR2);
         });
@@ -169,7 +169,7 @@ TEST_CASE("SIGUSR2 finishes the step, saves and stops with 0", "[trainer][golden
 TEST_CASE("SIGUSR1 saves and goes on; SIGUSR2 saves and stops with 0", "[trainer][signal]") {
     for (const int number : {SIGUSR1, SIGUSR2}) {
         int saves = 0;
-        Setup setup({callback_of("saver", [&](Attachment& run, Connections& connections) {
+        EndingsSetup setup({callback_of("saver", [&](Attachment& run, Connections& connections) {
             connections += run.bus.observe<StepCheckpoint>(Stage::Persist, [&](const StepCheckpoint&) { ++saves; });
             connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [=](const TrainStepEnd& event) {
                 if (event.position.step == 1) std::raise(number);
@@ -191,18 +191,18 @@ TEST_CASE("a signal after the last look at them ends no process for a save, and 
     };
     for (const int number : {SIGUSR1, SIGUSR2}) {
         CapturedStderr captured;
-        CHECK(Setup({at_close(number)}, true).train().outcome == Outcome::Finished);
+        CHECK(EndingsSetup({at_close(number)}, true).train().outcome == Outcome::Finished);
         CHECK_THAT(captured.text(), containing("was received when the run was over; there is nothing more to save"));
     }
     static volatile std::sig_atomic_t seen = 0;
     const auto former = std::signal(SIGTERM, [](int number) { seen = number; });
-    CHECK(Setup({at_close(SIGTERM)}, true).train().outcome == Outcome::Finished);
+    CHECK(EndingsSetup({at_close(SIGTERM)}, true).train().outcome == Outcome::Finished);
     std::signal(SIGTERM, former);
     CHECK(seen == SIGTERM);
 }
 
 TEST_CASE("a save, then an evaluation in mid-epoch, then the epoch goes on", "[trainer][golden]") {
-    Setup setup({asks_at(1, Decision::EvaluateNow, "curious"), callback_of("saver", [](Attachment& run, Connections& connections) {
+    EndingsSetup setup({asks_at(1, Decision::EvaluateNow, "curious"), callback_of("saver", [](Attachment& run, Connections& connections) {
         connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd& event) {
             if (event.position.step == 1) run.asker.ask(Decision::SaveNow, "every step");
         });
@@ -212,29 +212,29 @@ TEST_CASE("a save, then an evaluation in mid-epoch, then the epoch goes on", "[t
 }
 
 TEST_CASE("an evaluation run and a prediction run", "[trainer][golden]") {
-    Setup setup;
+    EndingsSetup setup;
     setup.trainer->evaluate(toy_data(6), {.batch_size = 4});
     CHECK(setup.golden("evaluation_run") == "");
-    Setup other;
+    EndingsSetup other;
     const at::Tensor outputs = other.trainer->predict(toy_data(6), {.batch_size = 4});
     CHECK(other.golden("prediction_run") == "");
     CHECK(outputs.sizes() == at::IntArrayRef{6, 3});
 }
 
 TEST_CASE("an evaluation run that is stopped, and one that fails", "[trainer][golden]") {
-    Setup stopped({stops_evaluation()});
+    EndingsSetup stopped({stops_evaluation()});
     stopped.trainer->evaluate(toy_data(kNineSteps), {.batch_size = 4});
     CHECK(stopped.trainer->result().outcome == Outcome::Stopped);
     CHECK(stopped.trainer->result().reason == "enough");
     CHECK(stopped.golden("evaluation_run_stopped") == "");
-    Setup failed({at_first_evaluation_step([](const Asker&) { throw std::runtime_error("disk on fire"); })});
+    EndingsSetup failed({at_first_evaluation_step([](const Asker&) { throw std::runtime_error("disk on fire"); })});
     CHECK_THROWS_WITH(failed.trainer->evaluate(toy_data(8), {.batch_size = 4}), "subscriber 'asker' failed at eval_step_end (epoch 0, step 0): disk on fire");
     CHECK(failed.trainer->result().outcome == Outcome::Failed);
     CHECK(failed.golden("evaluation_run_failed") == "");
 }
 
 TEST_CASE("a prediction run that is stopped returns no part of the outputs", "[trainer][golden]") {
-    Setup setup({callback_of("asker", [](Attachment& run, Connections& connections) {
+    EndingsSetup setup({callback_of("asker", [](Attachment& run, Connections& connections) {
         connections += run.bus.observe<PredictStepEnd>(Stage::Observe, [&run](const PredictStepEnd& event) {
             if (event.step == 0) run.asker.ask(Decision::StopRun, "enough");
         });

@@ -12,7 +12,7 @@
 #include "support/callback_of.hpp"
 #include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
-#include "support/recording.hpp"
+#include "support/event_trace.hpp"
 #include "support/temporary_folder.hpp"
 #include "support/toy.hpp"
 
@@ -39,15 +39,15 @@ private:
 };
 
 /// Two epochs of six batches, shuffled, with dropout and batch norm.
-struct Setup {
+struct FailedRunSetup {
     torch::nn::Sequential model;
     std::shared_ptr<BreakingData> data = std::make_shared<BreakingData>();
-    std::shared_ptr<Recording> recording = std::make_shared<Recording>();
+    std::shared_ptr<EventTrace> recording = std::make_shared<EventTrace>();
     int losses = 0, breaks_at_loss = kNever;
     std::int64_t epochs = 2;
     std::unique_ptr<Trainer> trainer;
 
-    explicit Setup(const fs::path& folder, std::uint64_t seed = 1, std::vector<ComposedCallback> more = {}) {
+    explicit FailedRunSetup(const fs::path& folder, std::uint64_t seed = 1, std::vector<ComposedCallback> more = {}) {
         torch::manual_seed(seed);
         model = torch::nn::Sequential(torch::nn::Linear(6, 8), torch::nn::BatchNorm1d(8), torch::nn::Dropout(0.3), torch::nn::Linear(8, 3));
         more.emplace_back(make_metrics());
@@ -76,8 +76,8 @@ struct Setup {
 };
 
 /// Of a run that failed in `folder`: that another goes on from there and is the whole run then, to the bit.
-void check_that_it_goes_on(const fs::path& folder, const Setup& whole, bool events_too = true, std::vector<ComposedCallback> more = {}) {
-    Setup rest(folder, 99, std::move(more));
+void check_that_it_goes_on(const fs::path& folder, const FailedRunSetup& whole, bool events_too = true, std::vector<ComposedCallback> more = {}) {
+    FailedRunSetup rest(folder, 99, std::move(more));
     CHECK(rest.train(ResumeOptions{folder}).outcome == Outcome::Finished);
     CHECK(equal_bits(rest.weights(), whole.weights()));
     if (!events_too) return;
@@ -97,13 +97,13 @@ ComposedCallback looks_on() { return callback_of("onlooker", [](Attachment&, Con
 
 TEST_CASE("a run that fails in any forward leaves the state of the update before", "[trainer][failed_run]") {
     const TemporaryFolder folder("failed-run");
-    Setup whole(folder / "whole");
+    FailedRunSetup whole(folder / "whole");
     whole.train();
     // An epoch has six batches of training and, seen through two views, two of evaluation.
     for (int loss = 1; loss < 16; ++loss) {
         INFO("loss " << loss);
         const fs::path place = folder / std::to_string(loss);
-        Setup fails(place);
+        FailedRunSetup fails(place);
         fails.breaks_at_loss = loss;
         CHECK_THROWS_WITH(fails.train(), "a loss that cannot be computed");
         const auto newest = newest_training_state(place);
@@ -119,11 +119,11 @@ TEST_CASE("a run that fails in any forward leaves the state of the update before
 
 TEST_CASE("a run whose data cannot be read leaves the state before it", "[trainer][failed_run]") {
     const TemporaryFolder folder("failed-run");
-    Setup whole(folder / "whole");
+    FailedRunSetup whole(folder / "whole");
     whole.train();
     for (const int workers : {0, 2}) {
         const fs::path place = folder / std::to_string(workers);
-        Setup fails(place);
+        FailedRunSetup fails(place);
         fails.data->epoch = 1;
         fails.data->sample = 7;
         CHECK_THROWS_WITH(fails.train({}, workers), containing("the disk of the data is gone"));
@@ -134,7 +134,7 @@ TEST_CASE("a run whose data cannot be read leaves the state before it", "[traine
 
 TEST_CASE("a run that a subscriber fails after an update leaves the state of that update", "[trainer][failed_run]") {
     const TemporaryFolder folder("failed-run");
-    Setup whole(folder / "whole", 1, {looks_on()}), fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
+    FailedRunSetup whole(folder / "whole", 1, {looks_on()}), fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
         connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [](const TrainStepEnd& event) {
             if (event.position.step == 4) throw std::runtime_error("no more");
         });
@@ -147,7 +147,7 @@ TEST_CASE("a run that a subscriber fails after an update leaves the state of tha
 
 TEST_CASE("a run that a decision fails leaves the state it had then", "[trainer][failed_run]") {
     const TemporaryFolder folder("failed-run");
-    Setup whole(folder / "whole", 1, {looks_on()}), fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
+    FailedRunSetup whole(folder / "whole", 1, {looks_on()}), fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
         connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd& event) {
             if (event.position.step == 8) run.asker.ask(Decision::FailRun, "no more");
         });
@@ -159,11 +159,11 @@ TEST_CASE("a run that a decision fails leaves the state it had then", "[trainer]
 
 TEST_CASE("a run that fails within a window of several batches leaves the weights, the data and what is drawn as they were before it", "[trainer][failed_run]") {
     const TemporaryFolder folder("failed-run");
-    Setup whole(folder / "whole", 1, {make_gradient_accumulation({3})});
+    FailedRunSetup whole(folder / "whole", 1, {make_gradient_accumulation({3})});
     whole.train();
     for (const int loss : {4, 5}) {
         const fs::path place = folder / std::to_string(loss);
-        Setup fails(place, 1, {make_gradient_accumulation({3})});
+        FailedRunSetup fails(place, 1, {make_gradient_accumulation({3})});
         fails.breaks_at_loss = loss;
         CHECK_THROWS(fails.train());
         CHECK(read_training_state(place / "step_1").parts.at("position").values.at("micro_batch") == 3);
@@ -173,7 +173,7 @@ TEST_CASE("a run that fails within a window of several batches leaves the weight
 
 TEST_CASE("a run that fails while its weights are moved aside leaves them where they were", "[trainer][failed_run]") {
     const TemporaryFolder folder("failed-run");
-    Setup whole(folder / "whole", 1, {make_sharpness_aware()}), fails(folder / "fails", 1, {make_sharpness_aware()});
+    FailedRunSetup whole(folder / "whole", 1, {make_sharpness_aware()}), fails(folder / "fails", 1, {make_sharpness_aware()});
     whole.train();
     fails.breaks_at_loss = 7;  // the second pass of the fourth step
     CHECK_THROWS(fails.train());
@@ -182,7 +182,7 @@ TEST_CASE("a run that fails while its weights are moved aside leaves them where 
 
 TEST_CASE("a run that fails within an update leaves nothing of it, and says so", "[trainer][failed_run]") {
     const TemporaryFolder folder("failed-run");
-    Setup fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
+    FailedRunSetup fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
         connections += run.bus.observe<OptimizerStepEnd>(Stage::Observe, [](const OptimizerStepEnd& event) {
             if (event.position.step == 8) throw std::runtime_error("no more");
         });
@@ -196,8 +196,8 @@ TEST_CASE("a run that fails within an update leaves nothing of it, and says so",
 TEST_CASE("rates that are held lower within a step are saved as they are without", "[trainer][failed_run]") {
     const TemporaryFolder folder("failed-run");
     const auto lowers = [] { return make_reduce_on_plateau({.monitor = "train.loss", .mode = ReduceOnPlateauOptions::Mode::Max, .factor = 0.5, .patience = 0}); };
-    Setup whole(folder / "whole", 1, {lowers()}), fails(folder / "fails", 1, {lowers()}), rest(folder / "fails", 99, {lowers()});
-    for (Setup* setup : {&whole, &fails, &rest}) setup->epochs = 4;
+    FailedRunSetup whole(folder / "whole", 1, {lowers()}), fails(folder / "fails", 1, {lowers()}), rest(folder / "fails", 99, {lowers()});
+    for (FailedRunSetup* setup : {&whole, &fails, &rest}) setup->epochs = 4;
     whole.train();
     CHECK(whole.trainer->blackboard().number("learning_rate_factor").value() < 1);
     fails.breaks_at_loss = 3 * 8 + 2;  // an epoch has six batches of training, and two of evaluation
@@ -208,7 +208,7 @@ TEST_CASE("rates that are held lower within a step are saved as they are without
 
 TEST_CASE("a run that fails as other weights are shown leaves those in training", "[trainer][failed_run]") {
     const TemporaryFolder folder("failed-run");
-    Setup whole(folder / "whole", 1, {looks_on()}), fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
+    FailedRunSetup whole(folder / "whole", 1, {looks_on()}), fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
         connections += run.bus.observe<WeightsViewChanged>(Stage::Persist, [](const WeightsViewChanged& event) {
             if (event.to == "ema" && event.position.step == 12) throw std::runtime_error("no more");
         });
@@ -221,7 +221,7 @@ TEST_CASE("a run that fails as other weights are shown leaves those in training"
 
 TEST_CASE("a run that is to stop and fails as its epoch is cut leaves the state before", "[trainer][failed_run]") {
     const TemporaryFolder folder("failed-run");
-    Setup fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
+    FailedRunSetup fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
         connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd& event) {
             if (event.position.step == 8) run.asker.ask(Decision::StopRun, "enough");
         });
@@ -235,7 +235,7 @@ TEST_CASE("a run that is to stop and fails as its epoch is cut leaves the state 
 
 TEST_CASE("weights that are not finite are no state to go on from", "[trainer][failed_run]") {
     const TemporaryFolder folder("failed-run");
-    Setup fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
+    FailedRunSetup fails(folder / "fails", 1, {throws_at([](Attachment& run, Connections& connections) {
         connections += run.bus.intercept<TrainStepStart>([](TrainStepStart& event) {
             if (event.position.step != 8) return;
             const at::NoGradGuard no_grad;
@@ -253,7 +253,7 @@ TEST_CASE("weights that are not finite are no state to go on from", "[trainer][f
 
 TEST_CASE("a run that fails before its first update has nothing to save", "[trainer][failed_run]") {
     const TemporaryFolder folder("failed-run");
-    Setup fails(folder / "fails");
+    FailedRunSetup fails(folder / "fails");
     fails.breaks_at_loss = 0;
     CHECK_THROWS(fails.train());
     CHECK_FALSE(fs::exists(folder / "fails"));

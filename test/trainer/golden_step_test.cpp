@@ -13,7 +13,7 @@
 #include "support/callback_of.hpp"
 #include "support/catch.hpp"
 #include "support/fake_world.hpp"
-#include "support/recording.hpp"
+#include "support/event_trace.hpp"
 #include "support/toy.hpp"
 
 using namespace torchbus;
@@ -79,7 +79,7 @@ std::shared_ptr<TensorDataset> share_of(const TensorDataset& whole, int rank, in
 }
 
 struct Traced {
-    std::shared_ptr<Recording> recording = std::make_shared<Recording>();
+    std::shared_ptr<EventTrace> recording = std::make_shared<EventTrace>();
     std::shared_ptr<GradientKeeper> gradients = std::make_shared<GradientKeeper>();
     std::vector<at::Tensor> parameters;
 };

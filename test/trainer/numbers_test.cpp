@@ -11,7 +11,7 @@
 
 #include "support/callback_of.hpp"
 #include "support/catch.hpp"
-#include "support/recording.hpp"
+#include "support/event_trace.hpp"
 #include "support/toy.hpp"
 
 using namespace torchbus;
@@ -92,7 +92,7 @@ TEST_CASE("observers do not change a bit", "[trainer][bits]") {
     const auto silent = [](std::string_view) {};
     std::vector<ComposedCallback> observers = {make_metrics({.accuracy = true}), make_terminate_on_nan(),
                                                make_progress_bar({.redraw_seconds = 0, .write = silent, .terminal = true, .columns = 80}),
-                                               ComposedCallback(std::make_shared<Recording>())};
+                                               ComposedCallback(std::make_shared<EventTrace>())};
     CHECK(equal_bits(torchbus_run(data, 8, std::move(observers)), plain_loop(*data, 8)));
 }
 

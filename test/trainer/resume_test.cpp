@@ -17,7 +17,7 @@
 #include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
 #include "support/fake_world.hpp"
-#include "support/recording.hpp"
+#include "support/event_trace.hpp"
 #include "support/temporary_folder.hpp"
 #include "support/toy.hpp"
 
@@ -27,11 +27,11 @@ namespace fs = std::filesystem;
 
 namespace {
 
-struct Setup {
+struct ResumeSetup {
     torch::nn::Sequential model = toy_model();
-    std::shared_ptr<Recording> recording = std::make_shared<Recording>();
+    std::shared_ptr<EventTrace> recording = std::make_shared<EventTrace>();
     std::unique_ptr<Trainer> trainer;
-    explicit Setup(const fs::path& folder, std::vector<ComposedCallback> callbacks = {}, torch::nn::Sequential its_model = toy_model(), double rate = 0.05) : model(std::move(its_model)) {
+    explicit ResumeSetup(const fs::path& folder, std::vector<ComposedCallback> callbacks = {}, torch::nn::Sequential its_model = toy_model(), double rate = 0.05) : model(std::move(its_model)) {
         callbacks.emplace_back(make_metrics());
         callbacks.emplace_back(make_save_training_state({.folder = folder, .keep = 0}));
         callbacks.emplace_back(recording);
@@ -46,7 +46,7 @@ struct Setup {
     }
 };
 
-std::string refusal(Setup& setup, ResumeOptions resume) {
+std::string refusal(ResumeSetup& setup, ResumeOptions resume) {
     try {
         setup.train(4, std::move(resume));
     } catch (const CheckpointError& error) {
@@ -59,7 +59,7 @@ std::string refusal(Setup& setup, ResumeOptions resume) {
 
 TEST_CASE("a run goes on with more epochs from the newest state of a folder, with its history", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup whole(folder / "whole"), first(folder / "half"), second(folder / "half", {}, toy_model(99));
+    ResumeSetup whole(folder / "whole"), first(folder / "half"), second(folder / "half", {}, toy_model(99));
     whole.train(4);
     first.train(2);
     second.train(4, ResumeOptions{folder / "half"});
@@ -70,7 +70,7 @@ TEST_CASE("a run goes on with more epochs from the newest state of a folder, wit
     const auto names = second.recording->names();
     CHECK(std::ranges::count(names, "train_epoch_start") == 2);
     // One that is over has nothing more to do.
-    Setup third(folder / "half");
+    ResumeSetup third(folder / "half");
     CHECK(third.train(4, ResumeOptions{folder / "half/latest"}).outcome == Outcome::Finished);
     CHECK(std::ranges::count(third.recording->names(), "train_epoch_start") == 0);
     CHECK(equal_bits(copies_of(third.model->parameters()), copies_of(whole.model->parameters())));
@@ -78,7 +78,7 @@ TEST_CASE("a run goes on with more epochs from the newest state of a folder, wit
 
 TEST_CASE("a trainer's last run goes on for more epochs where its history is not reset", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup whole(folder / "whole"), twice(folder / "twice");
+    ResumeSetup whole(folder / "whole"), twice(folder / "twice");
     whole.train(4);
     twice.train(2);
     twice.train(2, {}, {.reset_run_history = false});
@@ -92,9 +92,9 @@ TEST_CASE("a trainer's last run goes on for more epochs where its history is not
 
 TEST_CASE("a state of another run is refused with every difference, each allowed by its name", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup first(folder.path(), {ComposedCallback(make_gradient_clipping({.max_norm = 1.0}))});
+    ResumeSetup first(folder.path(), {ComposedCallback(make_gradient_clipping({.max_norm = 1.0}))});
     first.train(2);
-    Setup other(folder.path(), {make_gradient_accumulation({3})});
+    ResumeSetup other(folder.path(), {make_gradient_accumulation({3})});
     const auto before = copies_of(other.model->parameters());
     const std::string path = (folder / "step_6").string();
     CHECK(refusal(other, {folder.path()}) ==
@@ -110,15 +110,15 @@ TEST_CASE("a state of another run is refused with every difference, each allowed
 
 TEST_CASE("batch size, order and data are differences, and another model is never allowed", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup first(folder.path());
+    ResumeSetup first(folder.path());
     first.train(2);
-    Setup other(folder.path());
+    ResumeSetup other(folder.path());
     TrainOptions options{.epochs = 4, .batch_size = 6, .shuffle = false, .resume = ResumeOptions{folder.path()}};
     CHECK_THROWS_WITH(other.trainer->train(toy_data(12), toy_data(4, 3), options), containing("batch_size was 4, is 6; batches was 3, is 2; order was \"shuffled\", is \"as it is\"; to go on all the same"));
     options.resume->allow = {"batch_size", "batches", "order"};
     CHECK(other.trainer->train(toy_data(12), toy_data(4, 3), options).outcome == Outcome::Finished);
     torch::nn::Sequential wide(torch::nn::Linear(6, 9), torch::nn::ReLU(), torch::nn::Linear(9, 3));
-    Setup of_wide(folder.path(), {}, wide);
+    ResumeSetup of_wide(folder.path(), {}, wide);
     CHECK_THAT(refusal(of_wide, {folder.path()}), containing("it is of another model: '0.bias' has shape [8], the model's has [9]") && Catch::Matchers::EndsWith("nothing was loaded"));
 }
 
@@ -129,18 +129,18 @@ TEST_CASE("options from a run file are compared, and a changed one is named with
         composed.options = {{"kind", "gradient_clipping"}, {"max_norm", max_norm}};
         return composed;
     };
-    Setup first(folder.path(), {clipping(1)});
+    ResumeSetup first(folder.path(), {clipping(1)});
     first.train(1);
-    Setup other(folder.path(), {clipping(2)});
+    ResumeSetup other(folder.path(), {clipping(2)});
     CHECK_THAT(refusal(other, {folder.path()}), containing("callback.gradient_clipping: options.max_norm was 1.0, is 2.0; to go on all the same allow by name: callback.gradient_clipping; nothing was loaded"));
 }
 
 TEST_CASE("what change_option changed goes on", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup first(folder.path(), {ComposedCallback(make_gradient_clipping({.max_norm = 1.0}))});
+    ResumeSetup first(folder.path(), {ComposedCallback(make_gradient_clipping({.max_norm = 1.0}))});
     first.trainer->change_option("gradient_clipping", "max_norm", 1e-3, "test").get();
     first.train(2);
-    Setup whole(folder / "whole", {ComposedCallback(make_gradient_clipping({.max_norm = 1e-3}))}), second(folder.path(), {ComposedCallback(make_gradient_clipping({.max_norm = 1.0}))});
+    ResumeSetup whole(folder / "whole", {ComposedCallback(make_gradient_clipping({.max_norm = 1e-3}))}), second(folder.path(), {ComposedCallback(make_gradient_clipping({.max_norm = 1.0}))});
     whole.train(3);
     second.train(3, ResumeOptions{folder.path()});
     CHECK(equal_bits(copies_of(second.model->parameters()), copies_of(whole.model->parameters())));
@@ -148,7 +148,7 @@ TEST_CASE("what change_option changed goes on", "[trainer][resume]") {
 
 TEST_CASE("the newest state is the one that was written last, not that of an earlier run that came further", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup earlier(folder / "states"), anew(folder / "states"), on(folder / "states"), whole(folder / "whole");
+    ResumeSetup earlier(folder / "states"), anew(folder / "states"), on(folder / "states"), whole(folder / "whole");
     earlier.train(4);
     anew.train(1);
     on.train(2, ResumeOptions{folder / "states"});
@@ -159,7 +159,7 @@ TEST_CASE("the newest state is the one that was written last, not that of an ear
 
 TEST_CASE("a state that an interrupted save has moved aside is gone on from", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup first(folder / "states"), second(folder / "states");
+    ResumeSetup first(folder / "states"), second(folder / "states");
     first.train(1);
     fs::rename(folder / "states/step_3", folder / "states/.step_3.old");  // where two names cannot be exchanged
     second.train(2, ResumeOptions{folder / "states"});
@@ -168,7 +168,7 @@ TEST_CASE("a state that an interrupted save has moved aside is gone on from", "[
 
 TEST_CASE("a folder that is no whole state is named where it is passed over", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup first(folder / "states"), second(folder / "states");
+    ResumeSetup first(folder / "states"), second(folder / "states");
     first.train(1);
     fs::create_directory(folder / "states/step_9");
     CapturedStderr captured;
@@ -179,7 +179,7 @@ TEST_CASE("a folder that is no whole state is named where it is passed over", "[
 TEST_CASE("another option of the optimizer is refused, and what a schedule or a hand has changed since is none", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
     const auto scheduled = [] { return make_learning_rate_schedule({make_cosine_schedule({.length = "4epoch"})}); };
-    Setup first(folder / "states", {scheduled()}), other(folder / "states", {scheduled()}, toy_model(), 0.01), same(folder / "states", {scheduled()});
+    ResumeSetup first(folder / "states", {scheduled()}), other(folder / "states", {scheduled()}, toy_model(), 0.01), same(folder / "states", {scheduled()});
     first.train(2);
     CHECK_THAT(refusal(other, ResumeOptions{folder / "states"}), containing("optimizer: 0.learning_rate was 0.05, is 0.01; to go on all the same allow by name: optimizer"));
     CHECK(refusal(same, ResumeOptions{folder / "states"}) == "nothing");
@@ -187,7 +187,7 @@ TEST_CASE("another option of the optimizer is refused, and what a schedule or a 
 
 TEST_CASE("a state of another world size is refused", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup first(folder / "states");
+    ResumeSetup first(folder / "states");
     first.train(1);
     FakeWorld world(2);
     std::vector<std::string> refusals(2);
@@ -196,7 +196,7 @@ TEST_CASE("a state of another world size is refused", "[trainer][resume]") {
         ranks.emplace_back([&, rank] {
             auto model = torch::nn::Sequential(torch::nn::Linear(6, 8), torch::nn::ReLU(), torch::nn::Linear(8, 3));
             Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_adamw(model->parameters(), {.learning_rate = 0.05}),
-                             .callbacks = {make_metrics(), make_save_training_state({.folder = folder / "states", .keep = 0}), ComposedCallback(std::make_shared<Recording>())},
+                             .callbacks = {make_metrics(), make_save_training_state({.folder = folder / "states", .keep = 0}), ComposedCallback(std::make_shared<EventTrace>())},
                              .seed = 3, .consensus = world.consensus(rank), .handle_signals = false});
             try {
                 trainer.train(toy_data(12), toy_data(4, 3), {.epochs = 2, .batch_size = 4, .resume = ResumeOptions{folder / "states"}});
@@ -210,15 +210,15 @@ TEST_CASE("a state of another world size is refused", "[trainer][resume]") {
 
 TEST_CASE("a damaged state is passed over, with what is wrong with it; none at all is an error unless that is allowed", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup first(folder.path());
+    ResumeSetup first(folder.path());
     first.train(2);
     fs::resize_file(folder / "step_6/model.safetensors", 100);
-    Setup second(folder.path());
+    ResumeSetup second(folder.path());
     const CapturedStderr captured;
     second.train(2, ResumeOptions{folder.path()});
     CHECK_THAT(captured.text(), Catch::Matchers::StartsWith("torchbus: warning: passed over " + (folder / "step_6/model.safetensors").string() + ": 100 bytes, expected ") && containing("the file is truncated"));
     CHECK(second.trainer->position().epoch == 2);
-    Setup third(folder.path());
+    ResumeSetup third(folder.path());
     CHECK(refusal(third, {folder / "nowhere"}) == (folder / "nowhere").string() + ": there is no whole training state to resume from; give a folder that was saved, e.g. checkpoints/step_100, or one that holds some");
     CHECK(third.train(1, ResumeOptions{folder / "nowhere", true}).outcome == Outcome::Finished);
     CHECK(third.trainer->position().epoch == 1);
@@ -226,10 +226,10 @@ TEST_CASE("a damaged state is passed over, with what is wrong with it; none at a
 
 TEST_CASE("states that are there and cannot be read are no reason to begin anew", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup first(folder.path());
+    ResumeSetup first(folder.path());
     first.train(1);
     fs::resize_file(folder / "step_3/manifest.json", 10);
-    Setup again(folder.path());
+    ResumeSetup again(folder.path());
     CHECK_THAT(refusal(again, {folder.path(), true}), Catch::Matchers::StartsWith(folder.path().string() + ": none of the training states there can be read: " + (folder / "step_3/manifest.json").string()) &&
                                                           Catch::Matchers::EndsWith("; mend them, or move them away to begin anew"));
     std::ofstream(folder / "file") << "no folder";
@@ -238,10 +238,10 @@ TEST_CASE("states that are there and cannot be read are no reason to begin anew"
 
 TEST_CASE("of several savers' folders the newest state is gone on from", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup first(folder / "epochs"), more(folder / "steps");
+    ResumeSetup first(folder / "epochs"), more(folder / "steps");
     first.train(1);
     more.train(2);
-    Setup again(folder / "epochs");
+    ResumeSetup again(folder / "epochs");
     again.train(3, ResumeOptions{folder / "epochs", true, {}, {folder / "steps", folder / "nowhere"}});
     CHECK(std::ranges::count(again.recording->names(), "train_epoch_start") == 1);
 }
@@ -281,14 +281,14 @@ TEST_CASE("an evaluation that begins anew draws the same random numbers", "[trai
 
 TEST_CASE("the rest of an epoch that max_steps cut off is not left out in silence", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup cut(folder.path()), same(folder.path()), longer(folder.path()), allowed(folder.path());
+    ResumeSetup cut(folder.path()), same(folder.path()), longer(folder.path()), allowed(folder.path());
     cut.train(4, {}, {.max_steps = 4});  // three make an epoch
     same.train(4, ResumeOptions{folder.path()}, {.max_steps = 4});
     CHECK(same.trainer->position().step == 4);
     CHECK_THAT(refusal(longer, {folder.path()}), containing("its last epoch was cut off by max_steps after step 4, and the rest of that epoch's data would be left out; to go on all the same allow by name: max_steps"));
     allowed.train(3, ResumeOptions{folder.path(), false, {"max_steps"}});
     CHECK(allowed.trainer->position().step == 7);
-    Setup whole(folder / "whole"), more(folder / "whole");
+    ResumeSetup whole(folder / "whole"), more(folder / "whole");
     whole.train(4, {}, {.max_steps = 6});  // the end of an epoch
     more.train(4, ResumeOptions{folder / "whole"}, {.max_steps = 9});
     CHECK(more.trainer->position().step == 9);
@@ -296,11 +296,11 @@ TEST_CASE("the rest of an epoch that max_steps cut off is not left out in silenc
 
 TEST_CASE("weights of another type are of another model", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup first(folder.path());
+    ResumeSetup first(folder.path());
     first.train(1);
     auto wide = toy_model();
     wide->to(torch::kFloat64);
-    Setup other(folder.path(), {}, wide);
+    ResumeSetup other(folder.path(), {}, wide);
     CHECK_THAT(refusal(other, {folder.path()}), containing("'0.weight' is of type Float, the model's of type Double"));
 }
 
@@ -327,7 +327,7 @@ TEST_CASE("a run that waits for data saves and stops before it comes", "[trainer
         const TemporaryFolder folder("resume");
         const auto stalled = std::make_shared<Stalled>(toy_data(40));
         bool in_time = false;
-        Setup setup(folder.path(), {callback_of("watch", [&](Attachment& run, Connections& connections) {
+        ResumeSetup setup(folder.path(), {callback_of("watch", [&](Attachment& run, Connections& connections) {
             connections += run.bus.observe<StepCheckpoint>(Stage::Observe, [&](const StepCheckpoint&) {
                 in_time = !stalled->saved.exchange(true);
             });
@@ -343,7 +343,7 @@ TEST_CASE("a run that waits for data saves and stops before it comes", "[trainer
         while (setup.trainer->advance()) {}
         CHECK(in_time);
         CHECK(setup.trainer->result().outcome == Outcome::Stopped);
-        Setup rest(folder.path(), {callback_of("watch", [](Attachment&, Connections&) {})}), whole(folder / "whole", {callback_of("watch", [](Attachment&, Connections&) {})});
+        ResumeSetup rest(folder.path(), {callback_of("watch", [](Attachment&, Connections&) {})}), whole(folder / "whole", {callback_of("watch", [](Attachment&, Connections&) {})});
         rest.trainer->train(data, eval, {.batch_size = 4, .shuffle = false, .prefetch = 1, .resume = ResumeOptions{folder.path()}});
         whole.trainer->train(data, eval, {.batch_size = 4, .shuffle = false, .prefetch = 1});
         CHECK(equal_bits(copies_of(rest.model->parameters()), copies_of(whole.model->parameters())));
@@ -353,7 +353,7 @@ TEST_CASE("a run that waits for data saves and stops before it comes", "[trainer
 
 TEST_CASE("a run that is stopped within an epoch saves before it ends the epoch", "[trainer][resume][golden]") {
     const TemporaryFolder folder("resume");
-    Setup setup(folder.path(), {callback_of("asker", [](Attachment& run, Connections& connections) {
+    ResumeSetup setup(folder.path(), {callback_of("asker", [](Attachment& run, Connections& connections) {
         connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd& event) {
             if (event.position.step != 1) return;
             run.asker.ask(Decision::SaveNow, "later");
@@ -381,8 +381,8 @@ TEST_CASE("a layer of batch norm that is frozen stays so where a run goes on wit
             });
         });
     };
-    Setup whole(folder / "whole", {asks({}), make_freeze({.names = {"1.*"}})}, with_batch_norm(1)), first(folder / "half", {asks({Decision::SaveNow, Decision::StopRun}), make_freeze({.names = {"1.*"}})}, with_batch_norm(1));
-    Setup second(folder / "half", {asks({}), make_freeze({.names = {"1.*"}})}, with_batch_norm(99));
+    ResumeSetup whole(folder / "whole", {asks({}), make_freeze({.names = {"1.*"}})}, with_batch_norm(1)), first(folder / "half", {asks({Decision::SaveNow, Decision::StopRun}), make_freeze({.names = {"1.*"}})}, with_batch_norm(1));
+    ResumeSetup second(folder / "half", {asks({}), make_freeze({.names = {"1.*"}})}, with_batch_norm(99));
     whole.train(1);
     first.train(1);
     second.train(1, ResumeOptions{folder / "half"});
@@ -417,7 +417,7 @@ TEST_CASE("a callback reads the states of its older versions; one of a newer is 
     const TemporaryFolder folder("resume");
     const auto run = [&](int version, std::int64_t epochs, std::optional<ResumeOptions> resume) {
         auto counter = std::make_shared<Counter>(version);
-        Setup setup(folder.path(), {ComposedCallback(counter)});
+        ResumeSetup setup(folder.path(), {ComposedCallback(counter)});
         setup.train(epochs, std::move(resume));
         return counter->steps;
     };
@@ -429,13 +429,13 @@ TEST_CASE("a callback reads the states of its older versions; one of a newer is 
 
 TEST_CASE("a run that goes on elsewhere is told what may change its bits", "[trainer][resume]") {
     const TemporaryFolder folder("resume");
-    Setup first(folder.path());
+    ResumeSetup first(folder.path());
     first.train(1);
     TrainingState state = read_training_state(folder / "step_3");
     state.parts.at("configuration").values["environment"]["libtorch"] = "1.0";
     write_training_state(folder / "step_3", state);
     const CapturedStderr captured;
-    Setup second(folder.path());
+    ResumeSetup second(folder.path());
     second.train(2, ResumeOptions{folder / "step_3"});
     CHECK_THAT(captured.text(), containing("environment: libtorch was \"1.0\", is \"2") && containing("may differ in the last bits"));
 }
@@ -445,7 +445,7 @@ TEST_CASE("a run that has decayed is prolonged from before its decay, as if it h
     const auto scheduled = [] {
         return std::vector<ComposedCallback>{make_learning_rate_schedule({.schedule = make_warmup_stable_decay_schedule({.warmup = "2step", .decay = "4step"}), .save_around_decay = true})};
     };
-    Setup planned(folder / "planned", scheduled()), first(folder / "first", scheduled()), prolonged(folder / "first", scheduled(), toy_model(99));
+    ResumeSetup planned(folder / "planned", scheduled()), first(folder / "first", scheduled()), prolonged(folder / "first", scheduled(), toy_model(99));
     planned.train(8);
     first.train(4);  // 12 updates, of which the last four decay
     const auto saved = names_in(folder / "first");
@@ -463,14 +463,14 @@ TEST_CASE("a run goes on after a decay, which it saves, and from there with a st
         return std::vector<ComposedCallback>{make_learning_rate_schedule({.schedule = make_warmup_stable_decay_schedule(std::move(options)), .save_around_decay = true})};
     };
     const WarmupStableDecayScheduleOptions twice{.warmup = 0, .decay = "2step", .earlier_decays = {"5step"}}, whole{.warmup = 0, .decay = "2step"};
-    Setup both(folder / "both", scheduled(twice));
+    ResumeSetup both(folder / "both", scheduled(twice));
     both.train(4);
     std::vector<std::string> reasons;
     for (const char* step : {"step_3", "step_5", "step_10"}) reasons.push_back(read_training_state(folder / "both" / step).about.at("reason"));
     CHECK(reasons[1] == "learning_rate_schedule: the decay is over");
     CHECK(reasons[2] == "learning_rate_schedule: the decay begins");
     // The same by two runs: one of two epochs with its decay at the end, taken up again behind it.
-    Setup planned(folder / "planned", scheduled({.warmup = 0, .decay = "2step", .earlier_decays = {"6step"}})), first(folder / "first", scheduled(whole)),
+    ResumeSetup planned(folder / "planned", scheduled({.warmup = 0, .decay = "2step", .earlier_decays = {"6step"}})), first(folder / "first", scheduled(whole)),
         second(folder / "first", scheduled({.warmup = 0, .decay = "2step", .continued_from = "6step"}), toy_model(99));
     planned.train(4);
     first.train(2);

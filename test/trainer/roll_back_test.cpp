@@ -21,7 +21,7 @@
 #include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
 #include "support/fake_world.hpp"
-#include "support/recording.hpp"
+#include "support/event_trace.hpp"
 #include "support/temporary_folder.hpp"
 #include "support/toy.hpp"
 
@@ -39,16 +39,16 @@ torch::nn::Sequential with_dropout(std::uint64_t seed = 1) {
 }
 
 /// Ten batches of four, in order; a sample that is not finite spoils its batch, whatever the weights are.
-struct Setup {
+struct RollBackSetup {
     torch::nn::Sequential model;
     fs::path folder;
-    std::shared_ptr<Recording> recording = std::make_shared<Recording>();
+    std::shared_ptr<EventTrace> recording = std::make_shared<EventTrace>();
     std::vector<std::string> left_out;
     std::vector<RolledBack> rolled_back;
     std::unique_ptr<Trainer> trainer;
     std::shared_ptr<TensorDataset> data;
 
-    explicit Setup(fs::path its_folder, NanPolicyOptions policy, std::vector<ComposedCallback> more = {}, torch::nn::Sequential its_model = toy_model())
+    explicit RollBackSetup(fs::path its_folder, NanPolicyOptions policy, std::vector<ComposedCallback> more = {}, torch::nn::Sequential its_model = toy_model())
         : model(std::move(its_model)), folder(std::move(its_folder)) {
         more.emplace_back(make_metrics());
         more.emplace_back(make_nan_policy(policy));
@@ -97,7 +97,7 @@ ComposedCallback asks_at_attempt(std::int64_t attempt, std::vector<Decision> dec
 
 TEST_CASE("a run that is rolled back goes on from the newest state, and leaves out the window that led there", "[trainer][roll_back][golden]") {
     const TemporaryFolder folder("roll-back");
-    Setup rolls(folder / "states", {.non_finite = Action::RollBack}), skips(folder / "skips", {});
+    RollBackSetup rolls(folder / "states", {.non_finite = Action::RollBack}), skips(folder / "skips", {});
     rolls.spoil({30});  // of the eighth batch
     skips.spoil({30});
     CHECK(rolls.train().outcome == Outcome::Finished);
@@ -129,7 +129,7 @@ TEST_CASE("a run that is rolled back goes on from the newest state, and leaves o
 
 TEST_CASE("what is repeated after a roll-back is what it was before", "[trainer][roll_back]") {
     const TemporaryFolder folder("roll-back");
-    Setup setup(folder / "states", {.non_finite = Action::RollBack}, {}, with_dropout());
+    RollBackSetup setup(folder / "states", {.non_finite = Action::RollBack}, {}, with_dropout());
     setup.spoil({22});  // of the sixth batch: two windows behind the state of step 3
     setup.train();
     const auto steps = setup.lines_of("train_step_end");
@@ -140,16 +140,16 @@ TEST_CASE("what is repeated after a roll-back is what it was before", "[trainer]
 
 TEST_CASE("windows before the fault may be left out, too, within the epoch", "[trainer][roll_back]") {
     const TemporaryFolder folder("roll-back");
-    Setup setup(folder / "states", {.non_finite = Action::RollBack, .leave_out = 3});
+    RollBackSetup setup(folder / "states", {.non_finite = Action::RollBack, .leave_out = 3});
     setup.spoil({16});
     setup.train();
     CHECK(setup.left_out == std::vector<std::string>{"12 13 14 15 nan_policy", "16 17 18 19 nan_policy"});  // the third before was saved already
     CHECK(setup.trainer->position().step == 8);
-    Setup early(folder / "early", {.non_finite = Action::RollBack, .leave_out = 9}, {make_gradient_accumulation({2})});
+    RollBackSetup early(folder / "early", {.non_finite = Action::RollBack, .leave_out = 9}, {make_gradient_accumulation({2})});
     early.spoil({30});
     early.train(1);
     CHECK(early.rolled_back.front().left_out.batches == BatchRange{0, 0, 8});
-    Setup last(folder / "last", {.non_finite = Action::RollBack, .leave_out = 2}, {make_gradient_accumulation({4}), asks_at_attempt(1, {Decision::SaveNow})});
+    RollBackSetup last(folder / "last", {.non_finite = Action::RollBack, .leave_out = 2}, {make_gradient_accumulation({4}), asks_at_attempt(1, {Decision::SaveNow})});
     last.spoil({38});
     last.train(2);
     CHECK(last.rolled_back.front().left_out.batches == BatchRange{0, 4, 6});  // a whole window before the short one
@@ -157,17 +157,17 @@ TEST_CASE("windows before the fault may be left out, too, within the epoch", "[t
 
 TEST_CASE("a fault in a later epoch goes back to its beginning, or to the state within it", "[trainer][roll_back]") {
     const TemporaryFolder folder("roll-back");
-    Setup setup(folder / "states", {.non_finite = Action::RollBack});
+    RollBackSetup setup(folder / "states", {.non_finite = Action::RollBack});
     setup.spoil({2});
     CHECK_THROWS_WITH(setup.train(2), StartsWith("nan_policy asked to roll back (the training loss is nan in epoch 1 after step 0") &&
                                           Catch::Matchers::EndsWith("no training state of this run has been saved; add save_training_state, or let it save earlier"));
     CHECK(setup.recording->names().back() == "run_closed");
-    Setup early(folder / "early", {.non_finite = Action::RollBack});
+    RollBackSetup early(folder / "early", {.non_finite = Action::RollBack});
     early.spoil({9});
     CHECK_THROWS_AS(early.train(), CheckpointError);
     CHECK(newest_training_state(folder / "early") == folder / "early" / "step_2");  // nothing was put back yet, so nothing is lost
 
-    Setup later(folder / "later", {.non_finite = Action::RollBack}, {callback_of("spoiler", [](Attachment& run, Connections& connections) {
+    RollBackSetup later(folder / "later", {.non_finite = Action::RollBack}, {callback_of("spoiler", [](Attachment& run, Connections& connections) {
         connections += run.bus.intercept<BatchReady>([&run](BatchReady& event) {
             if (event.position.epoch == 1 && event.batch.indices.front() == 4 && run.moment.mode == Mode::Train) event.batch.inputs = event.batch.inputs * std::numeric_limits<float>::infinity();
         });
@@ -183,8 +183,8 @@ TEST_CASE("a fault in a later epoch goes back to its beginning, or to the state 
 
 TEST_CASE("a run is rolled back as often as it may, and fails at the next fault", "[trainer][roll_back]") {
     const TemporaryFolder folder("roll-back");
-    Setup enough(folder / "enough", {.non_finite = Action::RollBack, .max_roll_backs = 2}), too_few(folder / "few", {.non_finite = Action::RollBack, .max_roll_backs = 1});
-    for (Setup* setup : {&enough, &too_few}) setup->spoil({18, 21});
+    RollBackSetup enough(folder / "enough", {.non_finite = Action::RollBack, .max_roll_backs = 2}), too_few(folder / "few", {.non_finite = Action::RollBack, .max_roll_backs = 1});
+    for (RollBackSetup* setup : {&enough, &too_few}) setup->spoil({18, 21});
     CHECK(enough.train().outcome == Outcome::Finished);
     CHECK(enough.rolled_back.back().count == 2);
     CHECK(enough.left_out.size() == 3);  // the first comes by twice
@@ -193,11 +193,11 @@ TEST_CASE("a run is rolled back as often as it may, and fails at the next fault"
 
 TEST_CASE("of two savers the newest state is put back, whoever wrote it", "[trainer][roll_back]") {
     const TemporaryFolder folder("roll-back");
-    Setup setup(folder / "often", {.non_finite = Action::RollBack}, {ComposedCallback("seldom", make_save_training_state({.folder = folder / "seldom", .every = "2step", .keep = 0}))});
+    RollBackSetup setup(folder / "often", {.non_finite = Action::RollBack}, {ComposedCallback("seldom", make_save_training_state({.folder = folder / "seldom", .every = "2step", .keep = 0}))});
     setup.spoil({30});
     setup.train();
     CHECK(setup.rolled_back.front().position.step == 6);
-    Setup other(folder / "often_too", {.non_finite = Action::RollBack}, {ComposedCallback("seldom", make_save_training_state({.folder = folder / "seldom_too", .every = "5step", .keep = 0}))});
+    RollBackSetup other(folder / "often_too", {.non_finite = Action::RollBack}, {ComposedCallback("seldom", make_save_training_state({.folder = folder / "seldom_too", .every = "5step", .keep = 0}))});
     other.spoil({30});
     other.train();
     CHECK(other.rolled_back.front().position.step == 6);
@@ -205,7 +205,7 @@ TEST_CASE("of two savers the newest state is put back, whoever wrote it", "[trai
 
 TEST_CASE("what is asked for beside a roll-back is done where the run goes on", "[trainer][roll_back]") {
     const TemporaryFolder folder("roll-back");
-    Setup setup(folder / "states", {.non_finite = Action::RollBack}, {asks_at_attempt(8, {Decision::EvaluateNow, Decision::SaveNow})});
+    RollBackSetup setup(folder / "states", {.non_finite = Action::RollBack}, {asks_at_attempt(8, {Decision::EvaluateNow, Decision::SaveNow})});
     setup.spoil({30});
     setup.train();
     auto names = setup.recording->names();
@@ -217,10 +217,10 @@ TEST_CASE("what is asked for beside a roll-back is done where the run goes on", 
 
 TEST_CASE("batches stay left out where a run goes on with batches of another size", "[trainer][roll_back][resume]") {
     const TemporaryFolder folder("roll-back");
-    Setup half(folder / "states", {.non_finite = Action::RollBack}, {asks_at_attempt(8, {Decision::SaveNow, Decision::StopRun})});
+    RollBackSetup half(folder / "states", {.non_finite = Action::RollBack}, {asks_at_attempt(8, {Decision::SaveNow, Decision::StopRun})});
     half.spoil({30});
     half.train();
-    Setup rest(folder / "states", {.non_finite = Action::RollBack}, {asks_at_attempt(99, {})});
+    RollBackSetup rest(folder / "states", {.non_finite = Action::RollBack}, {asks_at_attempt(99, {})});
     rest.spoil({30});
     rest.trainer->train(rest.data, toy_data(4, 3), {.batch_size = 2, .shuffle = false, .resume = ResumeOptions{folder / "states", false, {"batch_size", "batches"}}});
     CHECK(rest.left_out == std::vector<std::string>{"28 29 nan_policy", "30 31 nan_policy"});
@@ -238,7 +238,7 @@ TEST_CASE("a damaged state is passed over in a roll-back, with what is wrong wit
         vandal.after = {"save_training_state"};
         return vandal;
     };
-    Setup setup(folder / "states", {.non_finite = Action::RollBack}, {damages({"step_6"})});
+    RollBackSetup setup(folder / "states", {.non_finite = Action::RollBack}, {damages({"step_6"})});
     setup.spoil({30});
     CapturedStderr captured;
     setup.train();
@@ -246,25 +246,25 @@ TEST_CASE("a damaged state is passed over in a roll-back, with what is wrong wit
     CHECK(setup.rolled_back.front().position.step == 3);
     CHECK(setup.trainer->position().step == 9);
     fs::remove_all(folder / "states");
-    Setup none(folder / "states", {.non_finite = Action::RollBack}, {damages({"step_3", "step_6"})});
+    RollBackSetup none(folder / "states", {.non_finite = Action::RollBack}, {damages({"step_3", "step_6"})});
     none.spoil({30});
     CHECK_THROWS_WITH(none.train(), StartsWith("none of the run's training states can be read: ") && containing("step_6") && containing("step_3"));
 }
 
 TEST_CASE("what is left out stays so in a run that goes on from a state saved after the roll-back", "[trainer][roll_back][resume]") {
     const TemporaryFolder folder("roll-back");
-    Setup whole(folder / "whole", {.non_finite = Action::RollBack}, {asks_at_attempt(99, {})}, with_dropout());
+    RollBackSetup whole(folder / "whole", {.non_finite = Action::RollBack}, {asks_at_attempt(99, {})}, with_dropout());
     whole.spoil({30});
     whole.train(2);
     CHECK(whole.rolled_back.size() == 2);  // the sample is in the second epoch, too
     // At attempt 8, the skipped one, a save and a stop are asked for beside the roll-back: it goes first.
-    Setup half(folder / "half", {.non_finite = Action::RollBack}, {asks_at_attempt(8, {Decision::SaveNow, Decision::StopRun})}, with_dropout());
+    RollBackSetup half(folder / "half", {.non_finite = Action::RollBack}, {asks_at_attempt(8, {Decision::SaveNow, Decision::StopRun})}, with_dropout());
     half.spoil({30});
     CHECK(half.train(2).outcome == Outcome::Stopped);
     CHECK(half.rolled_back.size() == 1);
     CHECK(half.left_out.empty());
     CHECK(half.trainer->position().step == 6);
-    Setup rest(folder / "half", {.non_finite = Action::RollBack}, {asks_at_attempt(99, {})}, with_dropout(99));
+    RollBackSetup rest(folder / "half", {.non_finite = Action::RollBack}, {asks_at_attempt(99, {})}, with_dropout(99));
     rest.spoil({30});
     CHECK(rest.train(2, ResumeOptions{folder / "half"}).outcome == Outcome::Finished);
     CHECK(rest.rolled_back.size() == 1);
@@ -278,8 +278,8 @@ TEST_CASE("averages of weights go back with the weights", "[trainer][roll_back]"
     const auto averages = []() -> std::vector<ComposedCallback> {
         return {make_model_ema({.decay = 0.8}), make_stochastic_weight_averaging({.start = "1step", .every = "1step"}), make_early_stopping({.monitor = "eval.ema.loss", .restore_best = true})};
     };
-    Setup rolls(folder / "states", {.non_finite = Action::RollBack}, averages()), skips(folder / "skips", {}, averages());
-    for (Setup* setup : {&rolls, &skips}) {
+    RollBackSetup rolls(folder / "states", {.non_finite = Action::RollBack}, averages()), skips(folder / "skips", {}, averages());
+    for (RollBackSetup* setup : {&rolls, &skips}) {
         setup->spoil({30});
         setup->train(2);
     }
@@ -337,7 +337,7 @@ TEST_CASE("a stream is begun anew to go back within it", "[trainer][roll_back][d
         std::int64_t spoiled_, next_ = 0;
     };
     const TemporaryFolder folder("roll-back");
-    Setup rolls(folder / "states", {.non_finite = Action::RollBack}), whole(folder / "whole", {});
+    RollBackSetup rolls(folder / "states", {.non_finite = Action::RollBack}), whole(folder / "whole", {});
     const auto all = toy_data(40);
     const auto stream = std::make_shared<Stream>(all, 29);
     CHECK(rolls.trainer->train(stream, toy_data(4, 3), {.batch_size = 4}).outcome == Outcome::Finished);
@@ -353,7 +353,7 @@ TEST_CASE("a stream is begun anew to go back within it", "[trainer][roll_back][d
 TEST_CASE("a roll-back that is asked for within an evaluation waits for its end", "[trainer][roll_back]") {
     const TemporaryFolder folder("roll-back");
     bool asked = false;
-    Setup setup(folder / "states", {.non_finite = Action::RollBack}, {make_step_evaluation({.every = "5step"}), callback_of("asker", [&](Attachment& run, Connections& connections) {
+    RollBackSetup setup(folder / "states", {.non_finite = Action::RollBack}, {make_step_evaluation({.every = "5step"}), callback_of("asker", [&](Attachment& run, Connections& connections) {
         connections += run.bus.observe<EvalStepStart>(Stage::Observe, [&](const EvalStepStart& event) {
             if (event.position.step == 5 && !std::exchange(asked, true)) run.asker.ask_to_roll_back("the evaluation says so", {0, 3, 2});
         });
@@ -373,7 +373,7 @@ TEST_CASE("options that were changed after the state was saved are again as they
     const TemporaryFolder folder("roll-back");
     Trainer* trainer = nullptr;
     std::map<std::int64_t, std::string> before;  // by attempts
-    Setup setup(folder / "states", {.non_finite = Action::RollBack}, {ComposedCallback("clip", make_gradient_clipping({.max_norm = 1.0})), ComposedCallback("smooth", make_label_smoothing({.smoothing = 0.125})),
+    RollBackSetup setup(folder / "states", {.non_finite = Action::RollBack}, {ComposedCallback("clip", make_gradient_clipping({.max_norm = 1.0})), ComposedCallback("smooth", make_label_smoothing({.smoothing = 0.125})),
         callback_of("operator", [&](Attachment& run, Connections& connections) {
             connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) {
                 const std::int64_t at = event.position.attempts;
@@ -410,7 +410,7 @@ TEST_CASE("two ranks roll back together, to what the first of them has saved", "
         auto model = toy_model();
         lock.unlock();
         const auto place = static_cast<std::size_t>(rank);
-        const auto recording = std::make_shared<Recording>();
+        const auto recording = std::make_shared<EventTrace>();
         const auto clean = toy_data(40);
         at::Tensor inputs = clean->inputs().clone();
         if (rank == 1) inputs[26][0] = std::numeric_limits<float>::quiet_NaN();

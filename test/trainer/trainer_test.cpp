@@ -8,7 +8,7 @@
 #include "support/callback_of.hpp"
 #include "support/captured_stderr.hpp"
 #include "support/catch.hpp"
-#include "support/recording.hpp"
+#include "support/event_trace.hpp"
 #include "support/toy.hpp"
 
 using namespace torchbus;
