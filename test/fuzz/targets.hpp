@@ -9,5 +9,12 @@ namespace torchbus::fuzz {
 void manifest(std::string_view bytes);
 void safetensors_header(std::string_view bytes);
 void pickle(std::string_view bytes);
+/// A client's HTTP request up to its body, and who may ask for what.
+void request(std::string_view bytes);
+/// What a WebSocket's client sends behind its hand-shake.
+void websocket_message(std::string_view bytes);
+void command(std::string_view bytes);
+/// A file of event_file.
+void recording(std::string_view bytes);
 
 }  // namespace torchbus::fuzz

@@ -1,0 +1,67 @@
+#include <torchbus/stream/message.hpp>
+
+#include <ctime>
+#include <iterator>
+
+#include <fmt/format.h>
+
+namespace torchbus {
+namespace {
+
+using std::chrono::system_clock;
+
+std::int64_t microseconds_of(system_clock::time_point time) { return std::chrono::duration_cast<std::chrono::microseconds>(time.time_since_epoch()).count(); }
+
+}  // namespace
+
+MessageWriter::MessageWriter(const StreamSource& source) {
+    std::string run;
+    append_json_text(run, source.run);
+    std::string path;
+    append_json_text(path, fmt::format("/torchbus/{}/ranks/{}", source.run, source.rank));
+    head_ = fmt::format(R"({{"specversion":"1.0","source":{},"run":{},"rank":{},"dataschema":"torchbus:events:{}","type":"torchbus.)", path, run, source.rank, kStreamVersion);
+}
+
+std::string_view MessageWriter::second_text(system_clock::time_point now) {
+    const std::int64_t second = std::chrono::duration_cast<std::chrono::seconds>(now.time_since_epoch()).count();
+    if (second != second_) {
+        second_ = second;
+        const auto time = static_cast<std::time_t>(second);
+        std::tm parts{};
+        char text[32];
+        second_text_.assign(text, std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%S", ::gmtime_r(&time, &parts)));
+    }
+    return second_text_;
+}
+
+void MessageWriter::begin(std::string& out, std::string_view name, std::int64_t sequence, std::string_view id_ending, system_clock::time_point now) {
+    out += head_;
+    out += name;
+    const std::string_view second = second_text(now);
+    fmt::format_to(std::back_inserter(out), R"(","id":"{0}{1}","sequence":"{0:016}","time":"{2}.{3:06}Z","data":)", sequence, id_ending, second, microseconds_of(now) % 1'000'000);
+}
+
+void MessageWriter::append(std::string& out, const AnyEvent& event, system_clock::time_point now) {
+    begin(out, event.name(), ++sequence_, "", now);
+    event.append_json(out);
+    out += "}\n";
+}
+
+void MessageWriter::append(std::string& out, std::string_view name, std::string_view data, system_clock::time_point now) {
+    begin(out, name, ++sequence_, "", now);
+    out += data;
+    out += "}\n";
+}
+
+void MessageWriter::append_beside(std::string& out, std::string_view name, std::int64_t sequence, std::string_view data, system_clock::time_point now) {
+    begin(out, name, sequence, fmt::format(".{}.{}", name, ++beside_), now);
+    out += data;
+    out += "}\n";
+}
+
+void MessageWriter::append_gap(std::string& out, std::int64_t first, std::int64_t last, system_clock::time_point now) {
+    begin(out, "gap", last, ".gap", now);
+    fmt::format_to(std::back_inserter(out), R"({{"first":{},"last":{},"count":{}}}}})" "\n", first, last, last - first + 1);
+}
+
+}  // namespace torchbus

@@ -1,0 +1,138 @@
+// What leaves the process: every event of runs that end in every way, as text, as JSON, and by its schema.
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <set>
+
+#include <nlohmann/json.hpp>
+
+#include <torchbus/callbacks/gradient_accumulation.hpp>
+#include <torchbus/callbacks/metrics.hpp>
+#include <torchbus/callbacks/nan_policy.hpp>
+#include <torchbus/callbacks/save_training_state.hpp>
+#include <torchbus/optim/optimizers.hpp>
+#include <torchbus/stream/message.hpp>
+
+#include "support/callback_of.hpp"
+#include "support/catch.hpp"
+#include "support/json_schema.hpp"
+#include "support/source_root.hpp"
+#include "support/temporary_folder.hpp"
+#include "support/toy.hpp"
+
+using namespace torchbus;
+using namespace torchbus::test;
+using nlohmann::json;
+
+namespace {
+
+struct Told {
+    double value = 0;
+    std::string text;
+};
+void to_json(json& out, const Told& told) { out = {{"value", told.value}, {"text", told.text}}; }
+struct Untold {};
+
+/// Calls `look` with every event of a run that accumulates, evaluates, saves, skips, decides, and fails where it is told to.
+void look_at_run(const std::function<void(const AnyEvent&)>& look, bool fails = false) {
+    const TemporaryFolder folder("messages");
+    auto model = toy_model();
+    Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}),
+                     .callbacks = {make_gradient_accumulation({2}), make_metrics({.accuracy = true}), make_save_training_state({.folder = folder.path()}),
+                                   callback_of("tap", [&](Attachment& run, Connections& connections) {
+                                       connections += run.bus.observe_all(Stage::Persist, look);
+                                       connections += run.bus.intercept(Phase::Decide, [](GradientsReady& event) {
+                                           if (event.position.attempts == 1) event.skip("tap", "as it is told");
+                                       });
+                                       connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run, fails](const TrainStepEnd& event) {
+                                           if (event.position.step == 1) run.bus.emit(Told{std::nan(""), "a \"line\"\n\xff"});
+                                           if (event.position.step == 1) run.bus.emit(Untold{});
+                                           if (event.position.step == 2) run.asker.ask(Decision::SaveNow, "now");
+                                           if (fails && event.position.step == 4) throw std::runtime_error("enough");
+                                       });
+                                   })}, .handle_signals = false});
+    try {
+        trainer.train(toy_data(26), toy_data(10, 3), {.epochs = 2, .batch_size = 4});
+        trainer.evaluate(toy_data(8));
+        trainer.predict(toy_data(8));
+    } catch (const Error&) {
+        CHECK(fails);
+    }
+}
+
+constexpr std::chrono::system_clock::time_point kNow{std::chrono::microseconds(1'795'822'867'250'113)};
+
+}  // namespace
+
+TEST_CASE("the text of an event is its JSON", "[stream]") {
+    std::set<std::string> seen;
+    for (const bool fails : {false, true})
+        look_at_run([&](const AnyEvent& event) {
+            if (!event.has_json()) return;
+            seen.insert(event.name());
+            json value;
+            event.write_json(value);
+            std::string text = "before ";
+            event.append_json(text);
+            INFO(event.name() << ": " << text);
+            if (event.name() != "told") CHECK(json::parse(text.substr(7)) == value);
+        }, fails);
+    CHECK(seen.size() >= 36);
+    CHECK(seen.contains("told"));
+    CHECK_FALSE(seen.contains("untold"));
+}
+
+TEST_CASE("every message is a CloudEvent, as the schema has it", "[stream]") {
+    const JsonSchema schema(stream_schema());
+    MessageWriter writer({"20261127T234107-beef", 3});
+    std::int64_t number = 0;
+    std::set<std::string> types;
+    for (const bool fails : {false, true})
+        look_at_run([&](const AnyEvent& event) {
+            if (!event.has_json()) return;
+            std::string line;
+            writer.append(line, event, kNow);
+            REQUIRE(line.ends_with("}\n"));
+            CHECK(std::ranges::count(line, '\n') == 1);
+            const json message = json::parse(line);
+            INFO(line);
+            CHECK(schema.complaint(message) == "");
+            CHECK(message.at("sequence") == fmt::format("{:016}", ++number));
+            CHECK(message.at("id") == std::to_string(number));
+            CHECK(message.at("time") == "2026-11-27T23:41:07.250113Z");
+            CHECK(message.at("source") == "/torchbus/20261127T234107-beef/ranks/3");
+            CHECK(message.at("rank") == 3);
+            types.insert(message.at("type"));
+            if (event.name() == "told") CHECK(message.at("data") == json{{"value", "NaN"}, {"text", "a \"line\"\n\xef\xbf\xbd"}});
+        }, fails);
+    CHECK(types.contains("torchbus.train_step_end"));
+    CHECK(types.contains("torchbus.run_failed"));
+    std::string line;
+    writer.append_gap(line, 5, 9, kNow);
+    CHECK(schema.complaint(json::parse(line)) == "");
+    CHECK(json::parse(line).at("data") == json{{"first", 5}, {"last", 9}, {"count", 5}});
+    // What does not conform is found.
+    json wrong = json::parse(line);
+    wrong["data"].erase("count");
+    CHECK(schema.complaint(wrong) != "");
+}
+
+TEST_CASE("what is no number is written as a text", "[stream]") {
+    std::string text;
+    for (const double number : {0.1, 1e300, -4.0, std::nan(""), std::numeric_limits<double>::infinity(), -std::numeric_limits<double>::infinity()}) {
+        append_json_number(text, number);
+        text += ' ';
+    }
+    CHECK(text == "0.1 1e+300 -4 \"NaN\" \"Infinity\" \"-Infinity\" ");
+    text.clear();
+    append_json(text, json{{"a", {1, 2.5, nullptr, true}}, {"b", json::object()}, {"c", json::array()}, {"d", std::nan("")}});
+    CHECK(text == R"({"a":[1,2.5,null,true],"b":{},"c":[],"d":"NaN"})");
+}
+
+// A change here is a change for whoever reads streams: kStreamVersion counts up where a field went or changed, and the
+// file is written anew with TORCHBUS_UPDATE_GOLDEN=1.
+TEST_CASE("the schema is that of its version", "[stream][golden]") {
+    const auto path = std::filesystem::path(source_root()) / fmt::format("test/golden/stream_schema_{}.json", kStreamVersion);
+    if (std::getenv("TORCHBUS_UPDATE_GOLDEN")) std::ofstream(path) << stream_schema().dump(1) << '\n';
+    CHECK(json::parse(std::ifstream(path)) == stream_schema());
+}
