@@ -10,10 +10,13 @@ namespace torchbus {
 
 std::unique_ptr<Callback> classification_metrics_from_json(OptionReader& reader);
 std::unique_ptr<Callback> console_report_from_json(OptionReader& reader);
+std::unique_ptr<Callback> csv_file_from_json(OptionReader& reader);
 std::unique_ptr<Callback> cutmix_from_json(OptionReader& reader);
 std::unique_ptr<Callback> data_parallel_from_json(OptionReader& reader);
 std::unique_ptr<Callback> device_placement_from_json(OptionReader& reader);
 std::unique_ptr<Callback> early_stopping_from_json(OptionReader& reader);
+std::unique_ptr<Callback> event_file_from_json(OptionReader& reader);
+std::unique_ptr<Callback> event_server_from_json(OptionReader& reader);
 std::unique_ptr<Callback> fingerprint_from_json(OptionReader& reader);
 std::unique_ptr<Callback> freeze_from_json(OptionReader& reader);
 std::unique_ptr<Callback> gradient_accumulation_from_json(OptionReader& reader);
@@ -30,6 +33,7 @@ std::unique_ptr<Callback> metrics_from_json(OptionReader& reader);
 std::unique_ptr<Callback> micro_batch_halving_from_json(OptionReader& reader);
 std::unique_ptr<Callback> mixed_precision_from_json(OptionReader& reader);
 std::unique_ptr<Callback> mixup_from_json(OptionReader& reader);
+std::unique_ptr<Callback> mlflow_from_json(OptionReader& reader);
 std::unique_ptr<Callback> model_ema_from_json(OptionReader& reader);
 std::unique_ptr<Callback> nan_policy_from_json(OptionReader& reader);
 std::unique_ptr<Callback> option_schedule_from_json(OptionReader& reader);
@@ -45,9 +49,11 @@ std::unique_ptr<Callback> sharpness_aware_from_json(OptionReader& reader);
 std::unique_ptr<Callback> step_evaluation_from_json(OptionReader& reader);
 std::unique_ptr<Callback> stochastic_weight_averaging_from_json(OptionReader& reader);
 std::unique_ptr<Callback> sync_batch_norm_from_json(OptionReader& reader);
+std::unique_ptr<Callback> tensorboard_from_json(OptionReader& reader);
 std::unique_ptr<Callback> terminate_on_nan_from_json(OptionReader& reader);
 std::unique_ptr<Callback> throughput_monitor_from_json(OptionReader& reader);
 std::unique_ptr<Callback> time_limit_from_json(OptionReader& reader);
+std::unique_ptr<Callback> webhook_from_json(OptionReader& reader);
 std::unique_ptr<Callback> zero_redundancy_from_json(OptionReader& reader);
 
 }  // namespace torchbus

@@ -1,18 +1,17 @@
 #include <torchbus/callbacks/fingerprint.hpp>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 #include <torch/types.h>
 
 #include <torchbus/changed_option.hpp>
 #include <torchbus/checkpoint/writable.hpp>
 #include <torchbus/error.hpp>
+#include <torchbus/stream/fingerprint_records.hpp>
 
 #include "entries.hpp"
 #include "parts/monitor.hpp"
@@ -138,36 +137,6 @@ private:
     Connections connections_;
 };
 
-// ── comparing two files ──────────────────────────────────────────────────────────────────────────────────────────
-std::vector<json> records_of(const path& file) {
-    std::ifstream stream(file);
-    if (!stream) throw DataError(fmt::format("{}: cannot open the file: {}", file.string(), std::strerror(errno)));
-    std::vector<json> records;
-    for (std::string line; std::getline(stream, line);) {
-        json record = json::parse(line, nullptr, false);
-        if (!record.is_object() || !record.contains("samples")) throw DataError(fmt::format("{}: line {} is no fingerprint; is it a file that `fingerprint` wrote?", file.string(), records.size() + 1));
-        records.push_back(std::move(record));
-    }
-    return records;
-}
-
-std::string difference_of(const json& one, const json& other) {
-    for (const char* what : {"epoch", "step", "attempts", "update"})
-        if (one.value(what, json()) != other.value(what, json())) return fmt::format("the {} is {} in one and {} in the other", what, one.value(what, json()).dump(), other.value(what, json()).dump());
-    for (const char* what : {"samples", "loss", "skipped"})
-        if (one.value(what, json()) != other.value(what, json())) return what == std::string_view("skipped") ? "one update was skipped, the other not" : fmt::format("the {} differ{}", what, what == std::string_view("loss") ? "s" : "");
-    for (const char* group : {"gradients", "parameters", "buffers", "generators"}) {
-        const json left = one.value(group, json::object()), right = other.value(group, json::object());
-        std::vector<std::string> names;
-        for (const auto& [name, hash] : left.items())
-            if (!right.contains(name) || right[name] != hash) names.push_back(name);
-        for (const auto& [name, hash] : right.items())
-            if (!left.contains(name)) names.push_back(name);
-        if (!names.empty()) return fmt::format("{} differ: {}", group, fmt::join(names, ", "));
-    }
-    return {};
-}
-
 }  // namespace
 
 std::uint64_t fingerprint_of(const at::Tensor& tensor) {
@@ -180,12 +149,9 @@ std::uint64_t fingerprint_of(const at::Tensor& tensor) {
 }
 
 std::string difference_of_fingerprints(const path& one, const path& other) {
-    const auto left = records_of(one), right = records_of(other);
-    for (std::size_t i = 0; i < std::min(left.size(), right.size()); ++i)
-        if (const std::string difference = difference_of(left[i], right[i]); !difference.empty())
-            return fmt::format("step {}, line {}: {}", left[i].at("step").dump(), i + 1, difference);
-    if (left.size() == right.size()) return {};
-    return fmt::format("the first {} lines are equal; then one has {} lines, the other {}", std::min(left.size(), right.size()), left.size(), right.size());
+    const auto difference = first_fingerprint_difference(one, other);
+    if (!difference) return {};
+    return difference->is_shorter ? difference->what : fmt::format("step {}, line {}: {}", difference->step, difference->line, difference->what);
 }
 
 std::unique_ptr<Callback> make_fingerprint(FingerprintOptions options) {

@@ -1,6 +1,5 @@
 #include <torchbus/callbacks/learning_rate_monitor.hpp>
 
-#include <limits>
 #include <map>
 #include <optional>
 
@@ -33,7 +32,7 @@ public:
         for (const auto& [update, groups] : groups_)
             for (const Group& group : groups) {
                 declared.publishes.emplace_back(group.rate_name, "train_step_start");
-                if (group.momentum) declared.publishes.emplace_back(group.momentum_name, "train_step_start");
+                if (group.has_momentum) declared.publishes.emplace_back(group.momentum_name, "train_step_start");
             }
         return declared;
     }
@@ -54,7 +53,7 @@ public:
 private:
     struct Group {
         std::string rate_name, momentum_name;
-        std::optional<double> rate, momentum;  ///< as published; the momentum's presence is learnt with the group
+        bool has_momentum = false;
     };
 
     /// Groups may be added while a run is under way: those that are not known yet are learnt.
@@ -63,23 +62,18 @@ private:
         const auto& groups = update.optimizer->param_groups();
         while (known.size() < groups.size()) {
             const std::string suffix = update.name.empty() ? fmt::format(".{}", known.size()) : fmt::format(".{}.{}", update.name, known.size());
-            Group group{"rate" + suffix, "momentum" + suffix, {}, {}};
-            if (options_.momentum && momentum_of(groups[known.size()].options())) group.momentum = std::numeric_limits<double>::quiet_NaN();
-            known.push_back(std::move(group));
+            known.push_back({"rate" + suffix, "momentum" + suffix, options_.momentum && momentum_of(groups[known.size()].options())});
         }
         return known;
     }
 
-    /// What has not changed is on the blackboard already.
+    /// Also what has not changed: a curve of it has a point for every step.
     void publish(const Update& update) {
         auto& known = learn(update);
         const auto& groups = update.optimizer->param_groups();
         for (std::size_t i = 0; i < groups.size(); ++i) {
-            const double rate = groups[i].options().get_lr();
-            if (known[i].rate != rate) run_->blackboard.publish(known[i].rate_name, *(known[i].rate = rate));
-            if (!known[i].momentum) continue;
-            const double momentum = *momentum_of(groups[i].options());
-            if (known[i].momentum != momentum) run_->blackboard.publish(known[i].momentum_name, *(known[i].momentum = momentum));
+            run_->blackboard.publish(known[i].rate_name, groups[i].options().get_lr());
+            if (known[i].has_momentum) run_->blackboard.publish(known[i].momentum_name, *momentum_of(groups[i].options()));
         }
     }
 

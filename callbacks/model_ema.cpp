@@ -71,7 +71,8 @@ public:
         model_ = nullptr;
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        const auto before = change_number(options_, {{"decay", &ModelEmaOptions::decay}}, kind(), option, value, require_valid);
+        const auto before = change_number(options_, {{"decay", &ModelEmaOptions::decay}}, kind(), option, value,
+                                          [](const ModelEmaOptions& changed) { require_valid(changed); });
         return before ? *before : Callback::change_option(option, value);
     }
     SavedState state() const override {

@@ -88,7 +88,8 @@ public:
         run_ = nullptr;
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        const auto before = change_number(options_, {{"spike_factor", &NanPolicyOptions::spike_factor}}, kind(), option, value, require_valid);
+        const auto before = change_number(options_, {{"spike_factor", &NanPolicyOptions::spike_factor}}, kind(), option, value,
+                                          [](const NanPolicyOptions& changed) { require_valid(changed); });
         return before ? *before : Callback::change_option(option, value);
     }
     SavedState state() const override {

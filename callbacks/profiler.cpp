@@ -19,6 +19,7 @@
 #include <torchbus/error.hpp>
 
 #include "entries.hpp"
+#include "parts/steady_seconds.hpp"
 
 namespace torchbus {
 namespace {
@@ -84,8 +85,6 @@ private:
     std::vector<Open> open_;
     std::vector<Span> spans_;
 };
-
-double steady_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 /// profile.json → profile.rank1.json
 std::filesystem::path path_of_rank(std::filesystem::path path, const Consensus& consensus) {

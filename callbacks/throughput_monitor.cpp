@@ -1,36 +1,24 @@
 #include <torchbus/callbacks/throughput_monitor.hpp>
 
 #include <chrono>
-#include <fstream>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 
+#include <torchbus/device.hpp>
 #include <torchbus/error.hpp>
+#include <torchbus/process_memory.hpp>
 
 #include "entries.hpp"
 #include "parts/progress_text.hpp"
+#include "parts/steady_seconds.hpp"
 
 namespace torchbus {
 namespace {
 
-struct Memory {
-    double resident_bytes = 0, peak_bytes = 0;
-};
-
-/// VmHWM and not getrusage's ru_maxrss, which a process inherits from the one that started it.
-Memory memory_of_process() {
-    Memory memory;
-    std::ifstream status("/proc/self/status");
-    for (std::string key, line; status >> key && std::getline(status, line);) {
-        if (key == "VmRSS:") memory.resident_bytes = std::stod(line) * 1024;  // "  123456 kB"
-        if (key == "VmHWM:") memory.peak_bytes = std::stod(line) * 1024;
-    }
-    return memory;
-}
-
-double steady_seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double mebi(auto bytes) { return static_cast<double>(bytes) / (1024 * 1024); }
 
 class ThroughputMonitor final : public Callback {
 public:
@@ -48,7 +36,10 @@ public:
     void attach(Attachment& run) override {
         run_ = &run;
         auto& bus = run.bus;
-        connections_ += bus.observe<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart&) { begin_run(); });
+        connections_ += bus.observe<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart& event) {
+            device_ = event.plan.device;
+            begin_run();
+        });
         connections_ += bus.observe<TrainEpochStart>(Stage::Persist, [this](const auto&) { idle_since_ = options_.clock(); });
         connections_ += bus.observe<TrainStepStart>(Stage::Observe, [this](const auto& event) { begin_step(event.position); });
         connections_ += bus.observe<TrainStepEnd>(Stage::Observe, [this](const auto& event) { end_step(event.position); });
@@ -68,7 +59,8 @@ public:
 
 private:
     static constexpr const char* kNames[] = {"throughput.samples_per_second", "throughput.tokens_per_second", "throughput.steps_per_second",
-                                             "throughput.data_wait", "memory.resident_bytes", "memory.peak_bytes"};
+                                             "throughput.data_wait", "memory.resident_bytes", "memory.peak_bytes",
+                                             "memory.device_allocated_bytes", "memory.device_peak_bytes", "memory.device_reserved_bytes", "memory.device_free_bytes"};
     struct Window {
         double busy = 0, waiting = 0;  ///< seconds
         Counts counts;                 ///< at its beginning
@@ -103,18 +95,25 @@ private:
         const auto rate = [&](std::int64_t Counts::*count) { return static_cast<double>(now.*count - window_->counts.*count) / seconds; };
         const double samples = rate(&Counts::samples), tokens = rate(&Counts::tokens), steps = rate(&Counts::attempts);
         const double wait = window_->waiting / seconds;
-        const Memory memory = memory_of_process();
-        const double values[] = {samples, tokens, steps, wait, memory.resident_bytes, memory.peak_bytes};
-        for (std::size_t i = 0; i < std::size(values); ++i) run_->blackboard.publish(kNames[i], values[i]);
+        const ProcessMemory memory = memory_of_process();
+        std::vector<double> values = {samples, tokens, steps, wait, memory.resident_bytes, memory.peak_bytes};
+        std::string on_device;
+        if (is_accelerator(device_)) {
+            const DeviceMemory of_device = memory_of(device_);
+            for (const std::int64_t bytes : {of_device.allocated, of_device.peak, of_device.reserved, of_device.free}) values.push_back(static_cast<double>(bytes));
+            on_device = fmt::format("; {}: {:.0f} MiB, peak {:.0f} MiB, reserved {:.0f} MiB, free {:.0f} of {:.0f} MiB", device_.str(), mebi(of_device.allocated), mebi(of_device.peak), mebi(of_device.reserved),
+                                    mebi(of_device.free), mebi(of_device.total));
+        }
+        for (std::size_t i = 0; i < values.size(); ++i) run_->blackboard.publish(kNames[i], values[i]);
         if (!options_.print) return;
-        constexpr double kMebi = 1024 * 1024;
         const std::string of_tokens = tokens > 0 ? fmt::format(", {} tokens/s", quantity_text(tokens)) : "";
-        options_.write(fmt::format("step {}: {} samples/s{}, {} steps/s, {:.1f} % waiting for data, memory {:.0f} MiB, peak {:.0f} MiB\n", now.step,
-                                   quantity_text(samples), of_tokens, fmt::format("{:.4g}", steps), wait * 100, memory.resident_bytes / kMebi, memory.peak_bytes / kMebi));
+        options_.write(fmt::format("step {}: {} samples/s{}, {} steps/s, {:.1f} % waiting for data, memory {:.0f} MiB, peak {:.0f} MiB{}\n", now.step,
+                                   quantity_text(samples), of_tokens, fmt::format("{:.4g}", steps), wait * 100, mebi(memory.resident_bytes), mebi(memory.peak_bytes), on_device));
     }
 
     ThroughputMonitorOptions options_;
     Attachment* run_ = nullptr;
+    c10::Device device_ = c10::kCPU;    ///< of the run's batches
     bool warm_ = false;                 ///< the first window is over
     std::optional<double> idle_since_;  ///< waiting for the next step since then
     std::optional<double> step_since_;

@@ -15,7 +15,9 @@ namespace torchbus {
 /// RolledBack (observers).
 /// Publishes, at the end of every window but the first: throughput.samples_per_second, throughput.tokens_per_second (0 where the
 /// data declares none), throughput.steps_per_second, throughput.data_wait (share of the time, in [0, 1]),
-/// memory.resident_bytes, memory.peak_bytes (of the process, from /proc/self/status).
+/// memory.resident_bytes, memory.peak_bytes (of the process, from /proc/self/status); where batches go to a device, of its memory
+/// memory.device_allocated_bytes, memory.device_peak_bytes (both of this process's tensors), memory.device_reserved_bytes (with what
+/// is kept for tensors to come), memory.device_free_bytes (whoever uses the device).
 /// A skipped update counts as a step here: it took its time. Rank: each rank's own samples, clock and memory.
 /// On a device a step's time is that of the training thread, which is right over a window as soon as anything in it waits for the device.
 struct ThroughputMonitorOptions {
