@@ -19,11 +19,11 @@ using Catch::Matchers::Contains;
 
 namespace {
 
-struct Setup {
+struct ConsoleReportSetup {
     std::string report;
     torch::nn::Sequential model = toy_model();
     Trainer trainer;
-    explicit Setup(ConsoleReportOptions options = {}, std::vector<ComposedCallback> more = {}, Loss loss = cross_entropy)
+    explicit ConsoleReportSetup(ConsoleReportOptions options = {}, std::vector<ComposedCallback> more = {}, Loss loss = cross_entropy)
         : trainer(composed(std::move(options), std::move(more), std::move(loss))) {}
     TrainerOptions composed(ConsoleReportOptions options, std::vector<ComposedCallback> more, Loss loss) {
         options.write = [this](std::string_view text) { report += text; };
@@ -65,7 +65,7 @@ ComposedCallback asks_at(std::int64_t step, Decision decision, std::string reaso
 }  // namespace
 
 TEST_CASE("the report tells the outcome, metrics with their best epoch, and the cost of every subscriber", "[callbacks][console_report]") {
-    Setup setup({}, {scores({0.5, 0.25, 0.75})});
+    ConsoleReportSetup setup({}, {scores({0.5, 0.25, 0.75})});
     setup.trainer.train(toy_data(8), {.epochs = 3, .batch_size = 4});
     const auto lines = lines_of(setup.report);
     CHECK(lines[0] == "training finished");
@@ -81,17 +81,17 @@ TEST_CASE("the report tells the outcome, metrics with their best epoch, and the 
 }
 
 TEST_CASE("the best of an accuracy is the largest one, and a NaN is never the best", "[callbacks][console_report]") {
-    Setup setup({}, {scores({0.5, 0.75, std::numeric_limits<double>::quiet_NaN()}, "eval.noisy.accuracy")});
+    ConsoleReportSetup setup({}, {scores({0.5, 0.75, std::numeric_limits<double>::quiet_NaN()}, "eval.noisy.accuracy")});
     setup.trainer.train(toy_data(4), {.epochs = 3, .batch_size = 4});
     CHECK_THAT(setup.report, Contains("eval.noisy.accuracy                                nan          0.75           2\n"));
-    Setup first({}, {scores({std::numeric_limits<double>::quiet_NaN(), 0.75, 0.8})});
+    ConsoleReportSetup first({}, {scores({std::numeric_limits<double>::quiet_NaN(), 0.75, 0.8})});
     first.trainer.train(toy_data(4), {.epochs = 3, .batch_size = 4});
     CHECK_THAT(first.report, Contains("eval.score                                         0.8          0.75           2\n"));
 }
 
 TEST_CASE("a stopped run says who stopped it and why, folded to 80 columns", "[callbacks][console_report]") {
     const std::string reason = "this reason is a long one, longer than a line of a terminal, so that it has to be folded: naïve, but whole to its very end";
-    Setup setup({.accounting = false}, {asks_at(2, Decision::StopRun, reason)});
+    ConsoleReportSetup setup({.accounting = false}, {asks_at(2, Decision::StopRun, reason)});
     setup.trainer.train(toy_data(40), {.batch_size = 4});
     const auto lines = lines_of(setup.report);
     CHECK(lines[0] == "training stopped: asker: this reason is a long one, longer than a line of a");
@@ -103,7 +103,7 @@ TEST_CASE("a stopped run says who stopped it and why, folded to 80 columns", "[c
 }
 
 TEST_CASE("decisions of one kind and requester are counted", "[callbacks][console_report]") {
-    Setup setup({.metrics = false, .accounting = false}, {callback_of("saver", [](Attachment& run, Connections& connections) {
+    ConsoleReportSetup setup({.metrics = false, .accounting = false}, {callback_of("saver", [](Attachment& run, Connections& connections) {
         connections += run.bus.observe<TrainStepEnd>(Stage::Report, [&run](const TrainStepEnd& event) {
             if (event.position.step <= 3) run.asker.ask(Decision::SaveNow, "every step");
         });
@@ -113,13 +113,13 @@ TEST_CASE("decisions of one kind and requester are counted", "[callbacks][consol
 }
 
 TEST_CASE("a failed run is reported with its error", "[callbacks][console_report]") {
-    Setup setup({.metrics = false, .accounting = false}, {}, [](const at::Tensor&, const at::Tensor&) -> at::Tensor { throw std::runtime_error("no loss today"); });
+    ConsoleReportSetup setup({.metrics = false, .accounting = false}, {}, [](const at::Tensor&, const at::Tensor&) -> at::Tensor { throw std::runtime_error("no loss today"); });
     CHECK_THROWS(setup.trainer.train(toy_data(8)));
     CHECK(setup.report == "training failed: no loss today\n  0:00 in 0 steps, 0 epochs, 0 samples\n");
 }
 
 TEST_CASE("skipped updates are told", "[callbacks][console_report]") {
-    Setup setup({.metrics = false, .accounting = false}, {callback_of("skipper", [](Attachment& run, Connections& connections) {
+    ConsoleReportSetup setup({.metrics = false, .accounting = false}, {callback_of("skipper", [](Attachment& run, Connections& connections) {
         connections += run.bus.intercept(Phase::Decide, [](GradientsReady& event) { if (event.position.attempts == 1) event.skip("skipper", "test"); });
     })});
     setup.trainer.train(toy_data(12), {.batch_size = 4});
@@ -127,7 +127,7 @@ TEST_CASE("skipped updates are told", "[callbacks][console_report]") {
 }
 
 TEST_CASE("each run is accounted by itself", "[callbacks][console_report]") {
-    Setup setup({}, {scores({1, 2, 3})});
+    ConsoleReportSetup setup({}, {scores({1, 2, 3})});
     setup.trainer.train(toy_data(4), {.epochs = 3, .batch_size = 4});
     setup.report.clear();
     setup.trainer.train(toy_data(4), {.epochs = 1, .batch_size = 4});
@@ -147,7 +147,7 @@ TEST_CASE("many subscribers are summed up, and long names cut", "[callbacks][con
         };
         many.push_back(callback_of("subscriber_with_a_name_of_many_columns_" + std::to_string(i), connect));
     }
-    Setup setup({.max_subscribers = 3}, std::move(many));
+    ConsoleReportSetup setup({.max_subscribers = 3}, std::move(many));
     setup.trainer.train(toy_data(8), {.batch_size = 4});
     const auto lines = lines_of(setup.report);
     for (const std::string& line : lines) CHECK(columns_of(line) <= 80);

@@ -15,12 +15,12 @@ namespace {
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
-struct Setup {
+struct EarlyStoppingSetup {
     torch::nn::Sequential model = toy_model();
     std::shared_ptr<Callback> stopper;
     std::vector<std::vector<at::Tensor>> after_epoch;  ///< the weights, by epoch
     Trainer trainer;
-    Setup(std::vector<double> scores, EarlyStoppingOptions options)
+    EarlyStoppingSetup(std::vector<double> scores, EarlyStoppingOptions options)
         : stopper(make_early_stopping([&] { options.monitor = "eval.score"; return options; }())),
           trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {.learning_rate = 0.5}),
                    .callbacks = {scripted_metric(std::move(scores)), ComposedCallback(stopper), callback_of("tap", [this](Attachment& run, Connections& connections) {
@@ -37,7 +37,7 @@ using Options = EarlyStoppingOptions;
 }  // namespace
 
 TEST_CASE("early stopping ends the run after patience checks without an improvement, with a reason", "[callbacks][early_stopping]") {
-    Setup setup({3, 2, 2.5, 2, 1}, {.patience = 2});
+    EarlyStoppingSetup setup({3, 2, 2.5, 2, 1}, {.patience = 2});
     const RunResult result = setup.train();
     CHECK(result.outcome == Outcome::Stopped);
     CHECK(result.requester == "early_stopping");
@@ -46,67 +46,67 @@ TEST_CASE("early stopping ends the run after patience checks without an improvem
 }
 
 TEST_CASE("an improvement starts the patience anew", "[callbacks][early_stopping]") {
-    Setup setup({3, 4, 2, 4, 1, 4, 5}, {.patience = 2});
+    EarlyStoppingSetup setup({3, 4, 2, 4, 1, 4, 5}, {.patience = 2});
     CHECK(setup.train().reason == "eval.score has not improved for 2 checks: the best was 1 after epoch 5, now it is 5");
 }
 
 TEST_CASE("with mode max a larger metric is the better one", "[callbacks][early_stopping]") {
-    Setup setup({0.5, 0.7, 0.6}, {.mode = Options::Mode::Max, .patience = 1});
+    EarlyStoppingSetup setup({0.5, 0.7, 0.6}, {.mode = Options::Mode::Max, .patience = 1});
     CHECK(setup.train().reason == "eval.score has not improved for 1 check: the best was 0.7 after epoch 2, now it is 0.6");
 }
 
 TEST_CASE("an improvement must exceed the threshold, absolute or relative to the size of the best", "[callbacks][early_stopping]") {
     // 10 → 9.5 is 0.5 better: not by more than 0.5, nor by more than 10 % of 10.
     for (const auto& [threshold, mode] : {std::pair{0.5, Options::ThresholdMode::Absolute}, std::pair{0.1, Options::ThresholdMode::Relative}}) {
-        Setup stays({10, 9.5}, {.patience = 1, .threshold = threshold, .threshold_mode = mode});
+        EarlyStoppingSetup stays({10, 9.5}, {.patience = 1, .threshold = threshold, .threshold_mode = mode});
         CHECK(stays.train().outcome == Outcome::Stopped);
-        Setup improves({10, 8.9, 7.9, 7.0}, {.patience = 1, .threshold = threshold, .threshold_mode = mode});
+        EarlyStoppingSetup improves({10, 8.9, 7.9, 7.0}, {.patience = 1, .threshold = threshold, .threshold_mode = mode});
         CHECK(improves.train(4).outcome == Outcome::Finished);
     }
-    Setup negative({-10, -11.5}, {.patience = 1, .threshold = 0.1, .threshold_mode = Options::ThresholdMode::Relative});
+    EarlyStoppingSetup negative({-10, -11.5}, {.patience = 1, .threshold = 0.1, .threshold_mode = Options::ThresholdMode::Relative});
     CHECK(negative.train(2).outcome == Outcome::Finished);  // a negative loss that falls by 15 % has improved
 }
 
 TEST_CASE("a bound that is reached stops the run at once", "[callbacks][early_stopping]") {
-    Setup low({3, 2, 1, 0.5}, {.stop_at = 1});
+    EarlyStoppingSetup low({3, 2, 1, 0.5}, {.stop_at = 1});
     CHECK(low.train().reason == "eval.score is 1 after epoch 3, which reaches the bound of 1");
-    Setup high({0.5, 0.99}, {.mode = Options::Mode::Max, .stop_at = 0.9});
+    EarlyStoppingSetup high({0.5, 0.99}, {.mode = Options::Mode::Max, .stop_at = 0.9});
     CHECK(high.train().reason == "eval.score is 0.99 after epoch 2, which reaches the bound of 0.9");
 }
 
 TEST_CASE("a NaN stops the run, or counts as no improvement", "[callbacks][early_stopping]") {
-    Setup stops({3, kNan}, {});
+    EarlyStoppingSetup stops({3, kNan}, {});
     CHECK(stops.train().reason == "eval.score is nan after epoch 2");
-    Setup waits({3, kNan, kNan}, {.patience = 2, .check_finite = false});
+    EarlyStoppingSetup waits({3, kNan, kNan}, {.patience = 2, .check_finite = false});
     CHECK(waits.train().reason == "eval.score has not improved for 2 checks: the best was 3 after epoch 1, now it is nan");
-    Setup never({kNan, kNan}, {.patience = 2, .check_finite = false});
+    EarlyStoppingSetup never({kNan, kNan}, {.patience = 2, .check_finite = false});
     CHECK(never.train().reason == "eval.score has not improved for 2 checks: it never was a finite number, now it is nan");
-    Setup infinite({3, -std::numeric_limits<double>::infinity(), 2.5, 2.4}, {.patience = 2, .check_finite = false});
+    EarlyStoppingSetup infinite({3, -std::numeric_limits<double>::infinity(), 2.5, 2.4}, {.patience = 2, .check_finite = false});
     CHECK(infinite.train(4).outcome == Outcome::Finished);  // an infinity is not taken for the best
 }
 
 TEST_CASE("the best weights are put back at the end, also when the run was not stopped by it", "[callbacks][early_stopping]") {
-    Setup setup({3, 1, 2, 2}, {.patience = 2, .restore_best = true});
+    EarlyStoppingSetup setup({3, 1, 2, 2}, {.patience = 2, .restore_best = true});
     CHECK(setup.train().outcome == Outcome::Stopped);
     CHECK(equal_bits(copies_of(setup.model->parameters()), setup.after_epoch[1]));
     CHECK_FALSE(equal_bits(copies_of(setup.model->parameters()), setup.after_epoch[3]));
-    Setup finishes({3, 1, 2}, {.restore_best = true});
+    EarlyStoppingSetup finishes({3, 1, 2}, {.restore_best = true});
     CHECK(finishes.train(3).outcome == Outcome::Finished);
     CHECK(equal_bits(copies_of(finishes.model->parameters()), finishes.after_epoch[1]));
-    Setup keeps({3, 1, 2}, {});
+    EarlyStoppingSetup keeps({3, 1, 2}, {});
     keeps.train(3);
     CHECK(equal_bits(copies_of(keeps.model->parameters()), keeps.after_epoch[2]));
 }
 
 TEST_CASE("a second run begins without the best of the first, unless its state was put back", "[callbacks][early_stopping]") {
-    Setup setup({3, 4}, {.patience = 1, .restore_best = true});
+    EarlyStoppingSetup setup({3, 4}, {.patience = 1, .restore_best = true});
     setup.train();
     const SavedState state = setup.stopper->state();
     CHECK(state.values.dump() == R"({"best":3.0,"best_epoch":1,"waited":1})");
     CHECK(state.tensors.size() == 4);
     CHECK(setup.train().reason == "eval.score has not improved for 1 check: the best was 3 after epoch 1, now it is 4");
 
-    Setup resumed({4}, {.patience = 2, .restore_best = true});
+    EarlyStoppingSetup resumed({4}, {.patience = 2, .restore_best = true});
     resumed.stopper->load_state(state);
     CHECK(resumed.train().reason == "eval.score has not improved for 2 checks: the best was 3 after epoch 1, now it is 4");
     CHECK(resumed.trainer.position().epoch == 1);

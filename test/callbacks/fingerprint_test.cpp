@@ -16,12 +16,12 @@ using namespace torchbus::test;
 
 namespace {
 
-struct Setup {
+struct FingerprintSetup {
     torch::nn::Sequential model = toy_model();
     std::shared_ptr<Callback> fingerprint;
     std::function<void(GradientsReady&)> change = [](GradientsReady&) {};
     Trainer trainer;
-    explicit Setup(FingerprintOptions options, std::uint64_t seed = 7, double rate = 0.1)
+    explicit FingerprintSetup(FingerprintOptions options, std::uint64_t seed = 7, double rate = 0.1)
         : fingerprint(make_fingerprint(std::move(options))),
           trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {.learning_rate = rate}), .callbacks = {ComposedCallback(fingerprint), callback_of("change", [this](Attachment& run, Connections& connections) {
                        connections += run.bus.intercept(Phase::Change, [this](GradientsReady& event) { change(event); });
@@ -60,7 +60,7 @@ TEST_CASE("the hash tells type, shape and every bit, not how a tensor lies in me
 
 TEST_CASE("two equal runs have equal fingerprints, a line at every interval", "[callbacks][fingerprint]") {
     const TemporaryFolder folder("fingerprint");
-    for (const char* name : {"a", "b"}) CHECK(Setup({.every = "2step", .path = folder / name}).train().outcome == Outcome::Finished);
+    for (const char* name : {"a", "b"}) CHECK(FingerprintSetup({.every = "2step", .path = folder / name}).train().outcome == Outcome::Finished);
     CHECK(difference_of_fingerprints(folder / "a", folder / "b").empty());
     const auto lines = lines_of(folder / "a");
     REQUIRE(lines.size() == 4);
@@ -74,20 +74,20 @@ TEST_CASE("two equal runs have equal fingerprints, a line at every interval", "[
 
 TEST_CASE("a comparison names the first step, and the tensor where it began", "[callbacks][fingerprint]") {
     const TemporaryFolder folder("fingerprint");
-    Setup({.every = "1step", .path = folder / "reference"}).train();
-    Setup touched({.every = "1step", .path = folder / "touched"});
+    FingerprintSetup({.every = "1step", .path = folder / "reference"}).train();
+    FingerprintSetup touched({.every = "1step", .path = folder / "touched"});
     touched.change = [&](GradientsReady& event) { if (event.position.step == 4) touched.model[2]->as<torch::nn::Linear>()->bias.mutable_grad()[1] += 1e-6f; };
     touched.train();
     CHECK(difference_of_fingerprints(folder / "reference", folder / "touched") == "step 5, line 5: gradients differ: 2.bias");
-    Setup({.every = "1step", .path = folder / "other_seed"}, 8).train();
+    FingerprintSetup({.every = "1step", .path = folder / "other_seed"}, 8).train();
     CHECK(difference_of_fingerprints(folder / "reference", folder / "other_seed") == "step 1, line 1: the samples differ");
-    Setup({.every = "1step", .path = folder / "other_rate"}, 7, 0.2).train();
+    FingerprintSetup({.every = "1step", .path = folder / "other_rate"}, 7, 0.2).train();
     CHECK(difference_of_fingerprints(folder / "reference", folder / "other_rate") == "step 1, line 1: parameters differ: 0.bias, 0.weight, 2.bias, 2.weight");
-    Setup draws({.every = "1step", .path = folder / "draws"});
+    FingerprintSetup draws({.every = "1step", .path = folder / "draws"});
     draws.change = [](GradientsReady& event) { if (event.position.step == 2) torch::rand({1}); };
     draws.train();
     CHECK(difference_of_fingerprints(folder / "reference", folder / "draws") == "step 3, line 3: generators differ: cpu");
-    Setup skips({.every = "1attempt", .path = folder / "skips"});
+    FingerprintSetup skips({.every = "1attempt", .path = folder / "skips"});
     skips.change = [](GradientsReady& event) { if (event.position.step == 1) event.skip("change", "a test"); };
     skips.train();
     CHECK_THAT(difference_of_fingerprints(folder / "reference", folder / "skips"), Catch::Matchers::StartsWith("step 2, line 2: the step is 2 in one and 1 in the other"));
@@ -95,12 +95,12 @@ TEST_CASE("a comparison names the first step, and the tensor where it began", "[
 
 TEST_CASE("a new run begins the file anew, a resumed one adds to it", "[callbacks][fingerprint]") {
     const TemporaryFolder folder("fingerprint");
-    Setup setup({.every = "4step", .path = folder / "f"});
+    FingerprintSetup setup({.every = "4step", .path = folder / "f"});
     for (int run = 0; run < 2; ++run) {
         setup.train();
         CHECK(lines_of(folder / "f").size() == 2);
     }
-    Setup resumed({.every = "4step", .path = folder / "f"});
+    FingerprintSetup resumed({.every = "4step", .path = folder / "f"});
     resumed.fingerprint->load_state(setup.fingerprint->state());
     resumed.train();
     CHECK(lines_of(folder / "f").size() == 4);
@@ -112,7 +112,7 @@ TEST_CASE("a new run begins the file anew, a resumed one adds to it", "[callback
 
 TEST_CASE("a function gets the records instead of a file", "[callbacks][fingerprint]") {
     std::vector<nlohmann::json> records;
-    Setup setup({.every = "1epoch", .path = {}, .write = [&](const nlohmann::json& record) { records.push_back(record); }});
+    FingerprintSetup setup({.every = "1epoch", .path = {}, .write = [&](const nlohmann::json& record) { records.push_back(record); }});
     setup.train();
     REQUIRE(records.size() == 1);
     CHECK(records[0]["step"] == 8);
@@ -120,8 +120,8 @@ TEST_CASE("a function gets the records instead of a file", "[callbacks][fingerpr
 
 TEST_CASE("a full disk and files of another kind are told", "[callbacks][fingerprint]") {
     const TemporaryFolder folder("fingerprint");
-    CHECK_THROWS_WITH(Setup({.every = "1step", .path = "/dev/full"}).train(), containing("/dev/full: cannot write; make room, or give fingerprint another path"));
-    CHECK_THROWS_WITH(Setup({.path = "/proc/self/nowhere/f"}).train(), "'fingerprint' cannot write to '/proc/self/nowhere/f': No such file or directory; give another `path`");
+    CHECK_THROWS_WITH(FingerprintSetup({.every = "1step", .path = "/dev/full"}).train(), containing("/dev/full: cannot write; make room, or give fingerprint another path"));
+    CHECK_THROWS_WITH(FingerprintSetup({.path = "/proc/self/nowhere/f"}).train(), "'fingerprint' cannot write to '/proc/self/nowhere/f': No such file or directory; give another `path`");
     std::ofstream(folder / "text") << "no JSON\n";
     CHECK_THROWS_WITH(difference_of_fingerprints(folder / "text", folder / "text"), Catch::Matchers::EndsWith("text: line 1 is no fingerprint; is it a file that `fingerprint` wrote?"));
     CHECK_THROWS_WITH(difference_of_fingerprints(folder / "none", folder / "none"), Catch::Matchers::EndsWith("none: cannot open the file: No such file or directory"));

@@ -15,11 +15,11 @@ using namespace torchbus::test;
 
 namespace {
 
-struct Setup {
+struct FreezeSetup {
     torch::nn::Sequential model;
     std::shared_ptr<torch::optim::SGD> optimizer;
     std::unique_ptr<Trainer> trainer;
-    explicit Setup(std::vector<ComposedCallback> callbacks, torch::nn::Sequential its_model = toy_model())
+    explicit FreezeSetup(std::vector<ComposedCallback> callbacks, torch::nn::Sequential its_model = toy_model())
         : model(std::move(its_model)), optimizer(std::make_shared<torch::optim::SGD>(model->parameters(), torch::optim::SGDOptions(0.5).momentum(0.9).weight_decay(0.1))),
           trainer(std::make_unique<Trainer>(TrainerOptions{.model = model, .loss = cross_entropy, .optimizer = optimizer, .callbacks = std::move(callbacks), .handle_signals = false})) {}
     at::Tensor weight(const char* name) const { return model->named_parameters()[name]; }
@@ -31,7 +31,7 @@ struct Course {
     std::vector<std::pair<std::int64_t, std::size_t>> announced;  ///< step, tensors added
 };
 
-Course train(Setup& setup, const char* name, std::int64_t epochs) {
+Course train(FreezeSetup& setup, const char* name, std::int64_t epochs) {
     Course course;
     at::Tensor before = setup.weight(name).detach().clone();
     auto tap = setup.trainer->subscribe("tap");
@@ -53,7 +53,7 @@ torch::nn::Sequential model_with_batch_norm() {
 }  // namespace
 
 TEST_CASE("what is named stays as it is, weight decay and momentum notwithstanding, and is trainable again after a detach", "[callbacks][freeze]") {
-    Setup setup({make_freeze({.names = {"0.*"}})});
+    FreezeSetup setup({make_freeze({.names = {"0.*"}})});
     const at::Tensor bias = setup.weight("0.bias").detach().clone();
     CHECK(train(setup, "0.weight", 2).moved == std::vector<bool>{false, false});
     CHECK(setup.weight("0.bias").equal(bias));
@@ -64,7 +64,7 @@ TEST_CASE("what is named stays as it is, weight decay and momentum notwithstandi
 }
 
 TEST_CASE("groups are unfrozen and frozen where an epoch starts, which is announced; a second run begins anew", "[callbacks][freeze]") {
-    Setup setup({make_freeze({.groups = {{.names = {"0.*"}, .unfreeze_at = "1epoch", .freeze_at = "2epoch"}}})});
+    FreezeSetup setup({make_freeze({.groups = {{.names = {"0.*"}, .unfreeze_at = "1epoch", .freeze_at = "2epoch"}}})});
     for (int run = 0; run < 2; ++run) {
         const Course course = train(setup, "0.weight", 3);
         CHECK(course.moved == std::vector<bool>{false, true, false});
@@ -73,7 +73,7 @@ TEST_CASE("groups are unfrozen and frozen where an epoch starts, which is announ
 }
 
 TEST_CASE("a group without a start is trained until it is frozen", "[callbacks][freeze]") {
-    Setup setup({make_freeze({.groups = {{.names = {"?.bias"}, .freeze_at = "0.5run"}}})});
+    FreezeSetup setup({make_freeze({.groups = {{.names = {"?.bias"}, .freeze_at = "0.5run"}}})});
     const Course course = train(setup, "2.bias", 4);
     CHECK(course.moved == std::vector<bool>{true, true, false, false});
     CHECK(course.announced == std::vector<std::pair<std::int64_t, std::size_t>>{{4, 0}});
@@ -81,7 +81,7 @@ TEST_CASE("a group without a start is trained until it is frozen", "[callbacks][
 
 TEST_CASE("a position in steps is reached by updates that were made", "[callbacks][freeze]") {
     std::vector<bool> trainable;
-    Setup setup({make_freeze({.groups = {{.names = {"0.*"}, .unfreeze_at = "2step"}}}), callback_of("skipper", [&](Attachment& run, Connections& connections) {
+    FreezeSetup setup({make_freeze({.groups = {{.names = {"0.*"}, .unfreeze_at = "2step"}}}), callback_of("skipper", [&](Attachment& run, Connections& connections) {
         connections += run.bus.intercept(Phase::Decide, [&](GradientsReady& event) {
             trainable.push_back(event.gradients.parameters()[0].grad().defined());
             if (event.position.attempts == 1) event.skip("skipper", "test");
@@ -93,7 +93,7 @@ TEST_CASE("a position in steps is reached by updates that were made", "[callback
 
 TEST_CASE("a group learns at its own factor of the rate, under a schedule too, and the optimizer gets its groups back", "[callbacks][freeze]") {
     std::vector<std::vector<double>> rates;
-    Setup setup({make_learning_rate_schedule({[](const Moment& moment) { return moment.position.step == 0 ? 1.0 : 0.5; }}),
+    FreezeSetup setup({make_learning_rate_schedule({[](const Moment& moment) { return moment.position.step == 0 ? 1.0 : 0.5; }}),
                  make_freeze({.groups = {{.names = {"0.*"}, .unfreeze_at = "0step", .learning_rate_factor = 0.1}}}),
                  callback_of("rates", [&](Attachment& run, Connections& connections) {
                      connections += run.bus.observe<TrainStepEnd>(Stage::Report, [&](const TrainStepEnd& event) {
@@ -116,7 +116,7 @@ TEST_CASE("a group learns at its own factor of the rate, under a schedule too, a
 }
 
 TEST_CASE("a group that is all of the optimizer's keeps its place, and its rate comes back", "[callbacks][freeze]") {
-    Setup setup({make_freeze({.groups = {{.names = {"*"}, .freeze_at = "1run", .learning_rate_factor = 0.5}}})});
+    FreezeSetup setup({make_freeze({.groups = {{.names = {"*"}, .freeze_at = "1run", .learning_rate_factor = 0.5}}})});
     train(setup, "0.weight", 1);
     CHECK(setup.optimizer->param_groups().size() == 1);
     CHECK(setup.optimizer->param_groups()[0].options().get_lr() == 0.25);
@@ -126,7 +126,7 @@ TEST_CASE("a group that is all of the optimizer's keeps its place, and its rate 
 
 TEST_CASE("running statistics of frozen layers stay as they are", "[callbacks][freeze]") {
     for (const bool kept : {true, false}) {
-        Setup setup({make_freeze({.names = {"0.*", "1.*"}, .batch_norm = kept})}, model_with_batch_norm());
+        FreezeSetup setup({make_freeze({.names = {"0.*", "1.*"}, .batch_norm = kept})}, model_with_batch_norm());
         const auto before = copies_of(setup.model->buffers());
         train(setup, "0.weight", 2);
         const auto after = setup.model->named_buffers();
@@ -139,7 +139,7 @@ TEST_CASE("running statistics of frozen layers stay as they are", "[callbacks][f
 TEST_CASE("frozen batch norm is in evaluation mode until it is unfrozen", "[callbacks][freeze]") {
     auto model = model_with_batch_norm();
     std::vector<std::pair<bool, bool>> training;
-    Setup setup({make_metrics(), make_freeze({.groups = {{.names = {"0.*", "1.*"}, .unfreeze_at = "2epoch"}}}),
+    FreezeSetup setup({make_metrics(), make_freeze({.groups = {{.names = {"0.*", "1.*"}, .unfreeze_at = "2epoch"}}}),
                  callback_of("modes", [&](Attachment& run, Connections& connections) {
                      connections += run.bus.observe<ForwardStart>(Stage::Report, [&](const ForwardStart&) {
                          training.emplace_back(model->ptr(1)->is_training(), model->ptr(3)->is_training());
@@ -152,7 +152,7 @@ TEST_CASE("frozen batch norm is in evaluation mode until it is unfrozen", "[call
 
 TEST_CASE("freeze refuses names that are not there, and a run in which nothing trains", "[callbacks][freeze]") {
     const auto refusal = [](FreezeOptions options) -> std::string {
-        Setup setup({make_freeze(std::move(options))});
+        FreezeSetup setup({make_freeze(std::move(options))});
         try {
             setup.trainer->train(toy_data(4));
         } catch (const ConfigError& error) {
@@ -175,7 +175,7 @@ TEST_CASE("freeze reads its groups from JSON, and names the path of what is wron
         reader.finish();
         return callback;
     };
-    Setup setup({std::shared_ptr<Callback>(from(R"({"groups": [{"names": ["0.*"], "unfreeze_at": "1epoch", "learning_rate_factor": 0.1}]})"))});
+    FreezeSetup setup({std::shared_ptr<Callback>(from(R"({"groups": [{"names": ["0.*"], "unfreeze_at": "1epoch", "learning_rate_factor": 0.1}]})"))});
     CHECK(train(setup, "0.weight", 2).moved == std::vector<bool>{false, true});
     CHECK_THROWS_WITH(from(R"({"groups": [{"names": ["0.*"], "unfreeze_a": "1epoch"}]})"), containing("run.json: callbacks[0].groups[0].unfreeze_a: unknown key; did you mean 'unfreeze_at'?"));
     CHECK_THROWS_WITH(from(R"({"groups": {}})"), "run.json: callbacks[0].groups: {} is a object; expected an array of objects");

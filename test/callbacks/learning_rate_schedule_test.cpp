@@ -39,12 +39,12 @@ ComposedCallback noting(Rates& rates) {
     });
 }
 
-struct Setup {
+struct LearningRateScheduleSetup {
     torch::nn::Sequential model = toy_model();
     std::shared_ptr<torch::optim::Optimizer> optimizer = two_groups(model);
     Rates rates;
     Trainer trainer;
-    explicit Setup(std::vector<ComposedCallback> callbacks) : trainer({.model = model, .loss = cross_entropy, .optimizer = optimizer,
+    explicit LearningRateScheduleSetup(std::vector<ComposedCallback> callbacks) : trainer({.model = model, .loss = cross_entropy, .optimizer = optimizer,
                                                                        .callbacks = with_notes(std::move(callbacks)), .handle_signals = false}) {}
     std::vector<ComposedCallback> with_notes(std::vector<ComposedCallback> callbacks) {
         callbacks.push_back(noting(rates));
@@ -62,14 +62,14 @@ std::unique_ptr<Callback> from(const json& options) {
 }  // namespace
 
 TEST_CASE("every parameter group keeps its own base rate", "[callbacks][learning_rate_schedule]") {
-    Setup setup({make_learning_rate_schedule({make_linear_schedule({})})});
+    LearningRateScheduleSetup setup({make_learning_rate_schedule({make_linear_schedule({})})});
     setup.trainer.train(toy_data(16), {.batch_size = 4});
     CHECK(setup.rates == Rates{{0.4, 0.1}, {0.4 * 0.75, 0.1 * 0.75}, {0.2, 0.05}, {0.1, 0.025}});
     CHECK(setup.trainer.history().latest("learning_rate").value() == 0.1);  // of the first group
 }
 
 TEST_CASE("groups get factors of the schedule or schedules of their own", "[callbacks][learning_rate_schedule]") {
-    Setup setup({from({{"schedule", {{"kind", "linear"}}}, {"groups", {0.5, {{"kind", "step"}, {"every", 2}, {"factor", 0.1}}}}})});
+    LearningRateScheduleSetup setup({from({{"schedule", {{"kind", "linear"}}}, {"groups", {0.5, {{"kind", "step"}, {"every", 2}, {"factor", 0.1}}}}})});
     setup.trainer.train(toy_data(16), {.batch_size = 4});
     REQUIRE(setup.rates.size() == 4);
     CHECK(setup.rates[1] == std::vector<double>{0.4 * 0.375, 0.1});  // half of 0.75; still before the drop
@@ -78,7 +78,7 @@ TEST_CASE("groups get factors of the schedule or schedules of their own", "[call
 }
 
 TEST_CASE("as many groups as the optimizer has are wanted", "[callbacks][learning_rate_schedule]") {
-    Setup setup({from({{"groups", {0.5}}})});
+    LearningRateScheduleSetup setup({from({{"groups", {0.5}}})});
     CHECK_THROWS_WITH(setup.trainer.train(toy_data(4)), "learning_rate_schedule: "
                                                         "groups: 1 were given, and the optimizer has 2 parameter groups; give one each, or none");
     CHECK_THROWS_WITH(from({{"groups", {"half"}}}), "run.json: callbacks[0].groups[0]: \"half\" is neither a factor of at least 0 nor a schedule");
@@ -88,7 +88,7 @@ TEST_CASE("as many groups as the optimizer has are wanted", "[callbacks][learnin
 
 TEST_CASE("a group that is added while a run is under way is scheduled from the rate that it brings", "[callbacks][learning_rate_schedule]") {
     const at::Tensor late = torch::ones({2}, torch::requires_grad());
-    Setup setup({make_learning_rate_schedule({make_linear_schedule({})}), callback_of("adding", [&](Attachment& run, Connections& connections) {
+    LearningRateScheduleSetup setup({make_learning_rate_schedule({make_linear_schedule({})}), callback_of("adding", [&](Attachment& run, Connections& connections) {
                      connections += run.bus.observe<TrainStepEnd>(Stage::Report, [&](const TrainStepEnd& event) {
                          if (event.position.step == 2)
                              event.update.optimizer->add_param_group({{late}, std::make_unique<torch::optim::SGDOptions>(8.0)});
@@ -100,10 +100,10 @@ TEST_CASE("a group that is added while a run is under way is scheduled from the 
 
 TEST_CASE("a resumed run goes on from the saved base and position, without replay", "[callbacks][learning_rate_schedule]") {
     const auto schedule = [] { return make_learning_rate_schedule({make_cosine_schedule({.warmup = 2, .minimum = 0.1})}); };
-    Setup whole({schedule()});
+    LearningRateScheduleSetup whole({schedule()});
     whole.trainer.train(toy_data(32), {.batch_size = 4});
     // A fresh process: the optimizer comes with the rate at which it was saved, the position and the state are put back.
-    Setup resumed({});
+    LearningRateScheduleSetup resumed({});
     std::shared_ptr<Callback> callback = schedule();
     AloneOnBus alone(callback);
     Bus& bus = alone.bus();
@@ -122,7 +122,7 @@ TEST_CASE("a resumed run goes on from the saved base and position, without repla
 }
 
 TEST_CASE("a schedule that does not fit the run is refused or warned of before the first step", "[callbacks][learning_rate_schedule]") {
-    Setup setup({make_learning_rate_schedule({make_cosine_schedule({.warmup = 100})})});
+    LearningRateScheduleSetup setup({make_learning_rate_schedule({make_cosine_schedule({.warmup = 100})})});
     const auto report = setup.trainer.check(toy_data(16), nullptr, {.batch_size = 4});
     REQUIRE(report.findings.size() == 1);
     CHECK(report.findings[0].weight == Finding::Weight::Warning);
@@ -134,15 +134,15 @@ TEST_CASE("a schedule that does not fit the run is refused or warned of before t
 }
 
 TEST_CASE("an update that is not there is refused", "[callbacks][learning_rate_schedule]") {
-    Setup setup({make_learning_rate_schedule({make_constant_schedule(), "critic"})});
+    LearningRateScheduleSetup setup({make_learning_rate_schedule({make_constant_schedule(), "critic"})});
     CHECK_THROWS_WITH(setup.trainer.train(toy_data(4)), Catch::Matchers::EndsWith("learning_rate_schedule: update: there is no update 'critic'"));
     CHECK_THROWS_WITH(make_learning_rate_schedule({}), "learning_rate_schedule: there is no schedule; give a function of the run's moment");
 }
 
 TEST_CASE("there is nothing to save around where a schedule has no decay", "[callbacks][learning_rate_schedule]") {
-    Setup setup({std::shared_ptr<Callback>(from({{"schedule", {{"kind", "cosine"}}}, {"save_around_decay", true}}))});
+    LearningRateScheduleSetup setup({std::shared_ptr<Callback>(from({{"schedule", {{"kind", "cosine"}}}, {"save_around_decay", true}}))});
     CHECK_THROWS_WITH(setup.trainer.train(toy_data(4)), containing("save_around_decay: the schedule has no decay to save around; give one of kind warmup_stable_decay, or leave it out"));
-    Setup sequence({std::shared_ptr<Callback>(from({{"schedule", {{"kind", "sequence"}, {"parts", {{{"schedule", {{"kind", "constant"}}}, {"length", "2step"}}, {{"schedule", {{"kind", "warmup_stable_decay"}, {"warmup", 0}}}}}}}},
+    LearningRateScheduleSetup sequence({std::shared_ptr<Callback>(from({{"schedule", {{"kind", "sequence"}, {"parts", {{{"schedule", {{"kind", "constant"}}}, {"length", "2step"}}, {{"schedule", {{"kind", "warmup_stable_decay"}, {"warmup", 0}}}}}}}},
                                                     {"save_around_decay", true}}))});
     CHECK_NOTHROW(sequence.trainer.train(toy_data(40)));
 }

@@ -13,10 +13,10 @@ using namespace torchbus::test;
 
 namespace {
 
-struct Setup {
+struct MetricExpressionSetup {
     torch::nn::Sequential model = toy_model();
     Trainer trainer;
-    explicit Setup(std::vector<ComposedCallback> callbacks)
+    explicit MetricExpressionSetup(std::vector<ComposedCallback> callbacks)
         : trainer({.model = model, .loss = cross_entropy, .optimizer = std::make_shared<torch::optim::SGD>(model->parameters(), 0.1),
                    .callbacks = std::move(callbacks), .handle_signals = false}) {}
 };
@@ -29,7 +29,7 @@ ComposedCallback expression(std::string id, std::string name, std::string text) 
 
 TEST_CASE("an expression follows its numbers every epoch, wherever it stands in the list", "[callbacks][metric-expression]") {
     // The second reads the first, and both stand before what they read.
-    Setup setup({expression("twice", "eval.twice", "2 * eval.gap"), expression("gap", "eval.gap", "eval.loss - train.loss"),
+    MetricExpressionSetup setup({expression("twice", "eval.twice", "2 * eval.gap"), expression("gap", "eval.gap", "eval.loss - train.loss"),
                  expression("perplexity", "train.exp_loss", "exp(train.loss)"), make_metrics()});
     for (int run = 0; run < 2; ++run) {
         setup.trainer.train(toy_data(20), toy_data(8, 3), {.epochs = 3, .batch_size = 4});
@@ -43,9 +43,9 @@ TEST_CASE("an expression follows its numbers every epoch, wherever it stands in 
 }
 
 TEST_CASE("an expression of what nobody publishes is refused before the run", "[callbacks][metric-expression]") {
-    Setup setup({make_metrics(), expression("gap", "eval.gap", "eval.los - train.loss")});
+    MetricExpressionSetup setup({make_metrics(), expression("gap", "eval.gap", "eval.los - train.loss")});
     CHECK_THROWS_WITH(setup.trainer.train(toy_data(8), toy_data(8), {.batch_size = 4}), containing("'gap' needs eval.los, which nobody publishes; did you mean 'eval.loss'?"));
-    Setup without({make_metrics(), make_metric_expression()});
+    MetricExpressionSetup without({make_metrics(), make_metric_expression()});
     CHECK_THROWS_WITH(without.trainer.train(toy_data(8), {.batch_size = 4}), containing("needs eval.loss, and the run has no evaluation data"));
 }
 

@@ -36,12 +36,12 @@ struct Hungry : torch::nn::Module {
     }
 };
 
-struct Setup {
+struct MicroBatchHalvingSetup {
     std::shared_ptr<Hungry> model;
     std::vector<std::vector<at::Tensor>> gradients;
     std::vector<Position> positions;
     std::unique_ptr<Trainer> trainer;
-    explicit Setup(std::vector<ComposedCallback> callbacks) {
+    explicit MicroBatchHalvingSetup(std::vector<ComposedCallback> callbacks) {
         torch::manual_seed(1);
         model = std::make_shared<Hungry>();
         callbacks.emplace_back(callback_of("tap", [this](Attachment& run, Connections& connections) {
@@ -63,7 +63,7 @@ struct Setup {
 }  // namespace
 
 TEST_CASE("a window that runs out of memory is divided until it fits, and its gradients are those of the whole", "[callbacks][micro-batch-halving]") {
-    Setup whole({make_metrics({.accuracy = true})}), divided({make_metrics({.accuracy = true}), make_micro_batch_halving()});
+    MicroBatchHalvingSetup whole({make_metrics({.accuracy = true})}), divided({make_metrics({.accuracy = true}), make_micro_batch_halving()});
     divided.model->largest = 2;
     whole.train();
     CHECK(divided.train().outcome == Outcome::Finished);
@@ -79,7 +79,7 @@ TEST_CASE("a window that runs out of memory is divided until it fits, and its gr
 
 TEST_CASE("what was told before the failure is not told again", "[callbacks][micro-batch-halving]") {
     std::vector<std::pair<std::int64_t, bool>> told;
-    Setup setup({make_metrics(), make_micro_batch_halving(), callback_of("plan", [&](Attachment& run, Connections& connections) {
+    MicroBatchHalvingSetup setup({make_metrics(), make_micro_batch_halving(), callback_of("plan", [&](Attachment& run, Connections& connections) {
         connections += run.bus.intercept<RunConfigured>([](RunConfigured& event) { event.plan.micro_batches_per_step = 2; });
         connections += run.bus.observe<ForwardEnd>(Stage::Observe, [&](const ForwardEnd& event) { told.emplace_back(event.batch.samples, event.micro_batch.repeated); });
     })});
@@ -92,7 +92,7 @@ TEST_CASE("what was told before the failure is not told again", "[callbacks][mic
 }
 
 TEST_CASE("generators and buffers are as at the start of the step when it is tried again", "[callbacks][micro-batch-halving]") {
-    Setup setup({make_micro_batch_halving()});
+    MicroBatchHalvingSetup setup({make_micro_batch_halving()});
     setup.model->dropout = 0.5;
     setup.model->largest = 2;
     std::vector<at::Tensor> generators, buffers;
@@ -110,7 +110,7 @@ TEST_CASE("generators and buffers are as at the start of the step when it is tri
 }
 
 TEST_CASE("mixing is done anew within the parts", "[callbacks][micro-batch-halving][mixup]") {
-    Setup setup({make_mixup(), make_micro_batch_halving()});
+    MicroBatchHalvingSetup setup({make_mixup(), make_micro_batch_halving()});
     setup.model->largest = 3;
     CHECK(setup.train().outcome == Outcome::Finished);
     CHECK(setup.positions.back().samples == 16);
@@ -118,7 +118,7 @@ TEST_CASE("mixing is done anew within the parts", "[callbacks][micro-batch-halvi
 
 TEST_CASE("halving is announced, and forgotten with the window where it is not kept", "[callbacks][micro-batch-halving]") {
     std::vector<std::string> told;
-    Setup setup({make_micro_batch_halving({.keep = false}), callback_of("listener", [&](Attachment& run, Connections& connections) {
+    MicroBatchHalvingSetup setup({make_micro_batch_halving({.keep = false}), callback_of("listener", [&](Attachment& run, Connections& connections) {
         connections += run.bus.observe<OptionChanged>(Stage::Observe, [&](const OptionChanged& event) {
             told.push_back(event.subscriber + "." + event.option + " " + event.from + " -> " + event.to + ": " + event.requester);
         });
@@ -130,15 +130,15 @@ TEST_CASE("halving is announced, and forgotten with the window where it is not k
 }
 
 TEST_CASE("the run fails where a part cannot be smaller, and for errors of another kind", "[callbacks][micro-batch-halving]") {
-    Setup small({make_micro_batch_halving({.min_samples = 3})});
+    MicroBatchHalvingSetup small({make_micro_batch_halving({.min_samples = 3})});
     small.model->largest = 2;
     CHECK_THROWS_WITH(small.train(), containing("CUDA out of memory"));
     CHECK(small.model->sizes == std::vector<std::int64_t>{8, 4});
-    Setup wrong({make_micro_batch_halving()});
+    MicroBatchHalvingSetup wrong({make_micro_batch_halving()});
     wrong.model->wrong = true;
     CHECK_THROWS_WITH(wrong.train(), "a mistake of another kind");
     CHECK(wrong.model->sizes.size() == 1);
-    Setup alone(std::vector<ComposedCallback>{});
+    MicroBatchHalvingSetup alone(std::vector<ComposedCallback>{});
     alone.model->largest = 4;
     CHECK_THROWS_WITH(alone.train(), containing("CUDA out of memory"));
     CHECK_THROWS_WITH(make_micro_batch_halving({.min_samples = 0}), "micro_batch_halving: min_samples: 0 is too few; give at least 1");
@@ -153,7 +153,7 @@ TEST_CASE("halving is refused where there are several ranks", "[callbacks][micro
 }
 
 TEST_CASE("sharpness-aware minimisation on divided batches has the gradients of whole ones, in both passes", "[callbacks][micro-batch-halving]") {
-    Setup whole({make_sharpness_aware({.rho = 0.1})}), divided({make_sharpness_aware({.rho = 0.1}), make_micro_batch_halving()});
+    MicroBatchHalvingSetup whole({make_sharpness_aware({.rho = 0.1})}), divided({make_sharpness_aware({.rho = 0.1}), make_micro_batch_halving()});
     divided.model->largest = 4;
     whole.train();
     divided.train();
@@ -165,7 +165,7 @@ TEST_CASE("sharpness-aware minimisation on divided batches has the gradients of 
 }
 
 TEST_CASE("memory that runs out in the second pass of sharpness-aware minimisation starts that pass over", "[callbacks][micro-batch-halving]") {
-    Setup whole({make_sharpness_aware({.rho = 0.1})}), divided({make_sharpness_aware({.rho = 0.1}), make_micro_batch_halving()});
+    MicroBatchHalvingSetup whole({make_sharpness_aware({.rho = 0.1})}), divided({make_sharpness_aware({.rho = 0.1}), make_micro_batch_halving()});
     auto tap = divided.trainer->subscribe("memory");  // becomes scarce after the first pass
     const auto connection = tap.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady&) { divided.model->largest = 4; });
     whole.train();

@@ -22,10 +22,10 @@ json references() { return json::parse(std::ifstream(source_root() + "/test/refe
 
 at::Tensor tensor_of(const json& numbers) { return torch::tensor(numbers.get<std::vector<double>>(), torch::kFloat); }
 
-struct Setup {
+struct ModelEmaSetup {
     torch::nn::Sequential model;
     Trainer trainer;
-    explicit Setup(std::vector<ComposedCallback> callbacks, torch::nn::Sequential its_model = toy_model(), double learning_rate = 0.5)
+    explicit ModelEmaSetup(std::vector<ComposedCallback> callbacks, torch::nn::Sequential its_model = toy_model(), double learning_rate = 0.5)
         : model(std::move(its_model)),
           trainer({.model = model, .loss = cross_entropy, .optimizer = std::make_shared<torch::optim::SGD>(model->parameters(), learning_rate),
                    .callbacks = std::move(callbacks), .handle_signals = false}) {}
@@ -75,7 +75,7 @@ TEST_CASE("averages follow timm's formula, with and without warm-up", "[callback
 TEST_CASE("an evaluation shows the average beside the weights, whose bits are put back", "[callbacks][model-ema]") {
     std::vector<at::Tensor> before, shown, after;
     std::vector<std::string> views;
-    Setup setup({make_metrics(), make_model_ema({.decay = 0.5})});
+    ModelEmaSetup setup({make_metrics(), make_model_ema({.decay = 0.5})});
     auto tap = setup.trainer.subscribe("tap");
     Connections connections;
     connections += tap.observe<TrainEpochEnd>(Stage::Observe, [&](const TrainEpochEnd&) { before = copies_of(setup.model->parameters()); });
@@ -97,25 +97,25 @@ TEST_CASE("an evaluation shows the average beside the weights, whose bits are pu
 }
 
 TEST_CASE("training goes the same way with an average as without, evaluations in between included", "[callbacks][model-ema]") {
-    Setup plain({make_metrics()}), averaged({make_metrics(), make_model_ema()});
-    for (Setup* setup : {&plain, &averaged}) setup->trainer.train(toy_data(16), toy_data(8, 3), {.epochs = 3, .batch_size = 4, .shuffle = false});
+    ModelEmaSetup plain({make_metrics()}), averaged({make_metrics(), make_model_ema()});
+    for (ModelEmaSetup* setup : {&plain, &averaged}) setup->trainer.train(toy_data(16), toy_data(8, 3), {.epochs = 3, .batch_size = 4, .shuffle = false});
     CHECK(equal_bits(copies_of(plain.model->parameters()), copies_of(averaged.model->parameters())));
 }
 
 TEST_CASE("several averages live side by side under views of their own", "[callbacks][model-ema]") {
     const std::shared_ptr<Callback> slow = make_model_ema({.decay = 0.9, .view = "slow"}), fast = make_model_ema({.decay = 0.1, .view = "fast"});
-    Setup setup({make_metrics(), ComposedCallback("slow", slow), ComposedCallback("fast", fast)});
+    ModelEmaSetup setup({make_metrics(), ComposedCallback("slow", slow), ComposedCallback("fast", fast)});
     setup.trainer.train(toy_data(16), toy_data(8, 3), {.batch_size = 4});
     CHECK(setup.trainer.history().latest("eval.slow.loss").has_value());
     CHECK(setup.trainer.history().latest("eval.fast.loss").has_value());
     CHECK_FALSE(slow->state().tensors.at("0.weight").equal(fast->state().tensors.at("0.weight")));
-    CHECK_THROWS_WITH(Setup({ComposedCallback("one", make_model_ema()), ComposedCallback("two", make_model_ema())}),
+    CHECK_THROWS_WITH(ModelEmaSetup({ComposedCallback("one", make_model_ema()), ComposedCallback("two", make_model_ema())}),
                       "'one' and 'two' both hold the weights view 'ema'; give one of them a view of another name");
 }
 
 TEST_CASE("a skipped update leaves the average alone, and every n updates means those made", "[callbacks][model-ema]") {
     const std::shared_ptr<Callback> ema = make_model_ema({.decay = 0.5, .every = 2});
-    Setup setup({ema, skipper(1)});
+    ModelEmaSetup setup({ema, skipper(1)});
     setup.trainer.train(toy_data(16), {.batch_size = 4});  // four attempts, three updates
     CHECK(ema->state().values.at("steps") == 3);
     CHECK(ema->state().values.at("averages") == 1);
@@ -125,7 +125,7 @@ TEST_CASE("buffers are copied, averaged or left as they are", "[callbacks][model
     using Buffers = ModelEmaOptions::Buffers;
     for (const Buffers buffers : {Buffers::Copy, Buffers::Average, Buffers::None}) {
         const std::shared_ptr<Callback> ema = make_model_ema({.decay = 0.9, .buffers = buffers});
-        Setup setup({make_metrics(), ema}, model_with_batch_norm());
+        ModelEmaSetup setup({make_metrics(), ema}, model_with_batch_norm());
         at::Tensor trained, shown;
         auto tap = setup.trainer.subscribe("tap");
         const auto connection = tap.observe<EvalEpochStart>(Stage::Observe, [&](const EvalEpochStart& event) {
@@ -154,10 +154,10 @@ TEST_CASE("weights in bfloat16 are averaged in float32", "[callbacks][model-ema]
 TEST_CASE("a run that goes on from a saved average ends with the average of the whole run", "[callbacks][model-ema]") {
     const ModelEmaOptions options{.decay = 0.9, .warmup = ModelEmaOptions::Warmup::Power};
     const std::shared_ptr<Callback> whole = make_model_ema(options), first = make_model_ema(options), second = make_model_ema(options);
-    Setup at_once({whole}), begun({first});
+    ModelEmaSetup at_once({whole}), begun({first});
     at_once.trainer.train(toy_data(16), {.epochs = 2, .batch_size = 4, .shuffle = false});
     begun.trainer.train(toy_data(16), {.epochs = 1, .batch_size = 4, .shuffle = false});
-    Setup resumed({second}, begun.model);
+    ModelEmaSetup resumed({second}, begun.model);
     second->load_state({json::parse(first->state().values.dump()), first->state().tensors});
     resumed.trainer.train(toy_data(16), {.epochs = 1, .batch_size = 4, .shuffle = false});
     for (const auto& [name, average] : whole->state().tensors) CHECK(average.equal(second->state().tensors.at(name)));
@@ -169,13 +169,13 @@ TEST_CASE("a run that goes on from a saved average ends with the average of the 
 TEST_CASE("an average of another model is refused", "[callbacks][model-ema]") {
     const std::shared_ptr<Callback> ema = make_model_ema();
     ema->load_state({{{"steps", 1}, {"averages", 1}}, {{"0.weight", torch::zeros({2, 2})}}});
-    Setup setup({ema});
+    ModelEmaSetup setup({ema});
     CHECK_THROWS_WITH(setup.trainer.train(toy_data(4), {.batch_size = 4}),
                       containing("the saved average of '0.weight' has another shape than the model's; is it of another model?"));
 }
 
 TEST_CASE("detaching while the average is shown puts the weights back", "[callbacks][model-ema]") {
-    Setup setup({make_metrics(), make_model_ema({.decay = 0.5})});
+    ModelEmaSetup setup({make_metrics(), make_model_ema({.decay = 0.5})});
     setup.trainer.start_training(toy_data(16), toy_data(64, 3), {.batch_size = 4});
     std::vector<at::Tensor> trained;
     bool asked = false;
@@ -191,7 +191,7 @@ TEST_CASE("detaching while the average is shown puts the weights back", "[callba
 }
 
 TEST_CASE("a save within an evaluation of the average is of the trained weights", "[callbacks][model-ema]") {
-    Setup setup({make_metrics(), make_model_ema({.decay = 0.5})}, model_with_batch_norm());
+    ModelEmaSetup setup({make_metrics(), make_model_ema({.decay = 0.5})}, model_with_batch_norm());
     std::vector<at::Tensor> trained, saved;
     std::vector<at::Tensor> shown;  // at the start of the view, and at its end
     std::int64_t steps = 0;
@@ -213,7 +213,7 @@ TEST_CASE("a save within an evaluation of the average is of the trained weights"
 }
 
 TEST_CASE("attached while a run is under way, it averages from there on", "[callbacks][model-ema]") {
-    Setup setup({make_metrics()});
+    ModelEmaSetup setup({make_metrics()});
     auto tap = setup.trainer.subscribe("tap");
     std::vector<at::Tensor> expected;
     const auto connection = tap.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) {
@@ -233,7 +233,7 @@ TEST_CASE("attached while a run is under way, it averages from there on", "[call
 }
 
 TEST_CASE("detached while a run is under way, its view is evaluated no more", "[callbacks][model-ema]") {
-    Setup setup({make_metrics(), make_model_ema()});
+    ModelEmaSetup setup({make_metrics(), make_model_ema()});
     auto tap = setup.trainer.subscribe("tap");
     std::vector<std::string> views;
     const auto looking = tap.observe<EvalEpochEnd>(Stage::Observe, [&](const EvalEpochEnd& event) { views.emplace_back(event.scope.view); });
@@ -251,6 +251,6 @@ TEST_CASE("model_ema refuses options out of range", "[callbacks][model-ema]") {
     CHECK_THROWS_WITH(make_model_ema({.decay = 1}), "model_ema: decay: 1 is out of range; give a number in [0, 1), e.g. 0.9999");
     CHECK_THROWS_WITH(make_model_ema({.every = 0}), "model_ema: every: 0 is out of range; give at least 1 update");
     CHECK_THROWS_WITH(make_model_ema({.view = ""}), "model_ema: view: it has no name; give one, e.g. ema");
-    Setup setup({make_model_ema({.update = "generator"})});
+    ModelEmaSetup setup({make_model_ema({.update = "generator"})});
     CHECK_THROWS_WITH(setup.trainer.train(toy_data(4)), "model_ema: update: there is no update 'generator'");
 }

@@ -23,7 +23,7 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 /// Losses and gradients that a test breaks. Unshuffled batches of four: forward n has the samples 4n to 4n + 3.
-struct Setup {
+struct NanPolicySetup {
     torch::nn::Sequential model = toy_model();
     std::map<int, double> loss_factors;                                ///< by forward
     std::map<std::int64_t, std::pair<int, double>> gradient_factors;   ///< by attempt: which parameter, and the factor
@@ -31,7 +31,7 @@ struct Setup {
     std::vector<std::string> skipped;
     std::shared_ptr<Callback> policy;
     Trainer trainer;
-    explicit Setup(NanPolicyOptions options, std::vector<ComposedCallback> more = {})
+    explicit NanPolicySetup(NanPolicyOptions options, std::vector<ComposedCallback> more = {})
         : policy(make_nan_policy(std::move(options))),
           trainer({.model = model, .loss = [this](const at::Tensor& output, const at::Tensor& targets) {
                        const auto factor = loss_factors.find(forwards++);
@@ -65,7 +65,7 @@ struct Setup {
 }  // namespace
 
 TEST_CASE("an update with a NaN loss is skipped, and its samples and gradients are named", "[callbacks][nan_policy]") {
-    Setup setup({});
+    NanPolicySetup setup({});
     setup.loss_factors[2] = kNan;
     CHECK(setup.train().outcome == Outcome::Finished);
     CHECK(setup.skipped == std::vector<std::string>{"nan_policy: the training loss is nan in epoch 1 after step 2; not finite: the gradients of 0.weight, 0.bias, 2.weight, "
@@ -76,7 +76,7 @@ TEST_CASE("an update with a NaN loss is skipped, and its samples and gradients a
 }
 
 TEST_CASE("a gradient that is not finite is named where the loss is finite", "[callbacks][nan_policy]") {
-    Setup setup({});
+    NanPolicySetup setup({});
     setup.gradient_factors[1] = {2, kInfinity};
     setup.train();
     REQUIRE(setup.skipped.size() == 1);
@@ -85,7 +85,7 @@ TEST_CASE("a gradient that is not finite is named where the loss is finite", "[c
 }
 
 TEST_CASE("of a window only the micro-batch that is not finite is named", "[callbacks][nan_policy]") {
-    Setup setup({}, {make_gradient_accumulation({2})});
+    NanPolicySetup setup({}, {make_gradient_accumulation({2})});
     setup.loss_factors[3] = kInfinity;  // the second of the second window
     setup.train();
     REQUIRE(setup.skipped.size() == 1);
@@ -94,7 +94,7 @@ TEST_CASE("of a window only the micro-batch that is not finite is named", "[call
 
 TEST_CASE("long lists of samples are cut in words, and whole in the record", "[callbacks][nan_policy]") {
     const TemporaryFolder folder("nan-policy");
-    Setup setup({.record = (folder / "faults.jsonl").string()}, {make_gradient_accumulation({5})});
+    NanPolicySetup setup({.record = (folder / "faults.jsonl").string()}, {make_gradient_accumulation({5})});
     setup.gradient_factors[0] = {0, kNan};
     setup.train();
     REQUIRE(setup.skipped.size() == 1);
@@ -109,7 +109,7 @@ TEST_CASE("long lists of samples are cut in words, and whole in the record", "[c
 }
 
 TEST_CASE("a loss far above the median is a spike, once there is a history", "[callbacks][nan_policy]") {
-    Setup setup({.spike = Options::Action::Skip, .spike_factor = 5, .window = 4, .warmup = 4});
+    NanPolicySetup setup({.spike = Options::Action::Skip, .spike_factor = 5, .window = 4, .warmup = 4});
     setup.loss_factors = {{1, 100.0}, {6, 100.0}, {8, 4.0}};  // the first comes before the warm-up is over, the last is below the bound
     setup.train();
     REQUIRE(setup.skipped.size() == 1);
@@ -119,7 +119,7 @@ TEST_CASE("a loss far above the median is a spike, once there is a history", "[c
 
 TEST_CASE("a gradient norm far above the usual is a spike, and its largest gradient is named", "[callbacks][nan_policy]") {
     for (const auto usual : {Options::Usual::Median, Options::Usual::MovingAverage}) {
-        Setup setup({.spike = Options::Action::Skip, .spike_factor = 8, .usual = usual, .window = 8, .warmup = 3});
+        NanPolicySetup setup({.spike = Options::Action::Skip, .spike_factor = 8, .usual = usual, .window = 8, .warmup = 3});
         setup.gradient_factors[5] = {3, 1000.0};
         setup.train();
         REQUIRE(setup.skipped.size() == 1);
@@ -128,7 +128,7 @@ TEST_CASE("a gradient norm far above the usual is a spike, and its largest gradi
 }
 
 TEST_CASE("what is let through with a warning is made, and counts into what is usual", "[callbacks][nan_policy]") {
-    Setup setup({.spike_factor = 5, .window = 2, .warmup = 2});
+    NanPolicySetup setup({.spike_factor = 5, .window = 2, .warmup = 2});
     for (int forward = 4; forward < 10; ++forward) setup.loss_factors[forward] = 100;  // the loss has risen for good
     CHECK(setup.train().outcome == Outcome::Finished);
     CHECK(setup.skipped.empty());
@@ -137,24 +137,24 @@ TEST_CASE("what is let through with a warning is made, and counts into what is u
 }
 
 TEST_CASE("a fault may stop the run or fail it", "[callbacks][nan_policy]") {
-    Setup stops({.non_finite = Options::Action::Stop});
+    NanPolicySetup stops({.non_finite = Options::Action::Stop});
     stops.loss_factors[2] = kNan;
     const RunResult result = stops.train();
     CHECK(result.outcome == Outcome::Stopped);
     CHECK_THAT(result.reason, Catch::Matchers::StartsWith("the training loss is nan in epoch 1 after step 2"));
     CHECK(stops.is_finite());
-    Setup fails({.non_finite = Options::Action::Fail});
+    NanPolicySetup fails({.non_finite = Options::Action::Fail});
     fails.loss_factors[2] = kNan;
     CHECK_THROWS_WITH(fails.train(), Catch::Matchers::StartsWith("nan_policy: the training loss is nan in epoch 1 after step 2"));
     CHECK(fails.is_finite());
-    Setup warns({.non_finite = Options::Action::Warn});
+    NanPolicySetup warns({.non_finite = Options::Action::Warn});
     warns.loss_factors[2] = kNan;
     CHECK(warns.train().outcome == Outcome::Finished);
     CHECK_FALSE(warns.is_finite());
 }
 
 TEST_CASE("too many skipped updates in a row fail the run", "[callbacks][nan_policy]") {
-    Setup setup({.max_in_a_row = 3});
+    NanPolicySetup setup({.max_in_a_row = 3});
     for (const int forward : {0, 1, 3, 4, 5}) setup.loss_factors[forward] = kNan;
     CHECK_THROWS_WITH(setup.train(), Catch::Matchers::StartsWith("nan_policy: 3 updates were skipped in a row; the last: the training loss is nan"));
     CHECK(setup.trainer.position().attempts == 6);
@@ -164,7 +164,7 @@ TEST_CASE("too many skipped updates in a row fail the run", "[callbacks][nan_pol
 TEST_CASE("an update that loss scaling has skipped is not judged", "[callbacks][nan_policy]") {
     MixedPrecisionOptions scaled;
     scaled.scale_loss = true;
-    Setup setup({.non_finite = Options::Action::Fail}, {callback_of("overflow", [](Attachment& run, Connections& connections) {
+    NanPolicySetup setup({.non_finite = Options::Action::Fail}, {callback_of("overflow", [](Attachment& run, Connections& connections) {
         connections += run.bus.intercept<BackwardStart>([](BackwardStart& event) { if (event.position.attempts == 1) event.root = event.root * kInfinity; });
     }), make_mixed_precision(scaled)});
     CHECK(setup.train().outcome == Outcome::Finished);
@@ -174,10 +174,10 @@ TEST_CASE("an update that loss scaling has skipped is not judged", "[callbacks][
 }
 
 TEST_CASE("what is usual goes through the state, and a new run forgets it", "[callbacks][nan_policy]") {
-    Setup setup({.spike = Options::Action::Skip, .spike_factor = 5, .window = 4, .warmup = 4});
+    NanPolicySetup setup({.spike = Options::Action::Skip, .spike_factor = 5, .window = 4, .warmup = 4});
     setup.train(16);  // four updates
     const SavedState state = setup.policy->state();
-    Setup resumed({.spike = Options::Action::Skip, .spike_factor = 5, .window = 4, .warmup = 4});
+    NanPolicySetup resumed({.spike = Options::Action::Skip, .spike_factor = 5, .window = 4, .warmup = 4});
     resumed.policy->load_state({nlohmann::json::parse(state.values.dump()), {}});
     CHECK(resumed.policy->state().values == state.values);
     resumed.loss_factors[0] = 100;

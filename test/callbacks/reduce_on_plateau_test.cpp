@@ -43,13 +43,13 @@ private:
 };
 
 /// One step an epoch; notes the rate that each is made with, and the one that the optimizer holds between two steps.
-struct Setup {
+struct ReduceOnPlateauSetup {
     torch::nn::Sequential model = toy_model();
     std::shared_ptr<torch::optim::Optimizer> optimizer = make_sgd(model->parameters(), {.learning_rate = 0.4});
     std::vector<double> rates, between;
     std::unique_ptr<Trainer> trainer;
     std::size_t epochs;
-    Setup(std::vector<double> metrics, std::vector<ComposedCallback> callbacks, Loss loss = cross_entropy) : epochs(metrics.size()) {
+    ReduceOnPlateauSetup(std::vector<double> metrics, std::vector<ComposedCallback> callbacks, Loss loss = cross_entropy) : epochs(metrics.size()) {
         callbacks.insert(callbacks.begin(), ComposedCallback(std::make_unique<Scripted>(std::move(metrics))));
         callbacks.push_back(callback_of("noting", [this](Attachment& run, Connections& connections) {
             connections += run.bus.observe<TrainStepEnd>(Stage::Report, [this](const TrainStepEnd&) { rates.push_back(rate()); });
@@ -81,7 +81,7 @@ TEST_CASE("the rates of whole runs equal those of torch's ReduceLROnPlateau", "[
         if (options.contains("min_lr")) options["minimum"] = options["min_lr"], options.erase("min_lr");
         if (options.contains("threshold_mode")) options["threshold_mode"] = "absolute";
         OptionReader reader(options, "");
-        Setup setup(metrics, {reduce_on_plateau_from_json(reader)});
+        ReduceOnPlateauSetup setup(metrics, {reduce_on_plateau_from_json(reader)});
         reader.finish();
         CHECK(setup.run().outcome == Outcome::Finished);
         const std::vector<double> rates = expected.at("rates");
@@ -101,7 +101,7 @@ TEST_CASE("a drop multiplies what the schedule sets, in whatever order the two a
         std::vector<ComposedCallback> callbacks;
         callbacks.emplace_back(make_learning_rate_schedule({make_step_schedule({.every = "2step", .factor = 0.1})}));
         callbacks.insert(first ? callbacks.begin() : callbacks.end(), make_reduce_on_plateau(watching({.factor = 0.1, .patience = 0})));
-        Setup setup(flat, std::move(callbacks));
+        ReduceOnPlateauSetup setup(flat, std::move(callbacks));
         setup.run();
         // Schedule: 0.4, 0.4, 0.04, 0.04. The first value is the best; the epochs after it drop. At the third step the
         // schedule sets just what the drop has made of the second: it is multiplied all the same.
@@ -115,7 +115,7 @@ TEST_CASE("a drop multiplies what the schedule sets, in whatever order the two a
 
 TEST_CASE("the optimizer gets its rate back when a run ends, also within a step that fails", "[callbacks][reduce_on_plateau]") {
     int calls = 0;
-    Setup setup(std::vector<double>(4, 1.0), {make_reduce_on_plateau(watching({.patience = 0}))}, [&](const at::Tensor& output, const at::Tensor& targets) {
+    ReduceOnPlateauSetup setup(std::vector<double>(4, 1.0), {make_reduce_on_plateau(watching({.patience = 0}))}, [&](const at::Tensor& output, const at::Tensor& targets) {
         if (++calls == 4) throw std::runtime_error("no loss today");
         return cross_entropy(output, targets);
     });
@@ -132,17 +132,17 @@ TEST_CASE("a resumed run goes on with the factor, the best value and the counter
     const auto made = [] { return std::shared_ptr<Callback>(make_reduce_on_plateau(watching({.factor = 0.5, .patience = 1, .cooldown = 1}))); };
     const std::vector<double> metrics = {1, 1, 1, 1, 1, 1, 0.9, 1, 1, 1, 1, 1};
     const auto whole = made();
-    Setup uninterrupted(metrics, {ComposedCallback(whole)});
+    ReduceOnPlateauSetup uninterrupted(metrics, {ComposedCallback(whole)});
     uninterrupted.run();
     const auto before = made();
-    Setup first({metrics.begin(), metrics.begin() + 5}, {ComposedCallback(before)});
+    ReduceOnPlateauSetup first({metrics.begin(), metrics.begin() + 5}, {ComposedCallback(before)});
     first.run();
     const json saved = json::parse(before->state().values.dump());
     CHECK(saved == json::parse(R"({"factor": 0.5, "best": 1.0, "bad_epochs": 1, "cooldown_left": 0})"));
     const auto after = made();
     after->load_state({saved, {}});
     CHECK(after->state().values == saved);  // also before it runs
-    Setup second({metrics.begin() + 5, metrics.end()}, {ComposedCallback(after)});
+    ReduceOnPlateauSetup second({metrics.begin() + 5, metrics.end()}, {ComposedCallback(after)});
     second.run();
     first.rates.insert(first.rates.end(), second.rates.begin(), second.rates.end());
     CHECK(first.rates == uninterrupted.rates);
@@ -150,9 +150,9 @@ TEST_CASE("a resumed run goes on with the factor, the best value and the counter
 }
 
 TEST_CASE("what nobody publishes cannot be watched, and its defaults go with metrics", "[callbacks][reduce_on_plateau]") {
-    Setup setup({1, 1}, {make_reduce_on_plateau({.monitor = "train.scor"})});
+    ReduceOnPlateauSetup setup({1, 1}, {make_reduce_on_plateau({.monitor = "train.scor"})});
     CHECK_THROWS_WITH(setup.run(), Catch::Matchers::StartsWith("'reduce_on_plateau' needs train.scor, which nobody publishes; did you mean 'train.score'?"));
-    Setup defaults({1, 1}, {make_metrics(), make_reduce_on_plateau()});
+    ReduceOnPlateauSetup defaults({1, 1}, {make_metrics(), make_reduce_on_plateau()});
     CHECK(defaults.trainer->train(toy_data(4), toy_data(4), {.epochs = 2, .batch_size = 4}).outcome == Outcome::Finished);
     CHECK_THROWS_WITH(defaults.run(), Catch::Matchers::StartsWith("'reduce_on_plateau' needs eval.loss, and the run has no evaluation data"));
 }
@@ -161,6 +161,6 @@ TEST_CASE("options out of range are refused", "[callbacks][reduce_on_plateau]") 
     CHECK_THROWS_WITH(make_reduce_on_plateau({.factor = 1}), "reduce_on_plateau: factor: 1 is out of range; give a number between 0 and 1, e.g. 0.1");
     CHECK_THROWS_WITH(make_reduce_on_plateau({.patience = -1}), "reduce_on_plateau: patience: -1 is out of range; give at least 0 epochs");
     CHECK_THROWS_WITH(make_reduce_on_plateau({.monitor = ""}), "reduce_on_plateau: monitor: it is empty; name a number, e.g. eval.loss");
-    Setup setup({1}, {make_reduce_on_plateau(watching({.update = "critic"}))});
+    ReduceOnPlateauSetup setup({1}, {make_reduce_on_plateau(watching({.update = "critic"}))});
     CHECK_THROWS_WITH(setup.run(), Catch::Matchers::EndsWith("reduce_on_plateau: update: there is no update 'critic'"));
 }

@@ -26,13 +26,13 @@ namespace {
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 using Options = SaveBestOptions;
 
-struct Setup {
+struct SaveBestSetup {
     torch::nn::Sequential model = toy_model();
     std::shared_ptr<Callback> saver;
     std::vector<std::vector<at::Tensor>> after_epoch;  ///< the weights, by epoch
     std::vector<std::string> saved;                    ///< told by CheckpointSaved, with whether the file was there
     Trainer trainer;
-    Setup(std::vector<double> scores, SaveBestOptions options, std::vector<ComposedCallback> more = {})
+    SaveBestSetup(std::vector<double> scores, SaveBestOptions options, std::vector<ComposedCallback> more = {})
         : saver(make_save_best([&] { options.monitor = "eval.score"; return options; }())),
           trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {.learning_rate = 0.5}),
                    .callbacks = [&] {
@@ -91,7 +91,7 @@ private:
 
 TEST_CASE("the best weights lie in best.safetensors, and the folder is made by the first save", "[callbacks][save_best]") {
     const TemporaryFolder folder("save-best");
-    Setup setup({3, 1, 2}, {.folder = folder / "a/b"});
+    SaveBestSetup setup({3, 1, 2}, {.folder = folder / "a/b"});
     CHECK_FALSE(std::filesystem::exists(folder / "a"));
     CHECK(setup.train(3).outcome == Outcome::Finished);
     CHECK(names_in(folder / "a/b") == std::vector<std::string>{"best.safetensors"});
@@ -102,7 +102,7 @@ TEST_CASE("the best weights lie in best.safetensors, and the folder is made by t
 TEST_CASE("the k best are kept under the metric's name, and other files are left alone", "[callbacks][save_best]") {
     const TemporaryFolder folder("save-best");
     std::ofstream(folder / "eval.score_9_step_1.safetensors") << "another's";
-    Setup setup({0.5, 0.7, 0.4, 0.6}, {.mode = Options::Mode::Max, .keep = 2, .folder = folder.path()});
+    SaveBestSetup setup({0.5, 0.7, 0.4, 0.6}, {.mode = Options::Mode::Max, .keep = 2, .folder = folder.path()});
     setup.train(4);  // two steps an epoch
     CHECK(names_in(folder.path()) == std::vector<std::string>{"eval.score_0.6_step_8.safetensors", "eval.score_0.7_step_4.safetensors", "eval.score_9_step_1.safetensors"});
     CHECK(holds(folder / "eval.score_0.7_step_4.safetensors", setup.after_epoch[1]));
@@ -113,7 +113,7 @@ TEST_CASE("the k best are kept under the metric's name, and other files are left
 TEST_CASE("of equal numbers the earlier stays, or the later if that is wanted", "[callbacks][save_best]") {
     const TemporaryFolder folder("save-best");
     for (const bool later : {false, true}) {
-        Setup setup({1, 1}, {.later_wins_ties = later, .folder = folder.path()});
+        SaveBestSetup setup({1, 1}, {.later_wins_ties = later, .folder = folder.path()});
         setup.train(2);
         CHECK(holds(folder / "best.safetensors", setup.after_epoch[later ? 1 : 0]));
         CHECK(setup.saved.size() == (later ? 2 : 1));
@@ -123,11 +123,11 @@ TEST_CASE("of equal numbers the earlier stays, or the later if that is wanted", 
 TEST_CASE("a NaN is never among the best, also as the first number", "[callbacks][save_best]") {
     const TemporaryFolder folder("save-best");
     for (const auto mode : {Options::Mode::Min, Options::Mode::Max}) {
-        Setup setup({kNan, 2, kNan}, {.mode = mode, .keep = 3, .folder = folder / (mode == Options::Mode::Min ? "min" : "max")});
+        SaveBestSetup setup({kNan, 2, kNan}, {.mode = mode, .keep = 3, .folder = folder / (mode == Options::Mode::Min ? "min" : "max")});
         setup.train(3);
         CHECK(setup.saved == std::vector<std::string>{"eval.score_2_step_4.safetensors"});
     }
-    Setup none({kNan, std::numeric_limits<double>::infinity()}, {.mode = Options::Mode::Max, .folder = folder / "none", .load_best_at_end = true});
+    SaveBestSetup none({kNan, std::numeric_limits<double>::infinity()}, {.mode = Options::Mode::Max, .folder = folder / "none", .load_best_at_end = true});
     CHECK(none.train(2).outcome == Outcome::Finished);
     CHECK_FALSE(std::filesystem::exists(folder / "none"));
     CHECK(equal_bits(copies_of(none.model->parameters()), none.after_epoch[1]));
@@ -135,7 +135,7 @@ TEST_CASE("a NaN is never among the best, also as the first number", "[callbacks
 
 TEST_CASE("with load_best_at_end the run ends with the best weights", "[callbacks][save_best]") {
     const TemporaryFolder folder("save-best");
-    Setup setup({3, 1, 2}, {.folder = folder.path(), .load_best_at_end = true});
+    SaveBestSetup setup({3, 1, 2}, {.folder = folder.path(), .load_best_at_end = true});
     setup.train(3);
     CHECK(equal_bits(copies_of(setup.model->parameters()), setup.after_epoch[1]));
 }
@@ -143,27 +143,27 @@ TEST_CASE("with load_best_at_end the run ends with the best weights", "[callback
 TEST_CASE("with at_steps the weights of an evaluation within an epoch are saved, and stale numbers save nothing", "[callbacks][save_best]") {
     const TemporaryFolder folder("save-best");
     const auto evaluates = [] { return ComposedCallback(std::make_shared<EvaluatesAt>(1)); };
-    Setup setup({1, 2}, {.keep = 5, .folder = folder / "a", .at_steps = true}, {evaluates()});  // 1 after step 1, 2 after the epoch
+    SaveBestSetup setup({1, 2}, {.keep = 5, .folder = folder / "a", .at_steps = true}, {evaluates()});  // 1 after step 1, 2 after the epoch
     setup.train(1);
     CHECK(setup.saved == std::vector<std::string>{"eval.score_1_step_1.safetensors", "eval.score_2_step_2.safetensors"});
     // A save asked for after step 3 finds the number of step 2: those are other weights.
-    Setup stale({5, 4, 3}, {.keep = 5, .folder = folder / "b", .at_steps = true}, {evaluates(), asking(Decision::SaveNow, 3)});
+    SaveBestSetup stale({5, 4, 3}, {.keep = 5, .folder = folder / "b", .at_steps = true}, {evaluates(), asking(Decision::SaveNow, 3)});
     stale.train(2);
     CHECK(stale.saved == std::vector<std::string>{"eval.score_5_step_1.safetensors", "eval.score_4_step_2.safetensors", "eval.score_3_step_4.safetensors"});
-    Setup pointless({1}, {.folder = folder / "c", .at_steps = true});
+    SaveBestSetup pointless({1}, {.folder = folder / "c", .at_steps = true});
     CHECK_THROWS_WITH(pointless.train(1), containing("needs eval.score at step_checkpoint"));
 }
 
 TEST_CASE("the list of kept files goes with the state, so that a resumed run deletes what an earlier one wrote", "[callbacks][save_best]") {
     const TemporaryFolder folder("save-best");
-    Setup first({3, 2}, {.keep = 2, .folder = folder.path()});
+    SaveBestSetup first({3, 2}, {.keep = 2, .folder = folder.path()});
     first.train(2);
     const SavedState state = first.saver->state();
-    Setup resumed({1}, {.keep = 2, .folder = folder.path()});
+    SaveBestSetup resumed({1}, {.keep = 2, .folder = folder.path()});
     resumed.saver->load_state({nlohmann::json::parse(state.values.dump()), {}});
     resumed.train(1, 12);
     CHECK(names_in(folder.path()) == std::vector<std::string>{"eval.score_1_step_3.safetensors", "eval.score_2_step_4.safetensors"});
-    Setup anew({1, 0.5, 0.25}, {.keep = 2, .folder = folder.path()});
+    SaveBestSetup anew({1, 0.5, 0.25}, {.keep = 2, .folder = folder.path()});
     anew.train(3);
     CHECK(names_in(folder.path()) == std::vector<std::string>{"eval.score_0.25_step_6.safetensors", "eval.score_0.5_step_4.safetensors",
                                                               "eval.score_1_step_3.safetensors", "eval.score_2_step_4.safetensors"});
@@ -171,7 +171,7 @@ TEST_CASE("the list of kept files goes with the state, so that a resumed run del
 
 TEST_CASE("states are saved after the best weights, so that they know of them", "[callbacks][save_best]") {
     const TemporaryFolder folder("save-best");
-    Setup setup({3}, {.folder = folder / "best"}, {make_save_training_state({.folder = folder / "states"})});
+    SaveBestSetup setup({3}, {.folder = folder / "best"}, {make_save_training_state({.folder = folder / "states"})});
     std::vector<std::string> order;
     for (const ConnectedSlot& slot : setup.trainer.check(toy_data(8), toy_data(4)).slots)
         if (slot.event == "epoch_checkpoint") order.push_back(slot.subscriber);
@@ -180,12 +180,12 @@ TEST_CASE("states are saved after the best weights, so that they know of them", 
 
 TEST_CASE("a file that is gone or was replaced is not among the best of a run that goes on, and half files go", "[callbacks][save_best]") {
     const TemporaryFolder folder("save-best");
-    Setup first({1}, {.folder = folder.path()});
+    SaveBestSetup first({1}, {.folder = folder.path()});
     first.train(1);
     const SavedState state = first.saver->state();
-    Setup other({7, 6}, {.folder = folder.path()});  // from elsewhere, into the same folder
+    SaveBestSetup other({7, 6}, {.folder = folder.path()});  // from elsewhere, into the same folder
     other.train(2);
-    Setup second({5}, {.folder = folder.path()});
+    SaveBestSetup second({5}, {.folder = folder.path()});
     second.saver->load_state(state);
     std::ofstream(folder / "best.safetensors.part") << "half";
     std::ofstream(folder / "model.safetensors.part") << "another's";
@@ -197,17 +197,17 @@ TEST_CASE("a file that is gone or was replaced is not among the best of a run th
 
 TEST_CASE("a folder that cannot be made or written fails the run with its path, and the former file stays", "[callbacks][save_best]") {
     const TemporaryFolder folder("save-best");
-    Setup setup({1}, {.folder = folder / "occupied"}, {callback_of("occupier", [&](Attachment& run, Connections& connections) {
+    SaveBestSetup setup({1}, {.folder = folder / "occupied"}, {callback_of("occupier", [&](Attachment& run, Connections& connections) {
         connections += run.bus.observe<TrainingRunStart>(Stage::Observe, [&](const TrainingRunStart&) { std::ofstream(folder / "occupied") << "a file"; });
     })});
     CHECK_THROWS_WITH(setup.train(1), containing("occupied: cannot make the folder: Not a directory; nothing was changed"));
-    Setup fills({2, 1}, {.folder = folder / "full"});
+    SaveBestSetup fills({2, 1}, {.folder = folder / "full"});
     fills.train(1);
     class Full final : public Disk {
         ssize_t write(int, const void*, std::size_t) override { return errno = ENOSPC, -1; }
     } disk;
     const DiskInPlace in_place(disk);
-    Setup full({1}, {.folder = folder / "full"});
+    SaveBestSetup full({1}, {.folder = folder / "full"});
     CHECK_THROWS_WITH(full.train(1), containing("No space left on device; nothing was changed"));
     CHECK(holds(folder / "full/best.safetensors", fills.after_epoch[0]));
     CHECK(full.saved.empty());

@@ -36,7 +36,7 @@ Names states_in(const std::filesystem::path& folder) {
     return names;
 }
 
-struct Setup {
+struct SaveTrainingStateSetup {
     torch::nn::Sequential model = toy_model();
     std::shared_ptr<torch::optim::Optimizer> optimizer = make_adamw(model->parameters(), {.learning_rate = 0.05});
     std::shared_ptr<Callback> saver;
@@ -44,7 +44,7 @@ struct Setup {
     std::function<void(Attachment&)> at_start = [](Attachment&) {};
     std::function<void(Attachment&, const TrainStepEnd&)> at_step = [](Attachment&, const TrainStepEnd&) {};
     Trainer trainer;
-    explicit Setup(SaveTrainingStateOptions options)
+    explicit SaveTrainingStateSetup(SaveTrainingStateOptions options)
         : saver(make_save_training_state(std::move(options))),
           trainer({.model = model, .loss = cross_entropy, .optimizer = optimizer, .callbacks = {make_metrics(), ComposedCallback(saver), callback_of("tap", [this](Attachment& run, Connections& connections) {
                        connections += run.bus.observe<TrainingRunStart>(Stage::Observe, [this, &run](const TrainingRunStart&) { at_start(run); });
@@ -60,14 +60,14 @@ struct Setup {
 
 TEST_CASE("a training state is saved after every n-th epoch, and the newest are kept", "[callbacks][save_training_state]") {
     const TemporaryFolder folder("save-training-state");
-    Setup every({.folder = folder / "a/b", .keep = 2});
+    SaveTrainingStateSetup every({.folder = folder / "a/b", .keep = 2});
     every.train(3);
     CHECK(every.saved == Names{"step_4", "step_8", "step_12"});
     CHECK(states_in(folder / "a/b") == Names{"step_12", "step_8"});
-    Setup second({.folder = folder / "b", .every_epochs = 2, .at_end = false, .keep = 0});
+    SaveTrainingStateSetup second({.folder = folder / "b", .every_epochs = 2, .at_end = false, .keep = 0});
     second.train(5);
     CHECK(states_in(folder / "b") == Names{"step_16", "step_8"});
-    Setup at_end({.folder = folder / "c", .every_epochs = 2, .keep = 0});
+    SaveTrainingStateSetup at_end({.folder = folder / "c", .every_epochs = 2, .keep = 0});
     at_end.train(5);
     CHECK(states_in(folder / "c") == Names{"step_16", "step_20", "step_8"});
     CHECK(std::filesystem::read_symlink(folder / "c/latest") == "step_20");
@@ -75,18 +75,18 @@ TEST_CASE("a training state is saved after every n-th epoch, and the newest are 
 
 TEST_CASE("a training state is saved at an interval, and whenever a save is asked for", "[callbacks][save_training_state]") {
     const TemporaryFolder folder("save-training-state");
-    Setup setup({.folder = folder.path(), .every = "3step", .every_epochs = 0, .at_end = false, .keep = 0});
+    SaveTrainingStateSetup setup({.folder = folder.path(), .every = "3step", .every_epochs = 0, .at_end = false, .keep = 0});
     setup.at_step = [](Attachment& run, const TrainStepEnd& event) { if (event.position.step == 4) run.asker.ask(Decision::SaveNow, "a test"); };
     setup.train(2);
     CHECK(setup.saved == Names{"step_3", "step_4", "step_6"});
-    Setup asked({.folder = folder / "none", .every_epochs = 0, .at_end = false});
+    SaveTrainingStateSetup asked({.folder = folder / "none", .every_epochs = 0, .at_end = false});
     asked.train(1);
     CHECK_FALSE(std::filesystem::exists(folder / "none"));
 }
 
 TEST_CASE("a save of a step that is saved already replaces it", "[callbacks][save_training_state]") {
     const TemporaryFolder folder("save-training-state");
-    Setup setup({.folder = folder.path(), .every = "4step", .keep = 2});
+    SaveTrainingStateSetup setup({.folder = folder.path(), .every = "4step", .keep = 2});
     setup.train(3);
     CHECK(setup.saved == Names{"step_4", "step_4", "step_8", "step_8", "step_12", "step_12"});  // at the step, and after the epoch
     CHECK(states_in(folder.path()) == Names{"step_12", "step_8"});
@@ -96,7 +96,7 @@ TEST_CASE("what others have put into the folder is never deleted", "[callbacks][
     const TemporaryFolder folder("save-training-state");
     std::filesystem::create_directories(folder / "step_1");
     std::filesystem::create_directories(folder / "notes");
-    Setup setup({.folder = folder.path(), .keep = 1});
+    SaveTrainingStateSetup setup({.folder = folder.path(), .keep = 1});
     setup.at_step = [&](Attachment&, const TrainStepEnd& event) { if (event.position.step == 6) std::filesystem::remove_all(folder / "step_4"); };
     setup.train(3);
     CHECK(states_in(folder.path()) == Names{"notes", "step_1", "step_12"});
@@ -112,11 +112,11 @@ TEST_CASE("what others have put into the folder is never deleted", "[callbacks][
 TEST_CASE("weights, optimizer and generators put back go on bit for bit", "[callbacks][save_training_state]") {
     const TemporaryFolder folder("save-training-state");
     // Without shuffling the second epoch has the batches of the first, so that two epochs are one epoch, resumed.
-    Setup whole({.folder = folder / "whole", .keep = 0});
+    SaveTrainingStateSetup whole({.folder = folder / "whole", .keep = 0});
     whole.train(2, false);
-    Setup half({.folder = folder / "half", .keep = 0});
+    SaveTrainingStateSetup half({.folder = folder / "half", .keep = 0});
     half.train(1, false);
-    Setup resumed({.folder = folder / "resumed", .keep = 0});
+    SaveTrainingStateSetup resumed({.folder = folder / "resumed", .keep = 0});
     RestoredState restored;
     resumed.at_start = [&](Attachment& run) { restored = load_training_state(folder / "half/step_4", run.run_state); };
     resumed.train(1, false);
@@ -129,28 +129,28 @@ TEST_CASE("weights, optimizer and generators put back go on bit for bit", "[call
 
 TEST_CASE("the saved state knows of itself, so that a resumed run deletes what came before", "[callbacks][save_training_state]") {
     const TemporaryFolder folder("save-training-state");
-    Setup first({.folder = folder.path(), .keep = 2});
+    SaveTrainingStateSetup first({.folder = folder.path(), .keep = 2});
     first.train(3);  // step_8 and step_12 are there
     const auto state = first.saver->state();
     CHECK(state.values.at("written").dump() == R"([{"asked":false,"step":8},{"asked":false,"step":12}])");
     CHECK(state.values.at("folder") == std::filesystem::weakly_canonical(folder.path()).string());
-    Setup elsewhere({.folder = folder / "elsewhere", .keep = 1});
+    SaveTrainingStateSetup elsewhere({.folder = folder / "elsewhere", .keep = 1});
     elsewhere.saver->load_state(state);
     elsewhere.train(1);
     CHECK(states_in(folder.path()) == Names{"elsewhere", "step_12", "step_8"});  // there they are not its own
     std::filesystem::remove_all(folder / "elsewhere");
-    Setup resumed({.folder = folder.path(), .keep = 2});
+    SaveTrainingStateSetup resumed({.folder = folder.path(), .keep = 2});
     resumed.saver->load_state(state);
     resumed.train(1);
     CHECK(states_in(folder.path()) == Names{"step_12", "step_4"});
-    Setup anew({.folder = folder.path(), .keep = 1});
+    SaveTrainingStateSetup anew({.folder = folder.path(), .keep = 1});
     anew.train(1);
     CHECK(states_in(folder.path()) == Names{"step_12", "step_4"});  // step_12 is not its own
 }
 
 TEST_CASE("a state of another model is refused", "[callbacks][save_training_state]") {
     const TemporaryFolder folder("save-training-state");
-    Setup setup({.folder = folder.path()});
+    SaveTrainingStateSetup setup({.folder = folder.path()});
     setup.train(1);
     torch::nn::Sequential wide(torch::nn::Linear(6, 9), torch::nn::ReLU(), torch::nn::Linear(9, 3));
     Trainer trainer({.model = wide, .loss = cross_entropy, .optimizer = make_adamw(wide->parameters(), {}), .callbacks = {callback_of("loader", [&](Attachment& run, Connections& connections) {
@@ -161,22 +161,22 @@ TEST_CASE("a state of another model is refused", "[callbacks][save_training_stat
 
 TEST_CASE("the disk's refusal fails the run with the path", "[callbacks][save_training_state]") {
     const TemporaryFolder folder("refusal");
-    Setup before({.folder = "/proc/self/nowhere"});
+    SaveTrainingStateSetup before({.folder = "/proc/self/nowhere"});
     CHECK_THROWS_WITH(before.train(1), containing("'save_training_state' cannot write to '/proc/self/nowhere'"));
     // What was a folder when the run began is a file when it is written to.
-    const auto becomes_a_file = [&](Setup& setup) { setup.at_start = [&](Attachment&) { std::ofstream(folder / "states") << "a file"; }; };
+    const auto becomes_a_file = [&](SaveTrainingStateSetup& setup) { setup.at_start = [&](Attachment&) { std::ofstream(folder / "states") << "a file"; }; };
     const auto refused = containing((folder / "states").string() + ": cannot make the folder");
-    Setup setup({.folder = folder / "states"});
+    SaveTrainingStateSetup setup({.folder = folder / "states"});
     becomes_a_file(setup);
     CHECK_THROWS_WITH(setup.train(1), refused);
     CHECK(setup.saved.empty());
     std::filesystem::remove(folder / "states");
-    Setup early({.folder = folder / "states", .every = "1step"});
+    SaveTrainingStateSetup early({.folder = folder / "states", .every = "1step"});
     becomes_a_file(early);
     CHECK_THROWS_WITH(early.train(1000), refused);  // long before the end
     CHECK(early.trainer.position().epoch < 1000);
     std::filesystem::remove(folder / "states");
-    Setup at_once({.folder = folder / "states", .background = false});
+    SaveTrainingStateSetup at_once({.folder = folder / "states", .background = false});
     becomes_a_file(at_once);
     CHECK_THROWS_WITH(at_once.train(1), containing("subscriber 'save_training_state' failed at epoch_checkpoint") && refused);
 }
@@ -189,7 +189,7 @@ TEST_CASE("save_training_state refuses options out of range", "[callbacks][save_
 
 TEST_CASE("what a thread writes in the background is what the run was, to the byte", "[callbacks][save_training_state][thread]") {
     const TemporaryFolder folder("save-training-state");
-    Setup behind({.folder = folder / "behind", .every = "1step", .keep = 0}), at_once({.folder = folder / "at_once", .every = "1step", .keep = 0, .background = false});
+    SaveTrainingStateSetup behind({.folder = folder / "behind", .every = "1step", .keep = 0}), at_once({.folder = folder / "at_once", .every = "1step", .keep = 0, .background = false});
     behind.train(3);
     at_once.train(3);
     CHECK(behind.saved == at_once.saved);
@@ -218,16 +218,16 @@ TEST_CASE("a save that comes while another is written waits, or is left out and 
     SlowDisk slow;
     const DiskInPlace in_place(slow);
     const TemporaryFolder folder("save-training-state");
-    Setup waits({.folder = folder / "waits", .every = "1step", .at_end = false, .keep = 0});
+    SaveTrainingStateSetup waits({.folder = folder / "waits", .every = "1step", .at_end = false, .keep = 0});
     waits.train(1);
     CHECK(waits.saved == Names{"step_1", "step_2", "step_3", "step_4", "step_4"});
-    Setup skips({.folder = folder / "skips", .every = "1step", .at_end = false, .keep = 0, .skip_when_busy = true});
+    SaveTrainingStateSetup skips({.folder = folder / "skips", .every = "1step", .at_end = false, .keep = 0, .skip_when_busy = true});
     const CapturedStderr captured;
     skips.train(1);
     CHECK(skips.saved == Names{"step_1", "step_4"});  // the last one of the run is not left out
     CHECK(captured.text() == "torchbus: warning: save_training_state: 3 saves were left out while another was written\n");
     // What others ask for waits, too.
-    Setup asked({.folder = folder / "asked", .every = "1step", .at_end = false, .keep = 0, .skip_when_busy = true});
+    SaveTrainingStateSetup asked({.folder = folder / "asked", .every = "1step", .at_end = false, .keep = 0, .skip_when_busy = true});
     asked.trainer.attach(callback_of("asker", [](Attachment& run, Connections& connections) {
         connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd& event) { if (event.position.step == 2) run.asker.ask(Decision::SaveNow, "before it is too late"); });
     }), "test").get();
@@ -241,7 +241,7 @@ TEST_CASE("a folder has one saver, in this run and in others", "[callbacks][save
     CHECK_THROWS_WITH(Trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}),
                                .callbacks = {ComposedCallback("one", make_save_training_state({.folder = folder.path()})), ComposedCallback("other", make_save_training_state({.folder = folder / "."}))}, .handle_signals = false}),
                       "'one' and 'other' both save into '" + std::filesystem::canonical(folder.path()).string() + "', and would delete each other's; give one of them another folder");
-    Setup setup({.folder = folder.path()});
+    SaveTrainingStateSetup setup({.folder = folder.path()});
     std::filesystem::create_directories(folder / ".step_9.part");
     {
         const FolderLock held(folder.path());
@@ -270,7 +270,7 @@ TEST_CASE("states that are gone are not kept in a list, and best points to one t
 
 TEST_CASE("multiples of keep_every are kept for ever", "[callbacks][save_training_state]") {
     const TemporaryFolder folder("save-training-state");
-    Setup setup({.folder = folder.path(), .every = "1step", .every_epochs = 0, .at_end = false, .keep = 1, .keep_every = 3});
+    SaveTrainingStateSetup setup({.folder = folder.path(), .every = "1step", .every_epochs = 0, .at_end = false, .keep = 1, .keep_every = 3});
     setup.train(2);
     CHECK(states_in(folder.path()) == Names{"step_3", "step_6", "step_8"});
 }
@@ -280,19 +280,19 @@ TEST_CASE("those that others asked for are kept for ever where that is wanted, a
     const auto ask_at = [](std::int64_t step) {
         return [step](Attachment& run, const TrainStepEnd& event) { if (event.position.step == step) run.asker.ask(Decision::SaveNow, "a test"); };
     };
-    Setup kept({.folder = folder / "kept", .every = "2step", .keep = 1, .keep_asked = true});
+    SaveTrainingStateSetup kept({.folder = folder / "kept", .every = "2step", .keep = 1, .keep_asked = true});
     kept.at_step = ask_at(4);  // an epoch ends there, too, and the saver saves there by itself
     kept.train(2);
     CHECK(states_in(folder / "kept") == Names{"step_4", "step_8"});
-    Setup resumed({.folder = folder / "kept", .keep = 1, .keep_asked = true});
+    SaveTrainingStateSetup resumed({.folder = folder / "kept", .keep = 1, .keep_asked = true});
     resumed.saver->load_state(kept.saver->state());
     resumed.train(3);
     CHECK(states_in(folder / "kept") == Names{"step_12", "step_4"});
-    Setup first_version({.folder = folder / "kept", .keep = 1});
+    SaveTrainingStateSetup first_version({.folder = folder / "kept", .keep = 1});
     first_version.saver->load_state({{{"written", {"step_4"}}}, {}, 1});
     first_version.train(1);
     CHECK(states_in(folder / "kept") == Names{"step_12", "step_4"});  // written anew by this run
-    Setup not_kept({.folder = folder / "not", .every = "2step", .keep = 1});
+    SaveTrainingStateSetup not_kept({.folder = folder / "not", .every = "2step", .keep = 1});
     not_kept.at_step = ask_at(4);
     not_kept.train(2);
     CHECK(states_in(folder / "not") == Names{"step_8"});
@@ -355,7 +355,7 @@ TEST_CASE("a save that is not known to be durable is warned of, and nothing olde
         const TemporaryFolder folder("save-training-state");
         Unsyncable disk(folder.path());
         const DiskInPlace in_place(disk);
-        Setup setup({.folder = folder.path(), .keep = 1, .background = background});
+        SaveTrainingStateSetup setup({.folder = folder.path(), .keep = 1, .background = background});
         const CapturedStderr captured;
         setup.train(3);
         CHECK(setup.saved == Names{"step_4", "step_8"});

@@ -14,10 +14,10 @@ using namespace torchbus::test;
 
 namespace {
 
-struct Setup {
+struct SharpnessAwareSetup {
     torch::nn::Sequential model;
     Trainer trainer;
-    explicit Setup(std::vector<ComposedCallback> callbacks, double learning_rate = 0.5, torch::nn::Sequential its_model = toy_model(), Loss loss = cross_entropy)
+    explicit SharpnessAwareSetup(std::vector<ComposedCallback> callbacks, double learning_rate = 0.5, torch::nn::Sequential its_model = toy_model(), Loss loss = cross_entropy)
         : model(std::move(its_model)),
           trainer({.model = model, .loss = std::move(loss), .optimizer = std::make_shared<torch::optim::SGD>(model->parameters(), torch::optim::SGDOptions(learning_rate).momentum(0.9)),
                    .callbacks = std::move(callbacks), .handle_signals = false}) {}
@@ -63,7 +63,7 @@ ComposedCallback counting(std::vector<int>& passes) {
 
 TEST_CASE("sharpness-aware updates are those of the algorithm by hand", "[callbacks][sharpness-aware]") {
     for (const bool adaptive : {false, true}) {
-        Setup setup({make_sharpness_aware({.rho = 0.2, .adaptive = adaptive})});
+        SharpnessAwareSetup setup({make_sharpness_aware({.rho = 0.2, .adaptive = adaptive})});
         setup.trainer.train(toy_data(40), {.batch_size = 4, .shuffle = false});
         CHECK(relative_difference(setup.weights(), by_hand(0.2, adaptive, 40)) < 1e-5);
         CHECK(relative_difference(setup.weights(), by_hand(1e-9, adaptive, 40)) > 1e-3);  // and not those of plain SGD
@@ -72,7 +72,7 @@ TEST_CASE("sharpness-aware updates are those of the algorithm by hand", "[callba
 
 TEST_CASE("the weights are put back to the bit before the update, and metrics count once", "[callbacks][sharpness-aware]") {
     std::vector<int> passes;
-    Setup setup({make_metrics(), make_sharpness_aware({.rho = 3}), counting(passes)}, 0.0);
+    SharpnessAwareSetup setup({make_metrics(), make_sharpness_aware({.rho = 3}), counting(passes)}, 0.0);
     const auto before = setup.weights();
     const auto data = toy_data(8);
     setup.trainer.train(data, {.batch_size = 4, .shuffle = false});
@@ -83,7 +83,7 @@ TEST_CASE("the weights are put back to the bit before the update, and metrics co
 }
 
 TEST_CASE("a window of batches climbs by the gradient of the whole window", "[callbacks][sharpness-aware]") {
-    Setup whole({make_sharpness_aware()}), window({make_gradient_accumulation({4}), make_sharpness_aware()});
+    SharpnessAwareSetup whole({make_sharpness_aware()}), window({make_gradient_accumulation({4}), make_sharpness_aware()});
     whole.trainer.train(toy_data(22), {.batch_size = 8, .shuffle = false});
     window.trainer.train(toy_data(22), {.batch_size = 2, .shuffle = false});
     CHECK(relative_difference(window.weights(), whole.weights()) < 1e-5);
@@ -93,9 +93,9 @@ TEST_CASE("loss scaling and clipping keep with it: the climb is of unscaled grad
     MixedPrecisionOptions scaling;
     scaling.scale_loss = true;
     scaling.initial_scale = 4096;
-    Setup without({make_mixed_precision(), make_sharpness_aware({.rho = 0.2}), make_gradient_clipping({.max_norm = 0.5})});
-    Setup with({make_mixed_precision(scaling), make_sharpness_aware({.rho = 0.2}), make_gradient_clipping({.max_norm = 0.5})});
-    for (Setup* setup : {&without, &with}) setup->trainer.train(toy_data(20), {.batch_size = 4, .shuffle = false});
+    SharpnessAwareSetup without({make_mixed_precision(), make_sharpness_aware({.rho = 0.2}), make_gradient_clipping({.max_norm = 0.5})});
+    SharpnessAwareSetup with({make_mixed_precision(scaling), make_sharpness_aware({.rho = 0.2}), make_gradient_clipping({.max_norm = 0.5})});
+    for (SharpnessAwareSetup* setup : {&without, &with}) setup->trainer.train(toy_data(20), {.batch_size = 4, .shuffle = false});
     CHECK(relative_difference(with.weights(), without.weights()) < 1e-5);
 }
 
@@ -103,7 +103,7 @@ TEST_CASE("an update that is skipped is not repeated, and its weights stay", "[c
     MixedPrecisionOptions scaling;
     scaling.scale_loss = true;
     std::vector<int> passes;
-    Setup setup({make_sharpness_aware(), make_mixed_precision(scaling), counting(passes), callback_of("overflow", [](Attachment& run, Connections& connections) {
+    SharpnessAwareSetup setup({make_sharpness_aware(), make_mixed_precision(scaling), counting(passes), callback_of("overflow", [](Attachment& run, Connections& connections) {
         connections += run.bus.intercept<BackwardStart>([](BackwardStart& event) { event.root = event.root * std::numeric_limits<float>::infinity(); });
     })});
     const auto before = setup.weights();
@@ -117,14 +117,14 @@ TEST_CASE("batch norm follows the first pass alone", "[callbacks][sharpness-awar
         torch::manual_seed(1);
         return torch::nn::Sequential(torch::nn::Linear(6, 8), torch::nn::BatchNorm1d(8), torch::nn::Linear(8, 3));
     };
-    Setup plain({}, 0.0, make_model()), sharp({make_sharpness_aware({.rho = 3})}, 0.0, make_model());
-    for (Setup* setup : {&plain, &sharp}) setup->trainer.train(toy_data(16), {.batch_size = 4, .shuffle = false});
+    SharpnessAwareSetup plain({}, 0.0, make_model()), sharp({make_sharpness_aware({.rho = 3})}, 0.0, make_model());
+    for (SharpnessAwareSetup* setup : {&plain, &sharp}) setup->trainer.train(toy_data(16), {.batch_size = 4, .shuffle = false});
     CHECK(equal_bits(copies_of(sharp.model->buffers()), copies_of(plain.model->buffers())));
 }
 
 TEST_CASE("a run that fails within the second pass leaves the weights as they were", "[callbacks][sharpness-aware]") {
     int calls = 0;
-    Setup setup({make_sharpness_aware({.rho = 3})}, 0.5, toy_model(), [&](const at::Tensor& output, const at::Tensor& targets) {
+    SharpnessAwareSetup setup({make_sharpness_aware({.rho = 3})}, 0.5, toy_model(), [&](const at::Tensor& output, const at::Tensor& targets) {
         if (++calls == 2) throw std::runtime_error("no loss today");
         return cross_entropy(output, targets);
     });
@@ -136,6 +136,6 @@ TEST_CASE("a run that fails within the second pass leaves the weights as they we
 
 TEST_CASE("sharpness_aware refuses a length that is not positive, and an update that is not there", "[callbacks][sharpness-aware]") {
     CHECK_THROWS_WITH(make_sharpness_aware({.rho = 0}), "sharpness_aware: rho: 0 is not positive; give the length of the climb, e.g. 0.05");
-    Setup setup({make_sharpness_aware({.update = "generator"})});
+    SharpnessAwareSetup setup({make_sharpness_aware({.update = "generator"})});
     CHECK_THROWS_WITH(setup.trainer.train(toy_data(4)), "sharpness_aware: update: there is no update 'generator'");
 }

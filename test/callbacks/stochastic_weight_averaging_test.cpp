@@ -27,10 +27,10 @@ at::Tensor matrix_of(const json& rows) {
     return torch::stack(tensors);
 }
 
-struct Setup {
+struct StochasticWeightAveragingSetup {
     torch::nn::Sequential model;
     Trainer trainer;
-    explicit Setup(std::vector<ComposedCallback> callbacks, torch::nn::Sequential its_model = toy_model())
+    explicit StochasticWeightAveragingSetup(std::vector<ComposedCallback> callbacks, torch::nn::Sequential its_model = toy_model())
         : model(std::move(its_model)),
           trainer({.model = model, .loss = cross_entropy, .optimizer = std::make_shared<torch::optim::SGD>(model->parameters(), 0.5),
                    .callbacks = std::move(callbacks), .handle_signals = false}) {}
@@ -68,7 +68,7 @@ TEST_CASE("the average is that of torch's AveragedModel", "[callbacks][stochasti
 
 TEST_CASE("from three quarters of the run on, the weights at the end of each epoch are averaged", "[callbacks][stochastic-weight-averaging]") {
     const std::shared_ptr<Callback> swa = averaging({});
-    Setup setup({make_metrics(), swa});
+    StochasticWeightAveragingSetup setup({make_metrics(), swa});
     std::vector<std::vector<at::Tensor>> ends;
     std::vector<at::Tensor> shown, after;
     auto tap = setup.trainer.subscribe("tap");
@@ -126,8 +126,8 @@ TEST_CASE("batch-norm statistics of the average are those of torch's update_bn o
 }
 
 TEST_CASE("the forwards for batch norm draw no numbers of the run's: training goes the same way", "[callbacks][stochastic-weight-averaging]") {
-    Setup plain({make_metrics()}, model_with_batch_norm(true)), averaged({make_metrics(), averaging({.start = "2step", .every = "1step"})}, model_with_batch_norm(true));
-    for (Setup* setup : {&plain, &averaged}) {
+    StochasticWeightAveragingSetup plain({make_metrics()}, model_with_batch_norm(true)), averaged({make_metrics(), averaging({.start = "2step", .every = "1step"})}, model_with_batch_norm(true));
+    for (StochasticWeightAveragingSetup* setup : {&plain, &averaged}) {
         torch::manual_seed(5);
         setup->trainer.train(toy_data(16), toy_data(8, 3), {.epochs = 3, .batch_size = 4, .shuffle = false});
     }
@@ -138,14 +138,14 @@ TEST_CASE("the forwards for batch norm draw no numbers of the run's: training go
 
 TEST_CASE("an average that goes on from its state shows the same numbers", "[callbacks][stochastic-weight-averaging]") {
     const std::shared_ptr<Callback> swa = averaging({.start = "2step", .every = "1step", .batches = 2});
-    Setup setup({make_metrics(), swa}, model_with_batch_norm());
+    StochasticWeightAveragingSetup setup({make_metrics(), swa}, model_with_batch_norm());
     setup.trainer.train(toy_data(16), toy_data(8, 3), {.batch_size = 4});
     const SavedState saved = swa->state();
     CHECK(saved.values.at("batches") == 2);
     CHECK(saved.values.at("averages") == 3);
     const std::shared_ptr<Callback> other = averaging({.start = "2step", .every = "1step", .batches = 2});
     other->load_state({json::parse(saved.values.dump()), saved.tensors});
-    Setup resumed({make_metrics(), other}, setup.model);
+    StochasticWeightAveragingSetup resumed({make_metrics(), other}, setup.model);
     CHECK(resumed.trainer.evaluate(toy_data(8, 3), {.batch_size = 4}).at("eval.swa.loss") == setup.trainer.history().latest("eval.swa.loss").value());
 }
 
@@ -157,12 +157,12 @@ TEST_CASE("stochastic weight averaging refuses what cannot be", "[callbacks][sto
 TEST_CASE("an average that would begin after the run's end is warned of", "[callbacks][stochastic-weight-averaging]") {
     for (const char* start : {"5step", "2epoch"}) {
         CapturedStderr captured;
-        Setup setup({make_metrics(), averaging({.start = start})}, model_with_batch_norm());
+        StochasticWeightAveragingSetup setup({make_metrics(), averaging({.start = start})}, model_with_batch_norm());
         setup.trainer.train(toy_data(16), {.batch_size = 4});
         CHECK_THAT(captured.text(), containing(std::string("'stochastic_weight_averaging' starts at ") + start + ", after the run's end; no average will be taken"));
     }
     CapturedStderr captured;
-    Setup setup({make_metrics(), averaging({.start = "1epoch", .every = "3step"})}, model_with_batch_norm());
+    StochasticWeightAveragingSetup setup({make_metrics(), averaging({.start = "1epoch", .every = "3step"})}, model_with_batch_norm());
     setup.trainer.start_training(toy_data(32), {.epochs = 2, .batch_size = 4});
     auto changed = setup.trainer.change_option("stochastic_weight_averaging", "every", "2step", "operator");
     while (setup.trainer.advance()) {}

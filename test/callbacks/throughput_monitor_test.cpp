@@ -28,12 +28,12 @@ ComposedCallback takes_time(Hands& hands) {
     });
 }
 
-struct Setup {
+struct ThroughputMonitorSetup {
     Hands hands;
     std::string printed;
     torch::nn::Sequential model = toy_model();
     Trainer trainer;
-    explicit Setup(std::int64_t window, std::vector<ComposedCallback> more = {}) : trainer(options(window, std::move(more))) {}
+    explicit ThroughputMonitorSetup(std::int64_t window, std::vector<ComposedCallback> more = {}) : trainer(options(window, std::move(more))) {}
     TrainerOptions options(std::int64_t window, std::vector<ComposedCallback> more) {
         std::vector<ComposedCallback> callbacks = {
             make_throughput_monitor({.window = window, .print = true, .write = [this](std::string_view text) { printed += text; }, .clock = [this] { return hands.now; }}),
@@ -48,7 +48,7 @@ struct Setup {
 }  // namespace
 
 TEST_CASE("throughput counts steps and waits of every window but the first", "[callbacks][throughput_monitor]") {
-    Setup setup(2);
+    ThroughputMonitorSetup setup(2);
     setup.trainer.train(toy_data(16), {.batch_size = 4});
     // The second window: two steps of 3 s with a wait of 1 s before each; 8 samples.
     CHECK(setup.number("throughput.samples_per_second") == 1.0);
@@ -60,7 +60,7 @@ TEST_CASE("throughput counts steps and waits of every window but the first", "[c
 }
 
 TEST_CASE("a run within the first window tells nothing", "[callbacks][throughput_monitor]") {
-    Setup setup(4);
+    ThroughputMonitorSetup setup(4);
     setup.trainer.train(toy_data(16), {.batch_size = 4});
     CHECK(setup.trainer.blackboard().names().empty());
     setup.trainer.train(toy_data(16), {.batch_size = 4});  // the next run warms up anew
@@ -68,7 +68,7 @@ TEST_CASE("a run within the first window tells nothing", "[callbacks][throughput
 }
 
 TEST_CASE("evaluations, saves and the time between epochs are not counted", "[callbacks][throughput_monitor]") {
-    Setup setup(3, {callback_of("asker", [](Attachment& run, Connections& connections) {
+    ThroughputMonitorSetup setup(3, {callback_of("asker", [](Attachment& run, Connections& connections) {
         connections += run.bus.observe<TrainStepEnd>(Stage::Report, [&run](const TrainStepEnd& event) {
             if (event.position.step == 4) run.asker.ask(Decision::EvaluateNow, "test");
             if (event.position.step == 5) run.asker.ask(Decision::SaveNow, "test");
@@ -83,7 +83,7 @@ TEST_CASE("evaluations, saves and the time between epochs are not counted", "[ca
 }
 
 TEST_CASE("a skipped update counts as a step: it took its time", "[callbacks][throughput_monitor]") {
-    Setup setup(2, {callback_of("skipper", [](Attachment& run, Connections& connections) {
+    ThroughputMonitorSetup setup(2, {callback_of("skipper", [](Attachment& run, Connections& connections) {
         connections += run.bus.intercept(Phase::Decide, [](GradientsReady& event) { event.skip("skipper", "test"); });
     })});
     setup.trainer.train(toy_data(16), {.batch_size = 4});

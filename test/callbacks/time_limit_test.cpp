@@ -13,12 +13,12 @@ using namespace torchbus::test;
 
 namespace {
 
-struct Setup {
+struct TimeLimitSetup {
     torch::nn::Sequential model = toy_model();
     std::vector<std::string> saves;
     Trainer trainer;
     /// Every batch in `slow` mode takes 10 ms.
-    Setup(TimeLimitOptions options, Mode slow)
+    TimeLimitSetup(TimeLimitOptions options, Mode slow)
         : trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}), .callbacks = {make_time_limit(options), callback_of("slow", [this, slow](Attachment& run, Connections& connections) {
                        connections += run.bus.observe<ForwardEnd>(Stage::Observe, [](const ForwardEnd&) { std::this_thread::sleep_for(std::chrono::milliseconds(10)); }, in(slow));
                        connections += run.bus.observe<StepCheckpoint>(Stage::Persist, [this](const StepCheckpoint& event) { saves.push_back(std::string(event.requester) + ": " + std::string(event.reason)); });
@@ -29,7 +29,7 @@ struct Setup {
 }  // namespace
 
 TEST_CASE("a run that takes too long is stopped with a reason, after a save", "[callbacks][time_limit]") {
-    Setup setup({.limit = "0.05s"}, Mode::Train);
+    TimeLimitSetup setup({.limit = "0.05s"}, Mode::Train);
     const RunResult result = setup.train();
     CHECK(result.outcome == Outcome::Stopped);
     CHECK(result.requester == "time_limit");
@@ -43,7 +43,7 @@ TEST_CASE("a run that takes too long is stopped with a reason, after a save", "[
 }
 
 TEST_CASE("the limit changes while a run is under way", "[callbacks][time_limit]") {
-    Setup setup({.limit = "1h"}, Mode::Train);
+    TimeLimitSetup setup({.limit = "1h"}, Mode::Train);
     setup.trainer.start_training(toy_data(200), {.batch_size = 2});
     auto shortened = setup.trainer.change_option("time_limit", "limit", "0.05s", "operator");
     auto refused = setup.trainer.change_option("time_limit", "limit", "3epoch", "operator");
@@ -54,7 +54,7 @@ TEST_CASE("the limit changes while a run is under way", "[callbacks][time_limit]
 }
 
 TEST_CASE("a run is stopped within an evaluation too, and without a save where none is wanted", "[callbacks][time_limit]") {
-    Setup setup({.limit = "1s", .save = false}, Mode::Eval);
+    TimeLimitSetup setup({.limit = "1s", .save = false}, Mode::Eval);
     const RunResult result = setup.train();
     CHECK(result.outcome == Outcome::Stopped);
     CHECK(setup.saves.empty());
@@ -62,7 +62,7 @@ TEST_CASE("a run is stopped within an evaluation too, and without a save where n
 }
 
 TEST_CASE("a run within its limit is left alone", "[callbacks][time_limit]") {
-    Setup setup({}, Mode::Predict);
+    TimeLimitSetup setup({}, Mode::Predict);
     CHECK(setup.train().outcome == Outcome::Finished);
 }
 

@@ -53,10 +53,6 @@ double value_in(const fs::path& path) {
     return value;
 }
 
-std::string bytes_of(const fs::path& file) {
-    std::ifstream stream(file, std::ios::binary);
-    return {std::istreambuf_iterator<char>(stream), {}};
-}
 void write_bytes(const fs::path& file, const std::string& bytes) { std::ofstream(file, std::ios::binary | std::ios::trunc) << bytes; }
 
 int number_from_environment(const char* name, int otherwise) {

@@ -26,11 +26,7 @@ using Names = std::vector<std::string>;
 
 fs::path python_file(const std::string& name) { return fs::path(source_root()) / "test/references/python_files" / name; }
 
-std::string bytes_of(const fs::path& file) {
-    std::ifstream stream(file, std::ios::binary);
-    return {std::istreambuf_iterator<char>(stream), {}};
-}
-void write(const fs::path& file, const std::string& bytes) { std::ofstream(file, std::ios::binary) << bytes; }
+void put_bytes(const fs::path& file, const std::string& bytes) { std::ofstream(file, std::ios::binary) << bytes; }
 
 Names names_of(const std::vector<NamedTensor>& tensors) {
     Names names;
@@ -99,7 +95,7 @@ TEST_CASE("every bit of a Python file, and every length, is read as it was or re
     const auto original = read_weights(python_file("state_dict.pt"));
     int refused = 0;
     const auto try_to_read = [&](const std::string& bytes) {
-        write(folder / "damaged.pt", bytes);
+        put_bytes(folder / "damaged.pt", bytes);
         try {
             const bool same = equal(read_weights(folder / "damaged.pt"), original);
             CHECK(same);
@@ -117,7 +113,7 @@ TEST_CASE("every bit of a Python file, and every length, is read as it was or re
     CHECK(refused > static_cast<int>(whole.size()));  // much of the archive is padding
     for (std::size_t length = 0; length < whole.size(); ++length) {
         INFO("length " << length);
-        write(folder / "short.pt", whole.substr(0, length));
+        put_bytes(folder / "short.pt", whole.substr(0, length));
         CHECK_THROWS_AS(read_weights(folder / "short.pt"), CheckpointError);
     }
 }
@@ -202,9 +198,9 @@ TEST_CASE("the model of a training state is read without its other parts", "[che
     state.parts["update"].tensors = {{"w.momentum", torch::ones(2)}};
     write_training_state(folder / "step_3", state);
     CHECK(names_of(read_weights(folder / "step_3")) == Names{"w"});
-    write(folder / "step_3/update.safetensors", "damaged");
+    put_bytes(folder / "step_3/update.safetensors", "damaged");
     CHECK(names_of(read_weights(folder / "step_3")) == Names{"w"});
-    write(folder / "step_3/model.safetensors", "damaged");
+    put_bytes(folder / "step_3/model.safetensors", "damaged");
     CHECK_THROWS_AS(read_weights(folder / "step_3"), CheckpointError);
 }
 

@@ -148,7 +148,7 @@ std::string with_include(json run, json include) {
     return run.dump();
 }
 
-void write(const fs::path& path, const json& content) {
+void write_json(const fs::path& path, const json& content) {
     if (path.has_parent_path()) fs::create_directories(path.parent_path());
     std::ofstream(path) << content.dump();
 }
@@ -176,7 +176,7 @@ std::string error_reading(const std::vector<std::string>& overrides = {}) {
 
 TEST_CASE("an included file comes first: objects merge, all else replaces", "[composition][include]") {
     const RunFile file(with_include({{"train", {{"epochs", 5}}}, {"model", {{"hidden", {4, 4}}}}, {"callbacks", {{{"kind", "progress_bar"}}}}}, "base.json"));
-    write("base.json", good());
+    write_json("base.json", good());
     const json run = file.read();
     CHECK_FALSE(run.contains("include"));
     CHECK(run["train"] == json({{"epochs", 5}, {"batch_size", 16}}));
@@ -189,33 +189,33 @@ TEST_CASE("an included file comes first: objects merge, all else replaces", "[co
 
 TEST_CASE("of several included files the later one goes before the earlier", "[composition][include]") {
     const RunFile file(with_include({{"seed", 1}}, {"a.json", "b.json"}));
-    write("a.json", {{"seed", 2}, {"output", "a"}, {"train", {{"epochs", 2}}}});
-    write("b.json", {{"seed", 3}, {"output", "b"}, {"train", {{"batch_size", 8}}}});
+    write_json("a.json", {{"seed", 2}, {"output", "a"}, {"train", {{"epochs", 2}}}});
+    write_json("b.json", {{"seed", 3}, {"output", "b"}, {"train", {{"batch_size", 8}}}});
     CHECK(file.read() == json::parse(R"({"seed": 1, "output": "b", "train": {"epochs": 2, "batch_size": 8}})"));
 }
 
 TEST_CASE("an object of another kind replaces the included one", "[composition][include]") {
     const RunFile file(with_include({{"optimizer", {{"kind", "adam"}}}}, "base.json"));
-    write("base.json", {{"optimizer", {{"kind", "sgd"}, {"momentum", 0.9}}}});
+    write_json("base.json", {{"optimizer", {{"kind", "sgd"}, {"momentum", 0.9}}}});
     CHECK(file.read()["optimizer"] == json({{"kind", "adam"}}));
 }
 
 TEST_CASE("included files and plug-ins are looked for beside the file that names them", "[composition][include]") {
     const RunFile file(with_include({{"seed", 1}}, "parts/base.json"));
-    write("parts/base.json", {{"include", "../common.json"}, {"plugins", {"mine.so", "/opt/other.so"}}});
-    write("common.json", {{"output", "out"}});
+    write_json("parts/base.json", {{"include", "../common.json"}, {"plugins", {"mine.so", "/opt/other.so"}}});
+    write_json("common.json", {{"output", "out"}});
     CHECK(file.read() == json::parse(R"({"seed": 1, "output": "out", "plugins": ["parts/mine.so", "/opt/other.so"]})"));
 }
 
 TEST_CASE("two files may include the same third, but no file itself", "[composition][include][errors]") {
     const RunFile file(with_include(json::object(), {"a.json", "b.json"}));
-    write("a.json", {{"include", "c.json"}});
-    write("b.json", {{"include", "./c.json"}});
-    write("c.json", {{"seed", 4}});
+    write_json("a.json", {{"include", "c.json"}});
+    write_json("b.json", {{"include", "./c.json"}});
+    write_json("c.json", {{"seed", 4}});
     CHECK(file.read() == json({{"seed", 4}}));
-    write("c.json", {{"include", "a.json"}});
+    write_json("c.json", {{"include", "a.json"}});
     CHECK_THROWS_WITH(file.read(), "c.json: include: a.json includes itself: a.json -> c.json -> a.json; remove one of the includes");
-    write("a.json", {{"include", "a.json"}});
+    write_json("a.json", {{"include", "a.json"}});
     CHECK_THROWS_WITH(file.read(), "a.json: include: a.json includes itself: a.json -> a.json; remove one of the includes");
 }
 
@@ -224,11 +224,11 @@ TEST_CASE("an include that cannot be read names both files", "[composition][incl
     CHECK_THROWS_WITH(file.read(), "run.json: include: base.json: cannot open the run file: No such file or directory");
     std::ofstream("base.json") << "{\n\"seed\": }";
     CHECK_THROWS_WITH(file.read(), Catch::Matchers::StartsWith("base.json: line 2, column 9: syntax error"));
-    write("base.json", json::array({1}));
+    write_json("base.json", json::array({1}));
     CHECK_THROWS_WITH(file.read(), "base.json: a run file is a JSON object; found a array");
-    write("run.json", {{"include", 3}});
+    write_json("run.json", {{"include", 3}});
     CHECK_THROWS_WITH(file.read(), "run.json: include: 3 is a number; expected a file's name, or a list of them");
-    write("run.json", {{"include", {""}}});
+    write_json("run.json", {{"include", {""}}});
     CHECK_THROWS_WITH(file.read(), "run.json: include: \"\" is a string; expected a file's name, or a list of them");
 }
 
@@ -236,25 +236,25 @@ TEST_CASE("a mistake is told with the file that it stands in", "[composition][in
     const RunFile file(with_include({{"train", {{"epochs", 2}}}}, "base.json"));
     json base = good();
     base["optimizer"]["learning_rate"] = -0.5;
-    write("base.json", base);
+    write_json("base.json", base);
     CHECK(error_reading() == "base.json: optimizer.learning_rate: -0.5 is out of range; give a number of at least 0");
     CHECK(error_reading({"optimizer.learning_rate=-2"}) == "run.json: optimizer.learning_rate: -2 is out of range; give a number of at least 0");
     base = good();
     base["callbacks"][1]["max_norm"] = -1;
-    write("base.json", base);
+    write_json("base.json", base);
     CHECK(error_reading() == "base.json: callbacks[1].max_norm: -1 is out of range; give a positive number");
     CHECK(error_reading({"callbacks[1].max_norm=-2"}) == "run.json: callbacks[1].max_norm: -2 is out of range; give a positive number");
     base = good();
     base["optimiser"] = 1;
-    write("base.json", base);
+    write_json("base.json", base);
     CHECK(error_reading().starts_with("base.json: optimiser: unknown key; did you mean 'optimizer'? (known: "));
     base = good();
     base["train"]["epochs"] = 0;
-    write("base.json", base);
+    write_json("base.json", base);
     CHECK(error_reading() == "no error");  // run.json has another
-    write("run.json", {{"include", "base.json"}, {"train", {{"epochs", 0}}}});
+    write_json("run.json", {{"include", "base.json"}, {"train", {{"epochs", 0}}}});
     CHECK(error_reading() == "run.json: train.epochs: 0 is out of range; give a number of at least 1");
-    write("run.json", {{"include", "base.json"}, {"data", {{"sampels", 3}}}});
+    write_json("run.json", {{"include", "base.json"}, {"data", {{"sampels", 3}}}});
     CHECK(error_reading().starts_with("base.json: train.epochs: 0 is out of range"));
 }
 
@@ -270,7 +270,7 @@ TEST_CASE("environment variables are put into texts, once", "[composition][envir
 TEST_CASE("a variable names the file to include", "[composition][environment][include]") {
     const Variable which("TORCHBUS_TEST_BASE", "small");
     const RunFile file(with_include(json::object(), "${TORCHBUS_TEST_BASE}.json"));
-    write("small.json", {{"seed", 9}});
+    write_json("small.json", {{"seed", 9}});
     CHECK(file.read() == json({{"seed", 9}}));
 }
 
@@ -278,12 +278,12 @@ TEST_CASE("a variable that is not set or no variable is an error with its path",
     const RunFile file(json({{"callbacks", {{{"kind", "x"}, {"path", "a ${TORCHBUS_TEST_UNSET}"}}}}}).dump());
     CHECK_THROWS_WITH(file.read(), "run.json: callbacks[0].path: the environment variable 'TORCHBUS_TEST_UNSET' is not set; set it, or give a default: "
                                    "${TORCHBUS_TEST_UNSET:-...}");
-    write("run.json", {{"include", "base.json"}});
-    write("base.json", {{"data", {{"folder", "${TORCHBUS_TEST_UNSET}"}}}});
+    write_json("run.json", {{"include", "base.json"}});
+    write_json("base.json", {{"data", {{"folder", "${TORCHBUS_TEST_UNSET}"}}}});
     CHECK_THROWS_WITH(file.read(), Catch::Matchers::StartsWith("base.json: data.folder: the environment variable 'TORCHBUS_TEST_UNSET' is not set"));
-    write("run.json", {{"output", "${1X}"}});
+    write_json("run.json", {{"output", "${1X}"}});
     CHECK_THROWS_WITH(file.read(), "run.json: output: '${1X}' names no environment variable; write ${NAME} or ${NAME:-default}, and $${ for the signs themselves");
-    write("run.json", {{"output", "${HOME"}});
+    write_json("run.json", {{"output", "${HOME"}});
     CHECK_THROWS_WITH(file.read(), "run.json: output: '${HOME' has a ${ without its }; write $${ for the signs themselves");
 }
 

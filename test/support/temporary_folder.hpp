@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -37,6 +39,12 @@ inline std::vector<std::string> names_in(const std::filesystem::path& folder) {
     for (const auto& entry : std::filesystem::directory_iterator(folder, missing)) names.push_back(entry.path().filename().string());
     std::ranges::sort(names);
     return names;
+}
+
+/// All that a file holds; empty where there is none.
+inline std::string bytes_of(const std::filesystem::path& file) {
+    std::ifstream stream(file, std::ios::binary);
+    return {std::istreambuf_iterator<char>(stream), {}};
 }
 
 }  // namespace torchbus::test

@@ -1,4 +1,4 @@
-#include "recording.hpp"
+#include "event_trace.hpp"
 
 #include <cstdlib>
 #include <fstream>
@@ -34,11 +34,11 @@ std::string line_of(const AnyEvent& event) {
 
 }  // namespace
 
-void Recording::attach(Attachment& run) {
+void EventTrace::attach(Attachment& run) {
     connections_ += run.bus.observe_all(Stage::Persist, [this](const AnyEvent& event) { lines_.push_back(line_of(event)); });
 }
 
-std::vector<std::string> Recording::names() const {
+std::vector<std::string> EventTrace::names() const {
     std::vector<std::string> names;
     for (const std::string& line : lines_) names.push_back(line.substr(0, line.find(' ')));
     return names;

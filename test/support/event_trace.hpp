@@ -11,7 +11,7 @@ namespace torchbus::test {
 /// Observes every event in stage Persist, after everyone else. A line reads
 ///     train_step_end          epoch 0 step 1/1 micro_batch 3 samples 12 | {"loss":…}
 /// where step n/m says updates made / attempted.
-class Recording final : public Callback {
+class EventTrace final : public Callback {
 public:
     std::string kind() const override { return "recording"; }
     Declaration declare() const override { return {}; }

@@ -1,0 +1,171 @@
+#include <condition_variable>
+#include <fstream>
+#include <mutex>
+#include <sstream>
+
+#include <nlohmann/json.hpp>
+
+#include <torchbus/callbacks/event_file.hpp>
+#include <torchbus/callbacks/metrics.hpp>
+#include <torchbus/callbacks/save_training_state.hpp>
+#include <torchbus/error.hpp>
+#include <torchbus/optim/optimizers.hpp>
+#include <torchbus/stream/event_feed.hpp>
+#include <torchbus/stream/message.hpp>
+
+#include "support/callback_of.hpp"
+#include "support/captured_stderr.hpp"
+#include "support/catch.hpp"
+#include "support/json_schema.hpp"
+#include "support/temporary_folder.hpp"
+#include "support/toy.hpp"
+
+using namespace torchbus;
+using namespace torchbus::test;
+using nlohmann::json;
+
+namespace {
+
+std::string content_of(const std::filesystem::path& path) {
+    std::ostringstream text;
+    text << std::ifstream(path).rdbuf();
+    return text.str();
+}
+
+std::vector<json> messages_of(const std::string& text) {
+    std::vector<json> messages;
+    std::istringstream lines(text);
+    for (std::string line; std::getline(lines, line);) messages.push_back(json::parse(line));
+    return messages;
+}
+
+std::vector<std::string> types_of(const std::vector<json>& messages) {
+    std::vector<std::string> types;
+    for (const json& message : messages) types.push_back(message.at("type").get<std::string>().substr(std::string("torchbus.").size()));
+    return types;
+}
+
+RunResult train(std::vector<ComposedCallback> callbacks, TrainOptions options = {}) {
+    auto model = toy_model();
+    callbacks.emplace_back(make_metrics({.accuracy = true}));
+    Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}), .callbacks = std::move(callbacks), .seed = 5, .handle_signals = false});
+    options.batch_size = 2;
+    return trainer.train(toy_data(16), toy_data(6, 3), options);  // eight steps an epoch
+}
+
+}  // namespace
+
+TEST_CASE("an event file has every event, a line each, in order and without a gap", "[callbacks][event_file]") {
+    const TemporaryFolder folder("event_file");
+    train({make_event_file({.path = folder / "deep/events.jsonl"})});
+    const auto messages = messages_of(content_of(folder / "deep/events.jsonl"));
+    const JsonSchema schema(stream_schema());
+    std::int64_t number = 0;
+    for (const json& message : messages) {
+        CHECK(schema.complaint(message) == "");
+        CHECK(message.at("id") == std::to_string(++number));
+        CHECK(message.at("run") == messages.front().at("run"));
+    }
+    const auto types = types_of(messages);
+    CHECK(std::ranges::count(types, "train_step_end") == 8);
+    CHECK(std::ranges::count(types, "eval_step_end") == 3);
+    CHECK(types.back() == "run_closed");
+    // The numbers of a step come after its end, those of the evaluation after that.
+    const auto last = std::ranges::find_if(messages.rbegin(), messages.rend(), [](const json& message) { return message.at("type") == "torchbus.numbers"; });
+    REQUIRE(last != messages.rend());
+    CHECK(last->at("data").at("older").contains("eval.accuracy"));
+    CHECK(last->at("data").at("after") == "training_run_epoch_end");
+    CHECK(last->at("data").at("position").at("epoch") == 1);
+}
+
+TEST_CASE("an event file takes chosen events, at an interval", "[callbacks][event_file]") {
+    const TemporaryFolder folder("event_file");
+    train({make_event_file({.path = folder / "events.jsonl", .events = {"train_step_*", "training_run_*"}, .every = "4step"})});
+    const auto messages = messages_of(content_of(folder / "events.jsonl"));
+    CHECK(types_of(messages) == std::vector<std::string>{"stream_start", "training_run_start", "train_step_start", "train_step_end", "train_step_end", "train_step_start", "train_step_end", "training_run_epoch_end", "training_run_end"});
+}
+
+TEST_CASE("a run that begins anew moves the file of the run before aside, and no more than it keeps", "[callbacks][event_file]") {
+    const TemporaryFolder folder("event_file");
+    std::vector<std::string> contents;
+    for (int run = 0; run < 4; ++run) {
+        train({make_event_file({.path = folder / "events.jsonl", .keep = 2})});
+        contents.push_back(content_of(folder / "events.jsonl"));
+    }
+    CHECK(content_of(folder / "events.1.jsonl") == contents[2]);
+    CHECK(content_of(folder / "events.2.jsonl") == contents[1]);
+    CHECK_FALSE(std::filesystem::exists(folder / "events.3.jsonl"));
+    CHECK(messages_of(contents[0]).front().at("run") != messages_of(contents[1]).front().at("run"));
+}
+
+TEST_CASE("a file that has grown is moved aside between two lines", "[callbacks][event_file]") {
+    const TemporaryFolder folder("event_file");
+    train({make_event_file({.path = folder / "events.jsonl", .max_mib = 0.01, .keep = 100})}, {.epochs = 3});
+    std::string all;
+    for (std::int64_t number = 100; number > 0; --number)
+        if (const auto path = folder / fmt::format("events.{}.jsonl", number); std::filesystem::exists(path)) all += content_of(path);
+    all += content_of(folder / "events.jsonl");
+    const auto messages = messages_of(all);
+    std::int64_t expected = 0;
+    for (const json& message : messages) CHECK(message.at("id") == std::to_string(++expected));
+    CHECK(types_of(messages).back() == "run_closed");
+}
+
+TEST_CASE("a run that goes on adds to its file, behind the last whole line", "[callbacks][event_file]") {
+    const TemporaryFolder folder("event_file");
+    const auto callbacks = [&]() -> std::vector<ComposedCallback> { return {make_event_file({.path = folder / "events.jsonl"}), make_save_training_state({.folder = folder / "states"})}; };
+    train(callbacks());
+    const std::string before = content_of(folder / "events.jsonl");
+    std::ofstream(folder / "events.jsonl", std::ios::app) << R"({"specversion":"1.0","torn)";
+    train(callbacks(), {.epochs = 2, .resume = ResumeOptions{(folder / "states").string()}});
+    const std::string after = content_of(folder / "events.jsonl");
+    REQUIRE(after.starts_with(before));
+    const auto added = messages_of(after.substr(before.size()));
+    CHECK(std::ranges::count(types_of(added), "train_step_end") == 8);
+    CHECK(added.back().at("data").at("position").at("step") == 16);
+    CHECK_FALSE(std::filesystem::exists(folder / "events.1.jsonl"));
+}
+
+TEST_CASE("a sink that is slow keeps nobody waiting, and is told what was left out", "[stream]") {
+    std::mutex mutex;
+    std::condition_variable opened;
+    bool is_open = false;
+    std::string all;
+    EventFeed feed({.limit_bytes = 4000, .pace = std::chrono::milliseconds(1)}, [](const std::string&, int, bool) {}, [&](std::string&& lines) {
+        std::unique_lock lock(mutex);
+        opened.wait(lock, [&] { return is_open; });
+        all += lines;
+    }, [] {});
+    train({callback_of("feed", [&](Attachment& run, Connections& connections) {
+        feed.attach(run);
+        connections += run.bus.observe<TrainingRunEnd>(Stage::Observe, [&](const TrainingRunEnd&) {
+            const std::lock_guard lock(mutex);
+            is_open = true;
+            opened.notify_all();
+        });
+    })});
+    std::int64_t expected = 1, left_out = 0;
+    for (const json& message : messages_of(all)) {
+        if (message.at("type") == "torchbus.gap") {
+            CHECK(message.at("data").at("first") == expected);
+            left_out += message.at("data").at("count").get<std::int64_t>();
+            expected = message.at("data").at("last").get<std::int64_t>() + 1;
+        } else {
+            CHECK(message.at("id") == std::to_string(expected++));
+        }
+    }
+    CHECK(left_out > 0);
+}
+
+TEST_CASE("a file that cannot be written is told, and the run goes on", "[callbacks][event_file]") {
+    const CapturedStderr captured;
+    const auto result = train({make_event_file({.path = "/dev/full"})});
+    CHECK(result.outcome == Outcome::Finished);
+    CHECK_THAT(captured.text(), containing("/dev/full: cannot write it: No space left on device"));
+}
+
+TEST_CASE("options of an event file that make no sense are refused", "[callbacks][event_file]") {
+    CHECK_THROWS_WITH(make_event_file({.path = ""}), "event_file: path is empty; give a file, e.g. events.jsonl");
+    CHECK_THROWS_WITH(make_event_file({.max_mib = 0}), "event_file: max_mib: 0 is out of range; give MiB, e.g. 256");
+    CHECK_THROWS_WITH(make_event_file({.sync = "5step"}), "event_file: sync: 5step is out of range; give a time, e.g. 5s");
+}
