@@ -6,6 +6,8 @@
 
 #include <fmt/format.h>
 
+#include "shown_text.hpp"
+
 namespace torchbus::cli {
 namespace {
 
@@ -79,18 +81,6 @@ std::string summary_of(const std::vector<double>& values) {
     return fmt::format(": first {:.4g}, largest {:.4g}, last {:.4g}", values.front(), std::ranges::max(values), values.back());
 }
 
-std::string escaped(const std::string& text) {
-    std::string safe;
-    for (const char c : text) {
-        if (c == '&') safe += "&amp;";
-        else if (c == '<') safe += "&lt;";
-        else if (c == '>') safe += "&gt;";
-        else if (c == '"') safe += "&quot;";
-        else if (static_cast<unsigned char>(c) >= 0x20) safe += c;
-    }
-    return safe;
-}
-
 }  // namespace
 
 std::string draw_curve(const Curve& curve, int columns, int rows) {
@@ -126,7 +116,7 @@ std::string curves_svg(const std::vector<Curve>& curves) {
         const Span span = span_of(values);
         const double last = std::max(static_cast<double>(values.size()) - 1, 1.0);
         svg += fmt::format("<g transform=\"translate({}, {})\">\n", kLeft, kPanel * static_cast<double>(panel) + kTop);
-        svg += fmt::format("<text x=\"0\" y=\"-14\" font-weight=\"bold\">{}</text>\n", escaped(name));
+        svg += fmt::format("<text x=\"0\" y=\"-14\" font-weight=\"bold\">{}</text>\n", xml_text(name));
         for (int tick = 0; tick <= 4; ++tick) {
             const double y = kInnerHeight * tick / 4, x = kInnerWidth * tick / 4;
             svg += fmt::format("<line x1=\"0\" y1=\"{0}\" x2=\"{1}\" y2=\"{0}\" stroke=\"#ddd\"/>\n", y, kInnerWidth);

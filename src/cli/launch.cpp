@@ -15,6 +15,7 @@ int launch(const nlohmann::json& options) {
         wanted.node = config.machine_rank;
         if (!config.main_address.empty()) wanted.master_address = config.main_address;
         wanted.master_port = config.main_port;
+        wanted.visible_devices = config.gpu_ids;
     }
     wanted.command = own.at("command").get<std::vector<std::string>>();
     wanted.processes = own.value("processes", wanted.processes);

@@ -17,9 +17,14 @@
 #include <torchbus/events_reference.hpp>
 #include <torchbus/state_machine.hpp>
 
+#include "arguments.hpp"
+#include "recorded_commands.hpp"
+#include "shown_text.hpp"
+
 namespace {
 
 using nlohmann::json;
+using namespace torchbus::cli;
 
 int run_with_torch(const std::string& command, const json& options) {
     void* library = dlopen("libtorchbus_cli.so", RTLD_NOW | RTLD_GLOBAL);
@@ -56,116 +61,17 @@ int write_config(const std::string& to) {
     return 0;
 }
 
-struct Arguments {
-    std::string run_file, weights, to, svg, name, from, format = "mermaid", dataset, resume, action, key;
-    std::vector<std::string> set, plugins, allow, paths, include, skip, rename;
-    bool markdown = false;
-    int world_size = 0;
-    json launch = json::object();
-    std::vector<std::string> command;  ///< that is launched
-};
-
-/// What follows `--` is a command of its own. Returns how many arguments come before it.
-int take_command(int argc, char** argv, Arguments& arguments) {
-    const auto end = std::find(argv, argv + argc, std::string_view("--"));
-    if (argc < 2 || argv[1] != std::string_view("launch") || end == argv + argc) return argc;
-    arguments.command.assign(end + 1, argv + argc);
-    return static_cast<int>(end - argv);
-}
-
-/// The names are those of torchrun.
-void add_launch(CLI::App& app, Arguments& arguments) {
-    CLI::App* command = app.add_subcommand("launch", "start a command once for every rank, and look after them");
-    json& launch = arguments.launch;
-    launch = json::object();
-    const auto integer = [&](const char* flag, const char* key, const char* about) {
-        command->add_option_function<int>(flag, [&launch, key](int value) { launch[key] = value; }, about);
-    };
-    const auto text = [&](const char* flag, const char* key, const char* about) {
-        command->add_option_function<std::string>(flag, [&launch, key](const std::string& value) { launch[key] = value; }, about);
-    };
-    text("--config", "config", "a YAML of Accelerate or of torchbus config: processes, machines and where they meet; flags come before it");
-    integer("--nproc-per-node", "processes", "processes on this node; default: 1");
-    integer("--nnodes", "nodes", "nodes; the command is launched on each; default: 1");
-    integer("--node-rank", "node", "which node this is, from 0");
-    text("--master-addr", "master_address", "address of node 0, whose launcher opens the meeting point; default: 127.0.0.1");
-    integer("--master-port", "master_port", "its port; default: a free one, on one node");
-    integer("--max-restarts", "max_restarts", "how often all ranks are started again where one has failed; default: 0");
-    text("--log-dir", "log_folder", "folder for what each rank says: <restart>/rank_<n>.out and .err");
-    command->add_option_function<double>("--grace", [&launch](double value) { launch["grace_s"] = value; }, "s between a signal to stop and the kill; default: 30");
-    text("--run-id", "run_id", "a name for the run, where several share a meeting point");
-    command->footer("The command follows after --, as in: torchbus launch --nproc-per-node 2 -- torchbus train run.json");
-}
-
-CLI::App* add_run_command(CLI::App& app, Arguments& arguments, const char* name, const char* about) {
-    CLI::App* command = app.add_subcommand(name, about);
-    command->add_option("RUN.json", arguments.run_file, "run file: model, data, optimizer, schedule, callbacks")->required();
-    command->add_option("--set", arguments.set, "override an option, e.g. --set optimizer.learning_rate=0.01")->allow_extra_args(false);
-    return command;
-}
-
-void add_checkpoint_commands(CLI::App& app, Arguments& arguments) {
-    CLI::App* checkpoint = app.add_subcommand("checkpoint", "training states and files of weights")->require_subcommand(1);
-    const auto add = [&](const char* name, const char* about, const char* what, const char* about_what, int at_least, int at_most) {
-        CLI::App* command = checkpoint->add_subcommand(name, about);
-        command->add_option(what, arguments.paths, about_what)->required()->expected(at_least, at_most);
-        command->callback([&arguments, name] { arguments.action = name; });
-        return command;
-    };
-    const char* any = "a training state's folder, a safetensors file, or a file of Python's torch.save";
-    add("ls", "list a folder's training states, newest first", "FOLDER", "where a run saves, e.g. checkpoints", 1, 1);
-    CLI::App* show = add("show", "print what is in it: position, parts, tensors", "PATH", any, 1, 1);
-    add("verify", "read all of it and compare every checksum", "PATH", any, 1, 1000);
-    CLI::App* write = add("export", "write its weights as safetensors, or for Python's torch.load", "FROM TO", "from where; to a name that ends in .safetensors, .pt, .pth or .bin", 2, 2);
-    CLI::App* read = add("import", "write a Python file's weights as safetensors; nothing of it is executed", "FROM TO", "from where; to a name that ends in .safetensors", 2, 2);
-    CLI::App* diff = add("diff", "compare two, tensor by tensor and value by value; exit code 1 where they differ", "A B", any, 2, 2);
-    CLI::App* average = add("average", "write the mean of their weights", "FROM... TO", "from where; last, the name to write to", 2, 1000);
-    for (CLI::App* command : {show, write, read, diff, average}) {
-        command->add_option("--key", arguments.key, "of a Python file: the dictionary that holds the weights, e.g. state_dict");
-        command->add_option("--include", arguments.include, "pattern of names to take; default: all")->allow_extra_args(false);
-        command->add_option("--skip", arguments.skip, "pattern of names to leave out")->allow_extra_args(false);
-        command->add_option("--rename", arguments.rename, "FROM=TO, e.g. 'module.*=*'; the first that fits counts")->allow_extra_args(false);
-    }
-}
-
-void add_commands(CLI::App& app, Arguments& arguments) {
-    CLI::App* train = add_run_command(app, arguments, "train", "train as a run file says");
-    train->add_option("--resume", arguments.resume, "go on from a training state, or from the newest whole one of a folder; auto: of the folder that the run saves to");
-    train->add_option("--allow", arguments.allow, "a difference to the saved run that is no reason to refuse, e.g. callback.model_ema")->allow_extra_args(false);
-    CLI::App* evaluate = add_run_command(app, arguments, "evaluate", "evaluate weights on the run's evaluation data; prints JSON");
-    CLI::App* predict = add_run_command(app, arguments, "predict", "print the model's outputs for the run's evaluation data, one JSON object a line");
-    for (CLI::App* command : {evaluate, predict})
-        command->add_option("--weights", arguments.weights, "safetensors file; default: model.safetensors in the run's output folder");
-    predict->add_option("--to", arguments.to, "file to write to; default: standard output");
-    add_run_command(app, arguments, "check", "make all that a run file names and print it, without training")
-        ->add_option("--world-size", arguments.world_size, "as the first of so many ranks, with one update over c10d's fake backend")->check(CLI::Range(1, 1 << 20));
-    add_run_command(app, arguments, "schedule", "draw what the run's schedules set before each update")
-        ->add_option("--svg", arguments.svg, "file to write the curves to as well");
-    add_run_command(app, arguments, "summary", "print the model's parameters");
-    CLI::App* callbacks = app.add_subcommand("callbacks", "list the callbacks, or tell of one: options, and what it listens to, reads and writes");
-    callbacks->add_option("NAME", arguments.name, "a callback, e.g. gradient_clipping");
-    callbacks->add_flag("--markdown", arguments.markdown, "print the table of the README");
-    CLI::App* schema = app.add_subcommand("schema", "print the JSON Schema of a run file");
-    for (CLI::App* command : {callbacks, schema})
-        command->add_option("--plugin", arguments.plugins, "a shared object whose kinds are listed, too")->allow_extra_args(false);
-    app.add_subcommand("events", "list the events, or tell of one")->add_option("NAME", arguments.name, "an event, e.g. gradients_ready");
-    app.add_subcommand("graph", "print the state machine")->add_option("--format", arguments.format, "mermaid or dot")->check(CLI::IsMember({"mermaid", "dot"}));
-    add_checkpoint_commands(app, arguments);
-    add_launch(app, arguments);
-    app.add_subcommand("config", "ask how many processes train and in which precision, and write what launch --config reads")
-        ->add_option("--to", arguments.to, "file to write to; default: accelerate.yaml");
-    CLI::App* fetch = app.add_subcommand("data", "data sets")->require_subcommand(1)->add_subcommand("fetch", "fetch a data set and verify it");
-    fetch->add_option("DATASET", arguments.dataset, "mnist")->required()->check(CLI::IsMember({"mnist"}));
-    fetch->add_option("--to", arguments.to, "folder to put it into; default: the cache, where run files look");
-    fetch->add_option("--from", arguments.from, "folder that already has the files");
-}
-
 int run(const CLI::App& app, const Arguments& arguments) {
     const CLI::App* command = app.get_subcommands().front();
     const std::string name = command->get_name();
+    if (name == "events" && arguments.event_schema) return run_with_torch("event_schema", json::object());
     if (name == "events") return print_events(arguments.name);
     if (name == "graph") return std::cout << (arguments.format == "dot" ? torchbus::state_graph_dot() : torchbus::state_graph_mermaid()), 0;
     if (name == "config") return write_config(arguments.to);
+    if (name == "diff") return diff_runs(arguments.diff);
+    if (name == "explain") return explain_run(arguments.explain);
+    if (name == "plot") return plot_runs(arguments.plot);
+    if (name == "watch") return watch_run(arguments.watch);
     if (name == "data") {
         torchbus::FetchOptions options;
         if (!arguments.to.empty()) options.target = arguments.to;
@@ -174,6 +80,9 @@ int run(const CLI::App& app, const Arguments& arguments) {
         std::cout << torchbus::fetch_mnist(options).string() << '\n';
         return 0;
     }
+    if (name == "replay") return run_with_torch(name, {{"paths", arguments.paths}, {"callbacks", arguments.callbacks}, {"set", arguments.set}, {"json", arguments.as_json}});
+    if (name == "serve")
+        return run_with_torch(name, {{"paths", arguments.paths}, {"address", arguments.address}, {"port", arguments.port}, {"token_file", arguments.token_file}, {"hosts", arguments.hosts}});
     if (name == "launch") {
         json launch = arguments.launch;
         launch["command"] = arguments.command;
@@ -219,10 +128,10 @@ int main(int argc, char** argv) {
     } catch (const CLI::ParseError& error) {
         return app.exit(error) == 0 ? 0 : 2;
     } catch (const torchbus::ConfigError& error) {
-        std::fprintf(stderr, "torchbus: %s\n", error.what());
+        std::fprintf(stderr, "torchbus: %s\n", terminal_lines(error.what()).c_str());
         return 2;
     } catch (const std::exception& error) {
-        std::fprintf(stderr, "torchbus: %s\n", error.what());
+        std::fprintf(stderr, "torchbus: %s\n", terminal_lines(error.what()).c_str());
         return 1;
     }
 }

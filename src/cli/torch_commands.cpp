@@ -10,6 +10,8 @@
 #include <torchbus/composition.hpp>
 #include <torchbus/error.hpp>
 
+#include "shown_text.hpp"
+
 namespace torchbus::cli {
 namespace {
 
@@ -18,8 +20,8 @@ using Command = int (*)(const nlohmann::json&);
 const std::map<std::string, Command>& commands() {
     static const std::map<std::string, Command> kCommands = {{"train", train}, {"evaluate", evaluate}, {"predict", predict},
                                                              {"check", check}, {"summary", summary}, {"callbacks", callbacks},
-                                                             {"schedule", schedule}, {"schema", schema},       {"checkpoint", checkpoint},
-                                                             {"launch", launch}};
+                                                             {"schedule", schedule}, {"schema", schema}, {"event_schema", event_schema},       {"checkpoint", checkpoint},
+                                                             {"launch", launch},     {"env", env}, {"replay", replay}, {"serve", serve}};
     return kCommands;
 }
 
@@ -39,13 +41,13 @@ extern "C" int torchbus_run_command(const char* name, const char* options_json) 
         if (std::fflush(stdout) != 0 || std::ferror(stdout)) throw Error("standard output: cannot write; is the disk full?");
         return exit_code;
     } catch (const c10::Error& error) {
-        std::fprintf(stderr, "torchbus: %s\n", error.what_without_backtrace());
+        std::fprintf(stderr, "torchbus: %s\n", cli::terminal_lines(error.what_without_backtrace()).c_str());
         return 1;
     } catch (const ConfigError& error) {
-        std::fprintf(stderr, "torchbus: %s\n", error.what());
+        std::fprintf(stderr, "torchbus: %s\n", cli::terminal_lines(error.what()).c_str());
         return 2;
     } catch (const std::exception& error) {
-        std::fprintf(stderr, "torchbus: %s\n", error.what());
+        std::fprintf(stderr, "torchbus: %s\n", cli::terminal_lines(error.what()).c_str());
         return 1;
     }
 }

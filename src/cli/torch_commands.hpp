@@ -47,7 +47,11 @@ int summary(const nlohmann::json& options);
 int callbacks(const nlohmann::json& options);
 int schedule(const nlohmann::json& options);
 int schema(const nlohmann::json& options);
+int event_schema(const nlohmann::json& options);
 int checkpoint(const nlohmann::json& options);
 int launch(const nlohmann::json& options);
+int replay(const nlohmann::json& options);
+int serve(const nlohmann::json& options);
+int env(const nlohmann::json& options);
 
 }  // namespace torchbus::cli

@@ -33,21 +33,6 @@ std::shared_ptr<Callback> made_callback(const std::string& kind, const std::stri
     }
 }
 
-std::vector<ComposedCallback> callbacks_from_json(const json& part, const std::string& where) {
-    if (!part.is_array()) throw ConfigError(fmt::format("{}: expected an array of callbacks, found a {}", where, part.type_name()));
-    std::vector<ComposedCallback> callbacks;
-    for (std::size_t i = 0; i < part.size(); ++i) {
-        const std::string at = fmt::format("{}[{}]", where, i);
-        OptionReader reader(part[i], at);
-        CallbackPlace place = read_callback_place(reader);
-        if (place.kind.empty()) throw ConfigError(fmt::format("{}: a callback needs its kind, e.g. {{\"kind\": \"progress_bar\"}}", at));
-        std::shared_ptr<Callback> callback = made_callback(place.kind, at, reader);
-        reader.finish();
-        callbacks.emplace_back(place.id.empty() ? place.kind : place.id, std::move(callback), std::move(place.before), std::move(place.after)).options = part[i];
-    }
-    return callbacks;
-}
-
 /// `part` is a file's name, or an object.
 void load_initial_weights(const json& part, const std::string& where, Model& model) {
     OptionReader reader(part.is_string() ? json{{"file", part}} : part, where);
@@ -65,6 +50,21 @@ json part_of(const json& run, const char* name, json fallback) {
 }
 
 }  // namespace
+
+std::vector<ComposedCallback> callbacks_from_json(const json& part, const std::string& where) {
+    if (!part.is_array()) throw ConfigError(fmt::format("{}: expected an array of callbacks, found a {}", where, part.type_name()));
+    std::vector<ComposedCallback> callbacks;
+    for (std::size_t i = 0; i < part.size(); ++i) {
+        const std::string at = fmt::format("{}[{}]", where, i);
+        OptionReader reader(part[i], at);
+        CallbackPlace place = read_callback_place(reader);
+        if (place.kind.empty()) throw ConfigError(fmt::format("{}: a callback needs its kind, e.g. {{\"kind\": \"progress_bar\"}}", at));
+        std::shared_ptr<Callback> callback = made_callback(place.kind, at, reader);
+        reader.finish();
+        callbacks.emplace_back(place.id.empty() ? place.kind : place.id, std::move(callback), std::move(place.before), std::move(place.after)).options = part[i];
+    }
+    return callbacks;
+}
 
 RunOptions read_run(OptionReader& reader) {
     RunOptions options;
@@ -144,9 +144,9 @@ Composition compose(const json& run, const std::string& name) {
     for (const char* needed : {"model", "data", "optimizer"})
         if (!run.contains(needed)) throw ConfigError(fmt::format("{}'{}' is missing; a run file names model, data and optimizer", prefix, needed));
     load_plugins(options.plugins, prefix + "plugins");
+    made.trainer.callbacks = callbacks_from_json(part_of(run, "callbacks", json::array()), prefix + "callbacks");  // a device is known before LibTorch is asked for any
     torch::manual_seed(static_cast<std::uint64_t>(options.seed));  // the weights are drawn here
     made.trainer.seed = static_cast<std::uint64_t>(options.seed);
-    made.trainer.callbacks = callbacks_from_json(part_of(run, "callbacks", json::array()), prefix + "callbacks");
     OptionReader train(part_of(run, "train", json::object()), prefix + "train");
     made.train = read_train(train);
     train.finish();

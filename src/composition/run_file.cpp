@@ -14,7 +14,7 @@
 #include <torchbus/distributed/ranks.hpp>
 #include <torchbus/error.hpp>
 
-#include "json_text.hpp"
+#include "../json_text.hpp"
 
 namespace torchbus {
 namespace {
