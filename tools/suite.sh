@@ -2,6 +2,34 @@
 # shellcheck source=tools/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
+# What reads the event stream for real. Where one cannot be had, its test is skipped and says so.
+install_readers() {
+    install_wheels websockets==17.4 || say "without Python's websockets a test is skipped"
+    install_environment build/readers tensorboard tensorboard==2.21.0
+    install_environment build/mlflow-venv mlflow mlflow==3.17.2
+    local prometheus=$PWD/build/readers/prometheus
+    if [[ ! -x $prometheus/usr/bin/prometheus ]] || ! has_program chromium; then
+        has_program apt-get || { say "without Prometheus or Chromium their tests are skipped"; return 0; }
+        say "fetching Prometheus and Chromium"
+        mkdir -p "$prometheus"
+        if ((EUID == 0)); then
+            apt-get update -qq </dev/null || true
+            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium </dev/null >/dev/null || true
+        fi
+        (cd "$prometheus" && apt-get download -qq prometheus && dpkg -x prometheus_*.deb .) </dev/null >/dev/null 2>&1 || say "without Prometheus its test is skipped"
+    fi
+}
+
+install_environment() {  # install_environment FOLDER PROGRAM PACKAGE: a virtual environment of its own, for what wants many packages
+    local folder=$1 program=$2 package=$3
+    [[ -x $folder/bin/$program ]] && return 0
+    say "installing $package into $folder"
+    { [[ -x $folder/bin/python ]] || python3 -m venv "$folder"; } && "$folder/bin/python" -m pip --disable-pip-version-check --quiet install "$package" ||
+        say "without $package its test is skipped"
+}
+
+install_readers
+
 results=$PWD/build/test-results
 limit=${TORCHBUS_TEST_TIMEOUT:-1200}  # seconds for a test program or script
 launcher=()                           # what test programs run under
@@ -9,7 +37,7 @@ launcher=()                           # what test programs run under
 record() {  # record NAME COMMAND...: leaves NAME.log and NAME.rc
     local name=$1 status=0
     shift
-    say "running $name"
+    say "running $name, $((SECONDS / 60)) min from the start"
     timeout --kill-after=10 "$limit" "$@" >"$results/$name.log" 2>&1 </dev/null || status=$?
     echo "$status" >"$results/$name.rc"
 }
@@ -21,8 +49,9 @@ unit_tests() {  # unit_tests NAME PROGRAM [test cases]
     record "$name" "${launcher[@]}" "$program" "$@" --reporter xml --out "$results/$name.xml"
 }
 
-# Unoptimized and with line numbers only: these builds are read by the sanitizer, and made in half the time.
-plain=(--buildtype=plain -Doptimization=0 -Dcpp_args=-g1 -Db_lundef=false -Dexamples=false -Dbenchmarks=disabled)
+# Unoptimized, with line numbers only and many files in one: these builds are read by the sanitizer alone, and are made
+# in a fifth of the time. That each file compiles alone is seen in build/release.
+plain=(--unity=on -Dunity_size=12 --buildtype=plain -Doptimization=0 -Dcpp_args=-g1 -Db_lundef=false -Dexamples=false -Dbenchmarks=disabled)
 
 asan_tests() {  # asan_tests PROGRAM: under ASan and UBSan
     local program=$1

@@ -26,7 +26,7 @@ PROGRAM = ROOT / os.environ.get("TORCHBUS_BUILD", "build/release") / "src/cli/to
 PATIENCE_S = 120  # for whatever takes a second on an idle machine; a hang, not slowness, is the failure
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TORCHBUS_")}
 ENVIRONMENT |= {"OMP_NUM_THREADS": "1", "LC_ALL": "C"}
-COMMANDS = ["train", "evaluate", "predict", "check", "schedule", "summary", "callbacks", "schema", "events", "graph", "checkpoint", "data"]
+COMMANDS = ["train", "evaluate", "predict", "check", "schedule", "summary", "callbacks", "schema", "events", "graph", "diff", "explain", "plot", "watch", "replay", "serve", "checkpoint", "data"]
 
 RUN = {
     "seed": 3,

@@ -12,9 +12,9 @@ from pathlib import Path
 
 # Floors, lowest first; each is a list of rooms: a room's name, and the nouns (headers or folders) that live in it.
 FLOORS = [
-    {"error": "error version"},
-    {"events": "position interval batch_range changed_option name_pattern option_reader registry decision run_plan batch label_range model update gradients_view host_read blackboard consensus "
-               "events events_json events_reference"},
+    {"error": "error version json_text process_memory"},
+    {"events": "position interval device batch_range changed_option name_pattern option_reader registry decision run_plan batch label_range model update gradients_view host_read blackboard consensus "
+               "events events_json event_fields events_reference"},
     {"bus": "filter event_type delivery subscriber bus"},
     {"state_machine": "state_machine"},
     {"callback": "declaration run_state callback function_callback"},

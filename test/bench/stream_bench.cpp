@@ -1,0 +1,315 @@
+// What leaving the process costs a training: each sink alone, all of them together, and a thousand clients that never read.
+// Run: build/release/test/bench/stream_bench [sinks|everything|clients] [rounds]
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <random>
+#include <string>
+#include <thread>
+
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/write.hpp>
+#include <torch/torch.h>
+#include <torchbus/process_memory.hpp>
+#include <torchbus/torchbus.hpp>
+
+#include "hand_written.hpp"
+
+using namespace torchbus;
+using namespace torchbus::bench;
+
+namespace {
+
+namespace fs = std::filesystem;
+namespace asio = boost::asio;
+using Callbacks = std::vector<ComposedCallback>;
+
+constexpr Interval kEveryStep(1, Interval::Unit::Step), kEveryTen(10, Interval::Unit::Step);
+const fs::path kFolder = fs::temp_directory_path() / "torchbus-stream-bench";
+
+/// Answers every request as MLflow would, and a webhook's receiver: with the ids that are looked for.
+class Answering {
+public:
+    Answering() : acceptor_(io_, {asio::ip::make_address("127.0.0.1"), 0}), port_(acceptor_.local_endpoint().port()), thread_([this] { run(); }) {}
+    ~Answering() {
+        is_over_ = true;
+        asio::ip::tcp::socket last(io_);
+        boost::system::error_code none;
+        last.connect({asio::ip::make_address("127.0.0.1"), port_}, none);
+        thread_.join();
+    }
+    std::string url() const { return "http://127.0.0.1:" + std::to_string(port_); }
+
+private:
+    void run() {
+        while (!is_over_) {
+            asio::ip::tcp::socket socket(io_);
+            boost::system::error_code error;
+            acceptor_.accept(socket, error);
+            if (!error && !is_over_) std::thread([socket = std::move(socket)]() mutable { serve(socket); }).detach();
+        }
+    }
+    static void serve(asio::ip::tcp::socket& socket) {
+        boost::system::error_code error;
+        for (std::string request; !error;) {
+            const std::size_t head = request.find("\r\n\r\n");
+            const std::size_t length_at = request.find("Content-Length: ");
+            const std::size_t body = length_at != std::string::npos && length_at < head ? std::strtoull(request.c_str() + length_at + 16, nullptr, 10) : 0;
+            if (head == std::string::npos || request.size() < head + 4 + body) {
+                char bytes[65536];
+                const std::size_t count = socket.read_some(asio::buffer(bytes), error);
+                request.append(bytes, count);
+                continue;
+            }
+            request.erase(0, head + 4 + body);
+            const std::string answer = R"({"experiment":{"experiment_id":"1"},"experiment_id":"1","run":{"info":{"run_id":"r1","run_uuid":"r1"}},"metrics":[]})";
+            asio::write(socket, asio::buffer("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: " + std::to_string(answer.size()) + "\r\n\r\n" + answer), error);
+        }
+    }
+
+    asio::io_context io_;
+    asio::ip::tcp::acceptor acceptor_;
+    std::uint16_t port_;
+    std::atomic<bool> is_over_{false};
+    std::thread thread_;
+};
+
+struct Case {
+    const char* name;
+    nn::Sequential (*model)();
+    std::int64_t inputs, batch, steps;
+};
+
+nn::Sequential small_model() {
+    torch::manual_seed(1);
+    return nn::Sequential(nn::Linear(784, 128), nn::ReLU(), nn::Linear(128, 10));
+}
+nn::Sequential larger_model() {
+    torch::manual_seed(1);
+    return nn::Sequential(nn::Linear(784, 512), nn::ReLU(), nn::Linear(512, 256), nn::ReLU(), nn::Linear(256, 10));
+}
+const Case kSmall = {"the small MLP", small_model, 784, 32, 4000}, kLarger = {"steps of at least 1 ms", larger_model, 784, 128, 600};
+
+std::shared_ptr<TensorDataset> data_for(const Case& of) {
+    torch::manual_seed(2);
+    return std::make_shared<TensorDataset>(torch::rand({of.steps * of.batch, of.inputs}), torch::randint(10, {of.steps * of.batch}));
+}
+
+struct Trained {
+    double seconds = 0;
+    std::vector<AccountingRow> accounting;
+};
+
+/// An epoch, with metrics, clipping and the learning rate on the blackboard; and the sinks.
+Trained train(const Case& of, const std::shared_ptr<TensorDataset>& data, Callbacks sinks) {
+    auto model = of.model();
+    Callbacks callbacks = {make_metrics({.accuracy = true}), make_learning_rate_monitor(), make_gradient_clipping({.max_norm = 1.0})};
+    for (ComposedCallback& sink : sinks) callbacks.push_back(std::move(sink));
+    Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = fused_sgd(model->parameters()), .callbacks = std::move(callbacks), .handle_signals = false});
+    const auto begin = std::chrono::steady_clock::now();
+    trainer.train(data, {.epochs = 1, .batch_size = of.batch});
+    return {seconds_since(begin), trainer.accounting()};
+}
+
+double median_of(std::vector<double> values) {
+    std::ranges::sort(values);
+    return values[values.size() / 2];
+}
+
+/// The median of ratios, and where it lies in 95 of 100 samples of them drawn anew.
+std::string with_interval(const std::vector<double>& ratios) {
+    std::mt19937 random(1);
+    std::vector<double> medians;
+    for (int i = 0; i < 2000; ++i) {
+        std::vector<double> drawn(ratios.size());
+        for (double& ratio : drawn) ratio = ratios[random() % ratios.size()];
+        medians.push_back(median_of(drawn));
+    }
+    std::ranges::sort(medians);
+    char text[80];
+    std::snprintf(text, sizeof text, "%.4f (95 %%: %.4f to %.4f)", median_of(ratios), medians[50], medians[1949]);
+    return text;
+}
+
+/// Pairs of rounds with and without, each first in turn.
+std::vector<double> ratios_of(int rounds, const std::function<double()>& with, const std::function<double()>& without) {
+    std::vector<double> ratios;
+    for (int round = -1; round < rounds; ++round) {  // the first one warms up
+        double a = 0, b = 0;
+        if (round % 2 == 0) a = with(), b = without();
+        else b = without(), a = with();
+        if (round >= 0) ratios.push_back(a / b);
+    }
+    return ratios;
+}
+
+// ── each sink alone ──────────────────────────────────────────────────────────────────────────────────────────────
+struct Sink {
+    const char* name;
+    std::function<ComposedCallback(Interval every)> make;
+};
+
+std::vector<Sink> sinks(const Answering& receiver) {
+    return {
+        {"event_file", [](Interval every) { return ComposedCallback(make_event_file({.path = kFolder / "events.jsonl", .every = every, .keep = 0})); }},
+        {"event_server", [](Interval every) { return ComposedCallback(make_event_server({.every = every})); }},
+        {"tensorboard", [](Interval every) { return ComposedCallback(make_tensorboard({.folder = kFolder / "tensorboard", .every = every})); }},
+        {"csv_file", [](Interval every) { return ComposedCallback(make_csv_file({.path = kFolder / "metrics.csv", .every = every, .keep = 0})); }},
+        {"mlflow", [&receiver](Interval every) { return ComposedCallback(make_mlflow({.url = receiver.url(), .every = every, .spool = kFolder / "mlflow"})); }},
+        {"webhook", [&receiver](Interval every) { return ComposedCallback(make_webhook({.url = receiver.url() + "/hook", .events = {"*"}, .every = every})); }},
+    };
+}
+
+void each_sink(int rounds) {
+    const Answering receiver;
+    const auto data = data_for(kSmall);
+    torch::set_num_threads(1);
+    for (const Sink& sink : sinks(receiver)) {
+        std::vector<double> per_event, rates;
+        double events = 0;
+        for (int round = -1; round < rounds; ++round) {
+            const Trained trained = train(kSmall, data, {sink.make(kEveryStep)});
+            double seconds = 0;
+            events = 0;
+            for (const AccountingRow& row : trained.accounting)
+                if (row.subscriber == sink.name) seconds += row.seconds, events += static_cast<double>(row.calls);
+            if (round < 0) continue;
+            per_event.push_back(seconds * 1e9 / events);
+            rates.push_back(events / trained.seconds);
+        }
+        std::printf("| `%s` | %.0f | %.0f | %.0f to %.0f | %.0f |\n", sink.name, events, median_of(per_event), *std::ranges::min_element(per_event), *std::ranges::max_element(per_event), median_of(rates));
+        std::fflush(stdout);
+    }
+}
+
+// ── all together ─────────────────────────────────────────────────────────────────────────────────────────────────
+void everything(int rounds) {
+    const Answering receiver;
+    torch::set_num_threads(1);
+    for (const Case* of : {&kLarger, &kSmall}) {
+        const auto data = data_for(*of);
+        for (const Interval every : {kEveryTen, kEveryStep}) {
+            double step_us = 0;
+            const auto with = [&] {
+                Callbacks all;
+                for (const Sink& sink : sinks(receiver)) all.push_back(sink.make(every));
+                return train(*of, data, std::move(all)).seconds;
+            };
+            const auto without = [&] {
+                const double seconds = train(*of, data, {}).seconds;
+                step_us = seconds * 1e6 / static_cast<double>(of->steps);
+                return seconds;
+            };
+            const auto ratios = ratios_of(rounds, with, without);
+            std::printf("%s (%.0f us), all six sinks every %s: %s\n", of->name, step_us, to_string(every).c_str(), with_interval(ratios).c_str());
+            std::fflush(stdout);
+        }
+    }
+}
+
+// ── clients that never read ──────────────────────────────────────────────────────────────────────────────────────
+class SilentClients {
+public:
+    SilentClients(std::uint16_t port, const fs::path& unix_socket, int count) {
+        for (int i = 0; i < count; ++i) {
+            const bool over_unix = i % 4 == 1;
+            const int descriptor = over_unix ? connect_unix(unix_socket) : connect_tcp(port);
+            const char* said[] = {"{\"every\": \"10step\"}\n", "{\"every\": \"10step\"}\n", "GET /events?every=10step HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                                  "GET /events?every=10step HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"};
+            const std::string text = said[i % 4];
+            if (::send(descriptor, text.data(), text.size(), MSG_NOSIGNAL) < 0) std::abort();
+            descriptors_.push_back(descriptor);
+        }
+    }
+    ~SilentClients() {
+        for (const int descriptor : descriptors_) ::close(descriptor);
+    }
+    SilentClients(const SilentClients&) = delete;
+    SilentClients& operator=(const SilentClients&) = delete;
+
+private:
+    static int connect_tcp(std::uint16_t port) {
+        const int descriptor = ::socket(AF_INET, SOCK_STREAM, 0);
+        sockaddr_in address = {};
+        address.sin_family = AF_INET;
+        address.sin_port = htons(port);
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        if (::connect(descriptor, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) std::abort();
+        return descriptor;
+    }
+    static int connect_unix(const fs::path& path) {
+        const int descriptor = ::socket(AF_UNIX, SOCK_STREAM, 0);
+        sockaddr_un address = {};
+        address.sun_family = AF_UNIX;
+        path.string().copy(address.sun_path, sizeof address.sun_path - 1);
+        if (::connect(descriptor, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) std::abort();
+        return descriptor;
+    }
+    std::vector<int> descriptors_;
+};
+
+std::uint16_t free_port() {
+    asio::io_context io;
+    const asio::ip::tcp::acceptor acceptor(io, {asio::ip::make_address("127.0.0.1"), 0});
+    return acceptor.local_endpoint().port();
+}
+
+/// One trainer whose server has clients, and one whose server has none, in turn.
+void clients(int rounds) {
+    constexpr int kClients = 1000;
+    struct rlimit limit = {};
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = limit.rlim_max;
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+    torch::set_num_threads(1);
+    for (const Case* of : {&kLarger, &kSmall}) {
+        const auto data = data_for(*of);
+        struct Side {
+            nn::Sequential model;
+            std::uint16_t port = free_port();
+            std::unique_ptr<Trainer> trainer;
+        };
+        const auto side = [&](const char* name) {
+            Side made{of->model(), free_port(), nullptr};
+            Callbacks callbacks = {make_metrics({.accuracy = true}), make_learning_rate_monitor(), make_gradient_clipping({.max_norm = 1.0}),
+                                   make_event_server({.port = made.port, .unix_socket = kFolder / name, .every = kEveryTen, .stall = {3600, Interval::Unit::Second}})};
+            made.trainer = std::make_unique<Trainer>(TrainerOptions{.model = made.model, .loss = cross_entropy, .optimizer = fused_sgd(made.model->parameters()), .callbacks = std::move(callbacks), .handle_signals = false});
+            return made;
+        };
+        const Side with = side("with.sock"), without = side("without.sock");
+        const auto epoch = [&](const Side& one) {
+            const auto begin = std::chrono::steady_clock::now();
+            one.trainer->train(data, {.epochs = 1, .batch_size = of->batch});
+            return seconds_since(begin);
+        };
+        const double before = memory_of_process().resident_bytes;
+        const SilentClients silent(with.port, kFolder / "with.sock", kClients);
+        const auto ratios = ratios_of(rounds, [&] { return epoch(with); }, [&] { return epoch(without); });
+        const double grown = memory_of_process().resident_bytes - before;
+        std::printf("%s, %d clients that never read against none: %s; memory grew by %.1f MiB, of which the two histories are at most 32\n", of->name, kClients, with_interval(ratios).c_str(), grown / (1 << 20));
+        std::fflush(stdout);
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const std::string what = argc > 1 ? argv[1] : "all";
+    const int rounds = argc > 2 ? std::atoi(argv[2]) : 11;
+    fs::remove_all(kFolder);
+    fs::create_directories(kFolder);
+    if (what == "sinks" || what == "all") each_sink(rounds);
+    if (what == "everything" || what == "all") everything(rounds);
+    if (what == "clients" || what == "all") clients(rounds);
+    fs::remove_all(kFolder);
+}

@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""Recorded runs told anew to other callbacks: the same sequence, the same decisions, and who is refused; and shown in the dashboard.
+
+usage: replay_test.py [CLASS[.test]...]; the program is the one in $TORCHBUS_BUILD, default build/release.
+"""
+import json
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ROOT / os.environ.get("TORCHBUS_BUILD", "build/release") / "src/cli/torchbus"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TORCHBUS_")} | {"OMP_NUM_THREADS": "1"}
+STOPPING = {"kind": "early_stopping", "patience": 2, "threshold": 0.02}
+RUN = {
+    "seed": 3, "model": {"kind": "mlp", "inputs": 16, "hidden": [8], "classes": 4}, "data": {"kind": "synthetic", "samples": 400},
+    "optimizer": {"kind": "adam", "learning_rate": 0.02}, "train": {"epochs": 40, "batch_size": 16},
+    "callbacks": [{"kind": "metrics", "accuracy": True}, {"kind": "learning_rate_monitor"}, {"kind": "gradient_clipping"}, STOPPING,
+                  {"kind": "csv_file", "path": "live.csv", "every": "1step"}, {"kind": "event_file"}],
+}
+NOT_OF_THE_RUN = ("stream_start", "accounting", "subscriber_attached", "subscriber_detached")  # how it was recorded, what it cost, and by whom
+
+
+class Replayed(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.temporary = tempfile.TemporaryDirectory(prefix="torchbus-replay-")
+        cls.folder = Path(cls.temporary.name)
+        (cls.folder / "run.json").write_text(json.dumps(RUN))
+        done = cls.torchbus("train", "run.json")
+        assert done.returncode == 0, done.stderr
+        cls.stop = next(message["data"] for message in cls.messages("events.jsonl") if message["type"] == "torchbus.decision_taken")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.temporary.cleanup()
+
+    @classmethod
+    def torchbus(cls, *arguments):
+        return subprocess.run([PROGRAM, *map(str, arguments)], cwd=cls.folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+
+    @classmethod
+    def messages(cls, name):
+        return [json.loads(line) for line in (cls.folder / name).read_text().splitlines()]
+
+    def replay(self, *callbacks, recording="events.jsonl", code=0):
+        done = self.torchbus("replay", recording, "--callbacks", json.dumps(callbacks), "--json")
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+        return json.loads(done.stdout) if code == 0 else done.stderr
+
+    def test_the_same_rule_asks_for_the_same_at_the_same_step(self):
+        told = self.replay(STOPPING)
+        self.assertEqual(told["taken"], told["asked"])
+        self.assertEqual((told["asked"][0]["decision"], told["asked"][0]["step"], told["asked"][0]["reason"]), ("stop_run", self.stop["position"]["step"], self.stop["reason"]))
+        self.assertEqual((told["left_out"], told["warnings"]), ({}, []))
+        said = self.torchbus("replay", "events.jsonl", "--callbacks", json.dumps([STOPPING]))
+        self.assertRegex(said.stdout, r"(?m)^asked for stop_run by early_stopping after step \d+ \(epoch \d+\): .*; so did the run$")
+
+    def test_another_rule_is_told_apart(self):
+        told = self.replay(STOPPING | {"patience": 1})
+        self.assertLess(told["asked"][0]["step"], self.stop["position"]["step"])
+        (self.folder / "other.json").write_text(json.dumps({"callbacks": [STOPPING | {"patience": 1000}]}))
+        said = self.torchbus("replay", "events.jsonl", "--callbacks", "other.json")
+        self.assertRegex(said.stdout, r"(?m)^did not ask for stop_run by early_stopping after step \d+ .*; the run did$\n^nobody asked for anything$")
+
+    def test_the_sequence_is_that_of_the_run(self):
+        self.replay({"kind": "event_file", "path": "replayed.jsonl"}, {"kind": "csv_file", "path": "replayed.csv", "every": "1step"})
+        of = lambda name: [(message["type"], message["run"], message["data"]) for message in self.messages(name) if message["type"].removeprefix("torchbus.") not in NOT_OF_THE_RUN]
+        live, replayed = of("events.jsonl"), of("replayed.jsonl")
+        self.assertGreater(len(live), 1000)
+        for one, other in zip(live, replayed):
+            self.assertEqual(one, other)
+        self.assertEqual(len(live), len(replayed))
+        without_time = lambda name: [line.split(",", 1)[1] for line in (self.folder / name).read_text().splitlines()]
+        self.assertEqual(without_time("live.csv"), without_time("replayed.csv"))
+        done = self.torchbus("diff", "events.jsonl", "replayed.jsonl", "--ignore", "subscriber_attached,subscriber_detached")
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+
+    def test_numbers_are_computed_anew_from_those_recorded(self):
+        self.replay({"kind": "metric_expression", "name": "eval.error", "expression": "1 - eval.accuracy"}, {"kind": "event_file", "path": "errors.jsonl"})
+        errors = [message["data"]["numbers"] for message in self.messages("errors.jsonl") if message["type"] == "torchbus.numbers" and "eval.error" in message["data"]["numbers"]]
+        self.assertGreater(len(errors), 2)
+        for numbers in errors:
+            self.assertAlmostEqual(numbers["eval.error"], 1 - numbers["eval.accuracy"], places=12)
+
+    def test_who_needs_more_than_was_recorded_is_refused_by_name(self):
+        said = self.replay({"kind": "gradient_statistics"}, {"kind": "model_ema"}, {"kind": "save_best"}, STOPPING, code=2)
+        self.assertRegex(said, r"'gradient_statistics' reads gradients, parameters; recorded are numbers of the blackboard and losses; leave it out")
+        self.assertRegex(said, r"'model_ema' changes .*, and a run that has been cannot be changed; leave it out")
+        self.assertRegex(said, r"'save_best' reads parameters")
+        self.assertNotIn("early_stopping", said)
+        self.assertIn("'early_stopping' needs eval.los, which was never on the blackboard; did you mean 'eval.loss'?", self.replay(STOPPING | {"monitor": "eval.los"}, code=2))
+
+    def test_a_recording_is_not_written_over(self):
+        before = (self.folder / "events.jsonl").read_text()
+        said = self.replay({"kind": "event_file", "keep": 0}, code=2)
+        self.assertIn("'event_file' would write over the recording; give it another path", said)
+        self.assertEqual((self.folder / "events.jsonl").read_text(), before)
+
+    def test_a_run_that_was_resumed_asks_for_the_same(self):
+        saver = {"kind": "save_training_state", "folder": "states", "keep": 100}
+        run = RUN | {"callbacks": [*RUN["callbacks"][:4], saver, {"kind": "event_file", "path": "resumed.jsonl"}]}
+        stop = self.stop["position"]["epoch"]
+        (self.folder / "resumed.json").write_text(json.dumps(run | {"train": run["train"] | {"epochs": stop - 1}}))
+        self.assertEqual(self.torchbus("train", "resumed.json").returncode, 0)
+        (self.folder / "resumed.json").write_text(json.dumps(run))
+        earlier = f"states/step_{25 * (stop - 2)}"  # so that an epoch is told twice
+        done = self.torchbus("train", "resumed.json", "--resume", earlier)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        told = self.replay(STOPPING, recording="resumed.jsonl")
+        self.assertEqual((told["asked"], told["warnings"]), (told["taken"], []))
+        self.assertEqual(told["asked"][-1]["step"], self.stop["position"]["step"])
+
+    def test_what_was_not_recorded_is_said(self):
+        run = RUN | {"train": {"epochs": 2, "batch_size": 16}, "callbacks": [{"kind": "metrics"}, {"kind": "event_file", "path": "few.jsonl", "events": ["numbers", "eval_*"], "every": "5step"}]}
+        (self.folder / "few.json").write_text(json.dumps(run))
+        self.assertEqual(self.torchbus("train", "few.json").returncode, 0)
+        said = self.replay(STOPPING, recording="few.jsonl", code=2)
+        self.assertIn("'early_stopping' listens to training_run_start, training_run_epoch_end, run_closed, and only numbers, eval_* was recorded", said)
+        told = self.replay({"kind": "metric_expression", "name": "eval.square", "expression": "eval.loss * eval.loss"}, recording="few.jsonl")
+        self.assertEqual(told["warnings"], ["what comes with every step or batch was recorded every 5step; callbacks are told no more"])
+
+    def test_what_is_no_recording_and_no_callback_is_refused(self):
+        self.assertEqual(self.torchbus("replay", "nowhere.jsonl", "--callbacks", "[]").returncode, 2)
+        (self.folder / "damaged.jsonl").write_text((self.folder / "events.jsonl").read_text().replace('"step":7,', '"step":"seven",', 1))
+        done = self.torchbus("replay", "damaged.jsonl", "--callbacks", json.dumps([{"kind": "event_file", "path": "again.jsonl"}]))
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, r"damaged\.jsonl:\d+: its data is none of \w+: ")
+        self.assertIn("did you mean 'early_stopping'", self.replay({"kind": "early_stoping"}, code=2))
+        self.assertIn("--callbacks: it is no JSON", self.torchbus("replay", "events.jsonl", "--callbacks", "[{").stderr)
+
+
+class Served(unittest.TestCase):
+    def test_recordings_are_shown_side_by_side_as_they_grow_and_damaged_ones_up_to_there(self):
+        counts = lambda step: f'"step":{step},"attempts":{step},"micro_batch":{step},"samples":{8 * step},"tokens":0'
+        def line(run, sequence, name, data):
+            return (f'{{"specversion":"1.0","source":"/torchbus/{run}/ranks/0","id":"{sequence}","type":"torchbus.{name}","time":"2026-11-28T08:00:{sequence % 60:02}Z","dataschema":"torchbus:events:1",'
+                    f'"sequence":"{sequence:016}","run":"{run}","rank":0,"data":{data}}}\n')
+        start = lambda run: line(run, 1, "stream_start", '{"torchbus":"0.1.0","events":["*"],"every":"1step","resumed":false}')
+        numbers = lambda run, step: line(run, step + 1, "numbers", f'{{"position":{{"epoch":0,{counts(step)},"in_epoch":{{{counts(step)}}}}},"numbers":{{"train.loss":{1 / step}}},"older":{{}},"after":"train_step_end"}}')
+        with tempfile.TemporaryDirectory(prefix="torchbus-serve-") as name:
+            folder = Path(name)
+            files = {"one": start("one") + numbers("one", 1), "two": start("two") + numbers("two", 1) + numbers("two", 2),
+                     "damaged": start("damaged") + numbers("damaged", 1) + line("damaged", 3, "training_run_start", '{"plan":{x}}') + numbers("damaged", 3),
+                     "odd": start("odd") + line("odd", 2, "run_closed", "{}") + line("odd", 3, "gap", '{"count":"x"}') + line("odd", 4, "training_run_start", '{"plan":3}') + numbers("odd", 4)}
+            for file, text in files.items():
+                (folder / f"{file}.jsonl").write_text(text)
+            served = subprocess.Popen([PROGRAM, "serve", *(f"{file}.jsonl" for file in files)], cwd=folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            try:
+                said = [served.stderr.readline()]
+                while "http://" not in said[-1]:
+                    said.append(served.stderr.readline())
+                url = re.search(r"http://\S+", said[-1])[0]
+                ask = lambda path: json.load(urllib.request.urlopen(url + path, timeout=30))
+                curves = lambda: {curve["run"]: curve["x"] for curve in ask("/curves?names=train.loss")["curves"]}
+                self.wait_for(lambda: len(curves()) == 4)
+                self.assertEqual(curves(), {"one": [1], "two": [1, 2], "damaged": [1], "odd": [4]})
+                with open(folder / "two.jsonl", "a") as file:
+                    file.write(numbers("two", 3))
+                with open(folder / "one.jsonl", "a") as file:
+                    file.write(numbers("one", 2))
+                self.wait_for(lambda: curves()["two"] == [1, 2, 3] and curves()["one"] == [1, 2])
+                self.assertEqual({run["label"] for run in ask("/runs")["runs"]}, {"", "two.jsonl", "damaged.jsonl", "odd.jsonl"})
+                self.assertEqual(ask("/state?run=odd")["data"]["state"], "finished")
+                served.send_signal(signal.SIGINT)
+                self.assertEqual(served.wait(30), 0)
+                self.assertRegex("".join(said) + served.stderr.read(), r"damaged\.jsonl:3: .*; it is shown up to there")
+            finally:
+                served.kill()
+                served.communicate()
+
+    def wait_for(self, claim):
+        deadline = time.monotonic() + 60
+        while not claim():
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.1)
+
+    def test_a_token_file_without_a_token_is_refused(self):
+        with tempfile.TemporaryDirectory(prefix="torchbus-serve-") as name:
+            (Path(name) / "token").write_text("\n")
+            (Path(name) / "events.jsonl").write_text("")
+            done = subprocess.run([PROGRAM, "serve", "events.jsonl", "--token-file", "token"], cwd=name, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+            self.assertEqual((done.returncode, done.stderr), (2, "torchbus: serve: --token-file: the token in token has 0 characters, expected at least 16; make one with: openssl rand -hex 16\n"))
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,506 @@
+#!/usr/bin/env python3
+"""Connects to the event stream as clients do, good and bad ones, and looks at what they get.
+
+usage: stream_test.py [CLASS[.test]...]; programs are those in $TORCHBUS_BUILD, default build/release.
+TORCHBUS_SLOW=1   20,000 connections, 100 readers of 1,000,000 messages
+"""
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import zlib
+from pathlib import Path
+
+from served import PATIENCE_S, PROGRAM, ROOT, TOKEN, Lines, Served, abort, eventually, parsed, read_all
+
+sys.path.insert(0, str(ROOT / "examples/clients"))
+import torchbus_events  # noqa: E402
+
+SLOW = os.environ.get("TORCHBUS_SLOW") == "1"
+BEARER = f"Bearer {TOKEN}"
+
+
+class Case(unittest.TestCase):
+    def serve(self, **variables):
+        return self.enterContext(Served(**variables))
+
+    def lines(self, server, first=b""):
+        connection = self.enterContext(server.connect())
+        connection.sendall(first)
+        return Lines(connection)
+
+    def stream(self, server, query="", **headers):
+        """Server-Sent Events: the response's head, and what follows."""
+        connection = self.enterContext(server.connect())
+        extra = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+        connection.sendall(f"GET /events{query} HTTP/1.1\r\nHost: localhost\r\n{extra}\r\n".encode())
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += connection.recv(1 << 16)
+        head, _, rest = received.partition(b"\r\n\r\n")
+        return head.decode(), Events(connection, rest)
+
+
+class Events(Lines):
+    """Server-Sent Events as (id, message)."""
+
+    def next(self):
+        event = self.take(b"\n\n")
+        if event is None:
+            return None
+        fields = dict(line.split(": ", 1) for line in event.decode().split("\n"))
+        return fields.get("id"), json.loads(fields["data"])
+
+
+class LinesOverTcp(Case):
+    def test_who_says_nothing_is_given_the_state_and_then_every_message_in_order(self):
+        server = self.serve()
+        server.tell("publish 1000")
+        client = self.lines(server)
+        snapshot = client.next()
+        self.assertEqual((snapshot["type"], snapshot["data"]["state"], snapshot["data"]["last_sequence"]), ("torchbus.snapshot", "running", 1000))
+        server.tell("publish 1000")
+        self.assertEqual(client.until(2000), (list(range(1, 2001)), []))
+
+    def test_a_first_line_chooses_and_a_wrong_one_is_answered(self):
+        server = self.serve()
+        server.tell("publish 10")
+        client = self.lines(server, b'{"events": ["told"], "fields": ["number"]}\n')
+        self.assertEqual(client.next()["type"], "torchbus.snapshot")
+        self.assertEqual(client.next()["data"], {"number": 1})
+        for said, answer in [(b'{"evnts": []}\n', "'evnts'"), (b"{\n", "syntax error"), (b'{"events": ["a"], "events": ["b"]}\n', "twice"), (b"[" * 5000 + b"\n", ""), (b'{"every": 1e999}\n', ""),
+                             (b'{"events": ["\xff"]}\n', "")]:
+            with self.subTest(said=said[:30]), server.connect() as connection:
+                connection.sendall(said)
+                received = read_all(connection)
+                if said.startswith(b"{"):
+                    self.assertIn(answer, json.loads(received)["error"])
+                else:
+                    self.assertEqual(parsed(received)[0], 400)  # it is taken for HTTP
+        with server.connect() as connection:
+            try:
+                connection.sendall(b'{"events": ["' + b"a" * 200_000)
+                self.assertEqual(read_all(connection), b"")
+            except (ConnectionResetError, BrokenPipeError):
+                pass
+        server.tell("publish 1")
+        self.assertEqual(client.until(11), (list(range(2, 12)), []))
+
+    def test_a_client_that_has_closed_its_side_goes_on_listening(self):
+        server = self.serve()
+        client = self.lines(server, b'{"from": "now"}\n')
+        client.connection.shutdown(socket.SHUT_WR)
+        self.assertEqual(client.next()["type"], "torchbus.snapshot")
+        server.tell("publish 3")
+        self.assertEqual(client.until(3), ([1, 2, 3], []))
+
+    def test_commands_are_lines_too_and_need_the_token(self):
+        server = self.serve()
+        client = self.lines(server, b'{"events": ["nothing"]}\n')
+        client.next()
+        client.connection.sendall(b'{"command": "stop"}\n{"command": "save", "token": "%s", "by": "me", "reason": "so"}\n{"command": "pause"}\n' % TOKEN.encode())
+        self.assertIn("token", client.next()["data"]["error"])
+        self.assertEqual(client.next()["data"], {"accepted": True})
+        self.assertEqual(client.next()["data"], {"accepted": True})
+        self.assertEqual(server.next_command(), "command save by me at 127.0.0.1 because so .=null")
+        self.assertEqual(server.next_command(), "command pause by 127.0.0.1 because  .=null")
+
+    def test_a_unix_socket_is_for_its_user_alone_and_goes_with_the_server(self):
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        path = folder / "run.sock"
+        stale = socket.socket(socket.AF_UNIX)
+        stale.bind(str(path))
+        stale.close()
+        server = self.serve(unix=path)
+        self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o600)
+        server.tell("publish 5")
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(PATIENCE_S)
+            connection.connect(str(path))
+            self.assertEqual(Lines(connection).until(5), ([1, 2, 3, 4, 5], []))
+        with Served(unix=path) as second:
+            self.assertIn("Address already in use", second.first)
+        self.assertEqual(torchbus_events.Run(str(path)).state()["last_sequence"], 5)
+        server.close()
+        self.assertFalse(path.exists())
+
+
+class ServerSentEvents(Case):
+    def test_the_past_that_is_kept_comes_first_and_every_message_has_an_id(self):
+        server = self.serve()
+        server.tell("publish 3")
+        head, events = self.stream(server)
+        self.assertRegex(head, r"^HTTP/1.1 200 OK\r\n")
+        self.assertIn("Content-Type: text/event-stream", head)
+        self.assertNotIn("Access-Control-Allow-Origin", head)
+        self.assertEqual([(i, m["type"]) for i, m in (events.next() for _ in range(4))],
+                         [(None, "torchbus.snapshot"), ("run-1:1", "torchbus.told"), ("run-1:2", "torchbus.told"), ("run-1:3", "torchbus.told")])
+        head, events = self.stream(server, "?from=now", Origin="https://pages.example")
+        self.assertIn("Access-Control-Allow-Origin: https://pages.example", head)
+        events.next()
+        server.tell("publish 1")
+        self.assertEqual(events.next()[0], "run-1:4")
+
+    def test_a_client_that_comes_back_goes_on_from_its_last_message(self):
+        server = self.serve()
+        server.tell("publish 5000")
+        for last in (1, 17, 4999):
+            _, events = self.stream(server, Last_Event_ID=f"run-1:{last}")
+            events.next()
+            self.assertEqual(events.next()[0], f"run-1:{last + 1}")
+        _, events = self.stream(server, Last_Event_ID="run-1:5000")
+        events.next()
+        server.tell("publish 1")
+        self.assertEqual(events.next()[0], "run-1:5001")
+        for other in ("run-0:4000", "nonsense", ":", "run-1:x", "run-1:" + "9" * 40):  # of another server, or of none
+            with self.subTest(other=other):
+                _, events = self.stream(server, Last_Event_ID=other)
+                self.assertEqual(events.next()[1]["type"], "torchbus.snapshot")
+
+    def test_what_was_missed_is_told_by_its_first_and_last_number(self):
+        server = self.serve(history=1 << 20)
+        server.tell("publish 10 1000")
+        server.tell("publish 5000 1000")
+        for headers in ({}, {"Last_Event_ID": "run-1:10"}):
+            _, events = self.stream(server, **headers)
+            events.next()
+            i, gap = events.next()
+            first = headers and 11 or 1
+            self.assertEqual((gap["type"], gap["data"]["first"]), ("torchbus.gap", first))
+            self.assertEqual(gap["data"]["count"], gap["data"]["last"] - first + 1)
+            self.assertEqual(events.next()[0], f"run-1:{gap['data']['last'] + 1}")
+        _, events = self.stream(server, "?events=told&fields=number")
+        events.next()
+        self.assertEqual(events.next()[1]["type"], "torchbus.gap")
+
+    def test_a_next_run_begins_its_numbers_anew(self):
+        server = self.serve()
+        server.tell("publish 2")
+        _, events = self.stream(server)
+        server.tell("begin run-2")
+        server.tell("publish 2")
+        self.assertEqual([events.next()[0] for _ in range(5)], [None, "run-1:1", "run-1:2", "run-2:1", "run-2:2"])
+
+    def test_a_wrong_query_is_answered(self):
+        server = self.serve()
+        for query in ("event=x", "every=soon", "events=%zz", "every=0.1run", "from=x"):
+            status, _, body = server.http(f"GET /events?{query}")
+            self.assertEqual(status, 400)
+            self.assertTrue(json.loads(body)["error"])
+
+
+class Http(Case):
+    def test_what_is_asked_for_is_answered_on_one_connection(self):
+        server = self.serve()
+        server.tell("publish 7")
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
+        for target, kind in [("/healthz", "application/json"), ("/state", "application/json"), ("/schema", "application/schema+json"), ("/metrics", "text/plain")] * 3:
+            connection.request("GET", target)
+            response = connection.getresponse()
+            body = response.read()
+            self.assertEqual((response.status, response.headers["Content-Type"].split(";")[0]), (200, kind))
+            self.assertEqual(response.headers["X-Content-Type-Options"], "nosniff")
+            if kind != "text/plain":
+                json.loads(body)
+        connection.request("HEAD", "/healthz")
+        response = connection.getresponse()
+        self.assertEqual((response.status, response.read()), (200, b""))
+        connection.close()
+        self.assertIn('torchbus_messages_total{rank="0",run="run-1"} 7\n', server.http("GET /metrics")[2].decode())
+
+    def test_metrics_have_the_form_that_prometheus_reads(self):
+        server = self.serve()
+        server.tell("publish 7")
+        status, headers, body = server.http("GET /metrics")
+        self.assertEqual(headers["content-type"], "text/plain; version=0.0.4; charset=utf-8")
+        typed = set()
+        for line in body.decode().splitlines():
+            if line.startswith("# TYPE"):
+                name = line.split()[2]
+                self.assertNotIn(name, typed)
+                typed.add(name)
+            elif not line.startswith("#"):
+                self.assertRegex(line, r'^[a-z_]+(\{([a-z_]+="([^"\\\n]|\\[\\"n])*",?)*\})? (NaN|[+-]Inf|[-+0-9.e]+)$')
+                self.assertIn(re.match(r"[a-z_]+", line)[0], typed)
+
+    def test_requests_that_are_none_are_refused(self):
+        server = self.serve()
+        long = "x" * 20_000
+        rows = [(b"GET /healthz HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421), (b"GET /healthz HTTP/1.1\r\n\r\n", 400), (b"GET /healthz HTTP/1.0\r\n\r\n", 400),
+                (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400), (b"GET  /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+                (b"GET /healthz HTTP/9.9\r\nHost: localhost\r\n\r\n", 400), (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400), (b"GET / HTTP/1.1\nHost: localhost\n\n", 400),
+                (f"GET /{long} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), 431), (f"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: {long}\r\n\r\n".encode(), 431),
+                (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX : y\r\n\r\n", 400), (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n folded\r\n\r\n", 400),
+                (b"GET /healthz HTTP/1.1\r\nHost: localhost\x00\r\n\r\n", 400), (b"GET /health\x00z HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+                (b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n", 404), (b"GET /../healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+                (b"GET http://localhost/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 404), (b"DELETE /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", 405),
+                (b"POST /control HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}", 401), (b"GET /events HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\n\r\n", 403),
+                (f"POST /control HTTP/1.1\r\nHost: localhost\r\nAuthorization: {BEARER}\r\nContent-Length: 99999999\r\n\r\n".encode(), 413),
+                (f"POST /control HTTP/1.1\r\nHost: localhost\r\nAuthorization: {BEARER}\r\nContent-Length: -1\r\n\r\n".encode(), 400),
+                (f"POST /control HTTP/1.1\r\nHost: localhost\r\nAuthorization: {BEARER}\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{{}}".encode(), 400)]
+        for request, expected in rows:
+            with self.subTest(request=request[:90]), server.connect() as connection:
+                connection.sendall(request)
+                self.assertEqual(parsed(read_all(connection))[0], expected)
+        self.assertEqual(server.http("GET /healthz")[0], 200)
+
+    def test_a_command_is_taken_with_the_token_and_says_what_became_of_it(self):
+        server = self.serve()
+        status, _, body = server.http("POST /control", b'{"command": "change_option", "subscriber": "clip", "option": "max_norm", "value": 0.5, "by": "me"}', Authorization=BEARER)
+        self.assertEqual((status, json.loads(body)["data"]), (202, {"accepted": True}))
+        self.assertEqual(server.next_command(), "command change_option by me at 127.0.0.1 because  clip.max_norm=0.5")
+        deep = b'{"command": "stop", "reason": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"
+        rows = [(b"", "syntax error"), (b"{}", "no command"), (b"[]", "no command"), (b"nonsense", "syntax error"), (b'{"command": "fly"}', "'fly'"), (b'{"command": 1}', "no text"),
+                (b'{"command": "stop", "command": "save"}', "twice"), (b'{"command": "stop", "why": 1}', "'why'"), (b'{"command": "stop", "reason": "refuse"}', "it was refused"),
+                (b'{"command": "stop", "reason": "' + b"x" * 1000 + b'"}', "at most 512"), (deep, "deeper"), (b'{"command": "stop", "reason": "\xff\xfe"}', ""),
+                (b'{"command": "change_option", "subscriber": "clip"}', "needs subscriber"), (b'{"command": "stop", "value": 1e999}', ""), (b'{"command": "stop"} {}', ""),
+                (b'{"command": "stop", "value": ' + b"9" * 400 + b"}", "")]
+        for body, answer in rows:
+            with self.subTest(body=body[:60]):
+                status, _, said = server.http("POST /control", body or b" ", Authorization=BEARER)
+                accepted = json.loads(said)["data"].get("accepted")
+                self.assertEqual(status, 202 if accepted else 400)
+                if answer:
+                    self.assertIn(answer, json.loads(said)["data"]["error"])
+        self.assertNotIn(TOKEN.encode(), server.http("POST /control", b"{}", Authorization=BEARER + "x")[2])
+        with server.connect() as connection:
+            connection.sendall(f"POST /control HTTP/1.1\r\nHost: localhost\r\nAuthorization: {BEARER}\r\nContent-Length: 19\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n".encode())
+            self.assertEqual(connection.recv(1000), b"HTTP/1.1 100 Continue\r\n\r\n")
+            connection.sendall(b'{"command": "stop"}')
+            self.assertEqual(parsed(read_all(connection))[0], 202)
+
+    def test_another_address_than_the_loopback_needs_a_token_for_all_but_health(self):
+        with Served(token="", address="0.0.0.0") as refused:
+            self.assertRegex(refused.first, "^error event_server: 0.0.0.0 can be reached from other machines, and no token is set")
+        server = self.serve(address="0.0.0.0")
+        for target in ("/state", "/metrics", "/schema", "/events"):
+            self.assertEqual(server.http(f"GET {target}")[0], 401)
+        self.assertEqual(server.http("GET /healthz")[0], 200)
+        self.assertEqual(server.http("GET /state", Authorization=BEARER)[0], 200)
+        for said in (b"", b'{"token": "wrong"}\n'):
+            with server.connect() as connection:
+                connection.sendall(said)
+                self.assertIn(b"token", read_all(connection))
+        self.assertEqual(self.lines(server, f'{{"token": "{TOKEN}"}}\n'.encode()).next()["type"], "torchbus.snapshot")
+
+
+    def test_it_listens_on_ipv6_too(self):
+        server = self.serve(address="::1")
+        self.assertRegex(server.first, r"^http://\[::1\]:\d+$")
+        server.tell("publish 2")
+        for host, status in ((f"[::1]:{server.port}", 200), ("localhost", 200), ("[::2]", 421), ("[0:0:0:0:0:0:0:1]", 421), ("::1", 400)):
+            with socket.create_connection(("::1", server.port), timeout=PATIENCE_S) as connection:
+                connection.sendall(f"GET /state HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+                self.assertEqual(parsed(read_all(connection))[0], status, host)
+        with Served(token="", address="::") as refused:
+            self.assertRegex(refused.first, "^error event_server: :: can be reached from other machines, and no token is set")
+
+    def test_curves_have_as_many_points_as_are_asked_for_and_every_peak(self):
+        server = self.serve()
+        server.tell("numbers 1000000")
+        server.tell(f"drain {PATIENCE_S * 1000}")
+        of = lambda target: json.loads(server.http(f"GET {target}")[2])
+        run = of("/runs")["runs"][0]
+        self.assertEqual((run["run"], run["is_live"], run["names"], run["position"]["step"]), ("run-1", True, ["learning_rate", "train.loss"], 1_000_000))
+        curve = of("/curves?names=train.loss&points=800")["curves"][0]
+        self.assertEqual((curve["count"], curve["run"], curve["rank"]), (1_000_000, "run-1", 0))
+        self.assertLessEqual(len(curve["x"]), 810)
+        self.assertEqual((curve["x"][curve["y"].index(max(curve["y"]))], max(curve["y"])), (777, 50))
+        zoomed = of("/curves?names=train.loss&from=700&to=800&points=800")["curves"][0]
+        self.assertEqual((zoomed["count"], zoomed["x"]), (101, list(range(700, 801))))
+        self.assertEqual(server.http("GET /curves?names=train.loss&x=parsec")[0], 400)
+        for target in ("/state?run=nobody", "/state?rank=0abc", "/curves?%ff=1", "/curves?names=a&%ff", "/events?%ff=1"):
+            self.assertEqual(server.http(f"GET {target}")[0], 400, target)
+        print(f"a curve of 1,000,000 points: the server has {server.status('VmRSS') / 1024:.0f} MiB", flush=True)
+
+
+class Clients(Case):
+    def test_the_python_client_follows_goes_on_and_sends_commands(self):
+        server = self.serve()
+        server.tell("publish 3")
+        run = torchbus_events.Run(f"127.0.0.1:{server.port}", TOKEN)
+        stream = run.events(["told"])
+        self.assertEqual([next(stream)["data"].get("number") for _ in range(4)], [None, 1, 2, 3])
+        self.assertEqual(run.state()["last_sequence"], 3)
+        run.command("stop", by="me", reason="enough")
+        self.assertEqual(server.next_command(), "command stop by me at 127.0.0.1 because enough .=null")
+        with self.assertRaisesRegex(torchbus_events.CommandRefused, "it was refused"):
+            run.command("stop", reason="refuse")
+        server.close()
+        self.assertEqual(list(stream), [])
+        with self.assertRaises(OSError):
+            next(run.events())
+
+    def test_the_javascript_client_does_the_same(self):
+        node = shutil.which("node")
+        if not node:
+            self.skipTest("node is not installed")
+        server = self.serve()
+        server.tell("publish 3")
+        script = f"""
+            import {{ events, state, command }} from "{ROOT}/examples/clients/torchbus-events.mjs";
+            const url = "http://127.0.0.1:{server.port}", token = "{TOKEN}", got = [];
+            for await (const event of events(url, {{ events: ["told"], fields: ["number"] }})) {{ got.push(event.data.number ?? null); if (got.length == 4) break; }}
+            const said = await command(url, {{ command: "save", by: "js" }}, {{ token }});
+            let refused = "";
+            try {{ await command(url, {{ command: "fly" }}, {{ token }}); }} catch (error) {{ refused = error.message; }}
+            console.log(JSON.stringify([got, (await state(url)).last_sequence, said.data.accepted, refused.includes("'fly'")]));
+            process.exit(0);
+        """
+        output = subprocess.run([node, "--input-type=module", "-e", script], capture_output=True, text=True, timeout=PATIENCE_S)
+        self.assertEqual(output.stdout.strip(), "[[null,1,2,3],3,true,true]", output.stderr)
+
+    def test_pythons_websockets_follows_and_sends_commands(self):
+        try:
+            from websockets.sync.client import connect
+        except ImportError:
+            self.skipTest("Python's websockets is not installed")
+        server = self.serve()
+        server.tell("publish 2000")
+        with connect(f"ws://localhost:{server.port}/events?events=told", proxy=None) as client:
+            messages = [json.loads(client.recv(PATIENCE_S)) for _ in range(2001)]
+            self.assertEqual([m["data"]["number"] for m in messages[1:]], list(range(1, 2001)))
+            client.send(json.dumps({"command": "stop"}))
+            self.assertIn("token", json.loads(client.recv(PATIENCE_S))["data"]["error"])
+            client.send(json.dumps({"command": "stop", "token": TOKEN}))
+            self.assertEqual(json.loads(client.recv(PATIENCE_S))["data"], {"accepted": True})
+        with connect(f"ws://localhost:{server.port}/events?from=now", additional_headers={"Authorization": BEARER}, proxy=None) as client:
+            client.recv(PATIENCE_S)
+            client.send(json.dumps({"command": "save", "by": "ws"}))
+            self.assertEqual(json.loads(client.recv(PATIENCE_S))["data"], {"accepted": True})
+        self.assertEqual([server.next_command(), server.next_command()], ["command stop by 127.0.0.1 because  .=null", "command save by ws at 127.0.0.1 because  .=null"])
+
+
+class BadClients(Case):
+    def test_clients_that_never_read_hold_no_memory_and_are_cut_off(self):
+        server = self.serve(history=4 << 20, stall_ms=3000)
+        before = server.status("VmRSS")
+        count = 1000 if SLOW else 300
+        ways = [b"", b'{"events": ["*"]}\n', b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                b"GET /events HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"]
+        clients = [server.connect() for _ in range(count)]
+        for i, client in enumerate(clients):
+            self.addCleanup(client.close)
+            client.sendall(ways[i % len(ways)])
+        healthy = self.lines(server, b'{"events": ["told"], "fields": ["number"]}\n')
+        healthy.next()
+        for _ in range(40):
+            server.tell("publish 500 2000")
+        self.assertEqual(healthy.until(20_000)[0][-1], 20_000)
+        # 64 KiB a client that it may be in the middle of, twice 64 KiB in the system; 8 MiB of histories and what is on its way.
+        self.assertLess(server.status("VmRSS") - before, 64 * count + 65_536)
+        eventually(lambda: server.descriptors() < 20, "the clients that do not read are still connected")
+        self.assertIn(f"torchbus_clients_cut_off_total {count}\n", server.http("GET /metrics")[2].decode())
+
+    def test_a_slow_client_is_told_what_it_has_missed(self):
+        server = self.serve(history=1 << 20)
+        connection = self.enterContext(socket.socket())
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(PATIENCE_S)
+        connection.connect(("127.0.0.1", server.port))
+        client = Lines(connection)
+        client.next()
+        for _ in range(20):
+            server.tell("publish 500 2000")
+        server.tell("publish 1")
+        numbers, gaps = client.until(10_001)
+        self.assertTrue(gaps)
+        self.assertEqual(numbers, [n for n in range(1, 10_002) if not any(first <= n <= last for first, last in gaps)])
+
+    def test_slow_headers_and_bodies_delay_nobody_and_are_cut_off(self):
+        server = self.serve(patience_ms=2000)
+        slow = [b"GET /heal", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", f"POST /control HTTP/1.1\r\nHost: localhost\r\nAuthorization: {BEARER}\r\nContent-Length: 100\r\n\r\n{{".encode(), b'{"events": ',
+                b"GET /events HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"]
+        clients = [server.connect() for _ in range(200)]
+        for i, client in enumerate(clients):
+            self.addCleanup(client.close)
+            client.sendall(slow[i % len(slow)])
+        for _ in range(20):
+            began = time.monotonic()
+            self.assertEqual(server.http("GET /healthz")[0], 200)
+            self.assertLess(time.monotonic() - began, 2)
+        eventually(lambda: server.descriptors() < 20, "slow clients are still connected")
+
+    def test_connections_that_come_and_go_leave_nothing(self):
+        server = self.serve()
+        server.tell("publish 100")
+        ways = [b"", b"{}\n", b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /he", b"\x00"]
+
+        def come_and_go(count):
+            for i in range(count):
+                client = server.connect()
+                client.sendall(ways[i % len(ways)])
+                (abort if i % 2 else socket.socket.close)(client)
+            server.tell("publish 1")
+            eventually(lambda: server.descriptors() <= descriptors, "descriptors are left")
+
+        descriptors = server.descriptors() + 1
+        come_and_go(500)
+        threads, memory = server.status("Threads"), server.status("VmRSS")
+        come_and_go(20_000 if SLOW else 2000)
+        self.assertEqual(server.status("Threads"), threads)
+        self.assertLess(server.status("VmRSS") - memory, 4096)
+
+    def test_one_client_more_than_there_may_be_is_turned_away(self):
+        server = self.serve(clients=10)
+        kept = [self.lines(server) for _ in range(10)]
+        for client in kept:
+            self.assertEqual(client.next()["type"], "torchbus.snapshot")
+        with server.connect() as one_more:
+            self.assertEqual(read_all(one_more), b"")
+        kept[0].connection.close()
+
+        def has_place():
+            server.tell("publish 1")  # that one has gone is seen when it is written to
+            return server.http("GET /healthz")[0] == 200
+
+        eventually(has_place, "no place was made")
+
+    def test_readers_get_every_message_in_order(self):
+        readers, messages = (100, 1_000_000) if SLOW else (20, 50_000)
+        server = self.serve(history=64 << 20)
+        sums, counts = [0] * readers, [0] * readers
+
+        def read(i, connection):
+            rest, is_first = b"", True
+            while counts[i] < messages:
+                rest += connection.recv(1 << 18)
+                whole, _, rest = rest.rpartition(b"\n")
+                if not whole:
+                    continue
+                whole += b"\n"
+                if is_first:
+                    whole, is_first = whole[whole.index(b"\n") + 1:], False  # the snapshot, which may tell another state
+                counts[i] += whole.count(b'"type":"torchbus.told"')
+                sums[i] = zlib.crc32(whole, sums[i])
+                self.assertNotIn(b"torchbus.gap", whole)
+
+        threads = []
+        for i in range(readers):
+            connection = self.enterContext(server.connect())
+            threads.append(threading.Thread(target=read, args=(i, connection)))
+            threads[-1].start()
+        time.sleep(0.5)
+        for _ in range(messages // 5000):
+            server.tell("publish 5000")
+            server.tell("drain 60000")
+        for thread in threads:
+            thread.join(PATIENCE_S * 20)
+        self.assertEqual(counts, [messages] * readers)
+        self.assertEqual(len(set(sums)), 1)
+
+
+if __name__ == "__main__":
+    if not PROGRAM.exists():
+        print(f"{PROGRAM} is not built")
+        sys.exit(77)
+    unittest.main()
