@@ -4,6 +4,7 @@
 #include <cmath>
 #include <fstream>
 #include <iterator>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -24,10 +25,10 @@ void note(const DeepSpeedFile& file, const std::string& section, const char* key
 
 void take_batches(const DeepSpeedFile& file, RunChanges& changes) {
     const char *train = "train_batch_size", *micro = "train_micro_batch_size_per_gpu", *accumulation = "gradient_accumulation_steps";
-    BatchTriple given{file.integer("", train), file.integer("", micro), file.integer("", accumulation)};
-    const auto positive = [](const json& value) { return value.is_number_integer() ? std::optional(value.get<std::int64_t>()) : std::nullopt; };
-    if (!given.micro && (file.says_auto("", micro) || !given.train)) given.micro = positive(file.of_run("train", "batch_size"));
-    if (!given.accumulation && file.says_auto("", accumulation)) given.accumulation = positive(file.of_callback("gradient_accumulation", "micro_batches"));
+    BatchTriple given{file.size("", train), file.size("", micro), file.size("", accumulation)};
+    const auto of_run = [&](const json& value, const char* name) { return value.is_number_integer() ? file.size_of(&value, fmt::format("{} of the run file", name)) : std::nullopt; };
+    if (!given.micro && (file.says_auto("", micro) || !given.train)) given.micro = of_run(file.of_run("train", "batch_size"), "train.batch_size");
+    if (!given.accumulation && file.says_auto("", accumulation)) given.accumulation = of_run(file.of_callback("gradient_accumulation", "micro_batches"), "gradient_accumulation's micro_batches");
     const BatchTriple all = completed(given, file.world_size(), file.name());
     changes.values.push_back({"train.batch_size", *all.micro, file.find("", micro) ? micro : train});
     // What the run file accumulates besides is compared.
@@ -52,7 +53,7 @@ void take_precision(const DeepSpeedFile& file, RunChanges& changes) {
         options["backoff_factor"] = 1.0;
     } else {
         options["initial_scale"] = std::ldexp(1.0, static_cast<int>(std::clamp<std::int64_t>(file.integer("fp16", "initial_scale_power").value_or(16), 0, 64)));
-        options["growth_interval"] = file.integer("fp16", "loss_scale_window").value_or(1000);
+        options["growth_interval"] = file.size("fp16", "loss_scale_window").value_or(1000);
     }
     for (const char* key : {"auto_cast", "hysteresis", "consecutive_hysteresis", "min_loss_scale", "fp16_master_weights_and_grads", "opt_level"}) note(file, "fp16", key, changes);
     changes.callbacks.push_back({"mixed_precision", std::move(options), "fp16"});
@@ -101,14 +102,21 @@ BatchTriple completed(BatchTriple given, int world_size, const std::string& name
     auto& [train, micro, accumulation] = given;
     if (!train && !micro)
         throw ConfigError(fmt::format("{}: neither train_batch_size nor train_micro_batch_size_per_gpu is given, and the run file has no train.batch_size; give one of them", name));
-    if (train && micro && !accumulation) accumulation = *micro > 0 ? *train / *micro / world_size : 0;
-    else if (train && !micro && accumulation) micro = *accumulation > 0 ? *train / world_size / *accumulation : 0;
+    for (const auto& [key, size] : {std::pair{"train_batch_size", train}, {"train_micro_batch_size_per_gpu", micro}, {"gradient_accumulation_steps", accumulation}})
+        if (size && (*size < 1 || *size > kLargestSize)) throw ConfigError(fmt::format("{}: {}: {} is out of range; give 1 to {}", name, key, *size, kLargestSize));
+    if (train && micro && !accumulation) accumulation = *train / *micro / world_size;
+    else if (train && !micro && accumulation) micro = *train / world_size / *accumulation;
     else if (train && !micro) accumulation = 1, micro = *train / world_size;
     else if (!accumulation) accumulation = 1;
-    if (!train) train = *micro * *accumulation * world_size;
-    const auto product = fmt::format("train_batch_size {} = train_micro_batch_size_per_gpu {} x gradient_accumulation_steps {} x {} rank{}", *train, *micro, *accumulation, world_size, world_size == 1 ? "" : "s");
-    if (*train <= 0 || *micro <= 0 || *accumulation <= 0) throw ConfigError(fmt::format("{}: {}: each must be above 0; give sizes that multiply", name, product));
-    if (*train != *micro * *accumulation * world_size) throw ConfigError(fmt::format("{}: {} does not hold: that is {}; change one of them, or leave it out", name, product, *micro * *accumulation * world_size));
+    std::int64_t product = 0;
+    const bool is_size = !__builtin_mul_overflow(*micro * *accumulation, static_cast<std::int64_t>(world_size), &product) && product <= kLargestSize;
+    const std::string factors = fmt::format("train_micro_batch_size_per_gpu {} x gradient_accumulation_steps {} x {} rank{}", *micro, *accumulation, world_size, world_size == 1 ? "" : "s");
+    if (!train && !is_size) throw ConfigError(fmt::format("{}: {} is more than {}; give smaller sizes", name, factors, kLargestSize));
+    if (!train) train = product;
+    const std::string equation = fmt::format("train_batch_size {} = {}", *train, factors);
+    if (*micro == 0 || *accumulation == 0) throw ConfigError(fmt::format("{}: {}: each must be above 0; give sizes that multiply", name, equation));
+    if (!is_size || *train != product)
+        throw ConfigError(fmt::format("{}: {} does not hold: that is {}{}; change one of them, or leave it out", name, equation, is_size ? "" : "more than ", is_size ? product : kLargestSize));
     return given;
 }
 
@@ -134,10 +142,10 @@ RunChanges changes_of_deepspeed(const std::filesystem::path& file, const json& r
 std::optional<int> world_size_of_deepspeed(const std::filesystem::path& file) {
     const json none;
     const DeepSpeedFile configuration = opened(file, none, 1);
-    const auto train = configuration.integer("", "train_batch_size"), micro = configuration.integer("", "train_micro_batch_size_per_gpu"), accumulation = configuration.integer("", "gradient_accumulation_steps");
-    if (!train || !micro || *train <= 0 || *micro <= 0 || accumulation.value_or(1) <= 0) return std::nullopt;
-    const std::int64_t ranks = *train / (*micro * accumulation.value_or(1));
-    return ranks > 0 && ranks * *micro * accumulation.value_or(1) == *train ? std::optional(static_cast<int>(ranks)) : std::nullopt;
+    const auto train = configuration.size("", "train_batch_size"), micro = configuration.size("", "train_micro_batch_size_per_gpu"), accumulation = configuration.size("", "gradient_accumulation_steps");
+    if (!train || !micro) return std::nullopt;
+    const std::int64_t of_rank = *micro * accumulation.value_or(1);
+    return *train >= of_rank && *train % of_rank == 0 ? std::optional(static_cast<int>(*train / of_rank)) : std::nullopt;
 }
 
 }  // namespace torchbus

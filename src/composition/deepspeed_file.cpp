@@ -115,6 +115,14 @@ std::optional<std::int64_t> DeepSpeedFile::integer(const std::string& section, c
     if (*found != std::floor(*found) || std::abs(*found) > 1e15) refuse_value(path, *find(section, key), "a whole number");
     return static_cast<std::int64_t>(*found);
 }
+std::optional<std::int64_t> DeepSpeedFile::size_of(const json* value, const std::string& path, std::int64_t least) const {
+    const auto found = number_of(value, path);
+    if (!found) return std::nullopt;
+    if (*found < static_cast<double>(least) || *found > static_cast<double>(kLargestSize)) refuse(path, fmt::format("{} is out of range; give {} to {}", value->dump(), least, kLargestSize));
+    if (*found != std::floor(*found)) refuse_value(path, *value, "a whole number");
+    return static_cast<std::int64_t>(*found);
+}
+std::optional<std::int64_t> DeepSpeedFile::size(const std::string& section, const std::string& key) const { return size_of(find(section, key), path_of(section, key)); }
 std::optional<bool> DeepSpeedFile::flag(const std::string& section, const std::string& key) const {
     const json* value = find(section, key);
     if (!value || is_auto(*value)) return std::nullopt;

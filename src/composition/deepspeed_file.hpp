@@ -1,6 +1,7 @@
 #pragma once
 /// The content of a DeepSpeed file: its keys are known, and values are of their type when they are asked for.
 
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
@@ -10,6 +11,9 @@
 #include <torchbus/composition/run_changes.hpp>
 
 namespace torchbus {
+
+/// Of a batch, or of a number of updates; two of them multiply within 64 bits.
+inline constexpr std::int64_t kLargestSize = std::numeric_limits<std::int32_t>::max();
 
 class DeepSpeedFile {
 public:
@@ -26,9 +30,12 @@ public:
     const nlohmann::json* find(const std::string& section, const std::string& key) const;
     std::optional<double> number(const std::string& section, const std::string& key) const;
     std::optional<std::int64_t> integer(const std::string& section, const std::string& key) const;
+    std::optional<std::int64_t> size(const std::string& section, const std::string& key) const;
     std::optional<bool> flag(const std::string& section, const std::string& key) const;
     std::optional<std::string> text(const std::string& section, const std::string& key) const;
     std::optional<double> number_of(const nlohmann::json* value, const std::string& path) const;
+    /// From `least` to kLargestSize.
+    std::optional<std::int64_t> size_of(const nlohmann::json* value, const std::string& path, std::int64_t least = 1) const;
     bool says_auto(const std::string& section, const std::string& key) const;
 
     /// What the run file says; null where it does not.

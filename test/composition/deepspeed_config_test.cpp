@@ -62,7 +62,40 @@ TEST_CASE("the batch sizes of a DeepSpeed file complete each other", "[compositi
     }
     CHECK_THROWS_WITH(completed({32, 3, no}, 4, "ds.json"), "ds.json: train_batch_size 32 = train_micro_batch_size_per_gpu 3 x gradient_accumulation_steps 2 x 4 ranks does not hold: that is 24; change one of them, or leave it out");
     CHECK_THROWS_WITH(completed({2, 4, no}, 4, "ds.json"), "ds.json: train_batch_size 2 = train_micro_batch_size_per_gpu 4 x gradient_accumulation_steps 0 x 4 ranks: each must be above 0; give sizes that multiply");
+    CHECK_THROWS_WITH(completed({no, -3, 5}, 4, "ds.json"), "ds.json: train_micro_batch_size_per_gpu: -3 is out of range; give 1 to 2147483647");
     CHECK_THROWS_WITH(completed({no, no, 2}, 4, "ds.json"), "ds.json: neither train_batch_size nor train_micro_batch_size_per_gpu is given, and the run file has no train.batch_size; give one of them");
+}
+
+TEST_CASE("batch sizes that are too large are refused, be they of a DeepSpeed file or of the run file", "[composition][deepspeed]") {
+    const std::optional<std::int64_t> no;
+    const std::int64_t most = 2147483647;
+    CHECK(completed({most, no, no}, 1, "ds.json").micro == most);
+    CHECK_THROWS_WITH(completed({most + 1, no, no}, 1, "ds.json"), "ds.json: train_batch_size: 2147483648 is out of range; give 1 to 2147483647");
+    CHECK_THROWS_WITH(completed({no, most, 2}, 1, "ds.json"), "ds.json: train_micro_batch_size_per_gpu 2147483647 x gradient_accumulation_steps 2 x 1 rank is more than 2147483647; give smaller sizes");
+    CHECK_THROWS_WITH(completed({8, most, most}, 1 << 20, "ds.json"), "ds.json: train_batch_size 8 = train_micro_batch_size_per_gpu 2147483647 x gradient_accumulation_steps 2147483647 x 1048576 ranks does not hold: that is more than 2147483647; "
+                                                                      "change one of them, or leave it out");
+    json run = {{"train", {{"batch_size", 4294967296}}}};
+    CHECK(outcome(R"({"train_micro_batch_size_per_gpu": "auto"})", run) == "train.batch_size of the run file: 4294967296 is out of range; give 1 to 2147483647");
+    run = {{"train", {{"batch_size", 8}}}, {"callbacks", {{{"kind", "gradient_accumulation"}, {"micro_batches", 0}}}}};
+    CHECK(outcome(R"({"gradient_accumulation_steps": "auto"})", run) == "gradient_accumulation's micro_batches of the run file: 0 is out of range; give 1 to 2147483647");
+}
+
+TEST_CASE("a DeepSpeed file that gives all batch sizes says how many ranks it is for", "[composition][deepspeed]") {
+    const TemporaryFolder folder("deepspeed");
+    const std::filesystem::path file = folder / "ds.json";
+    const auto ranks = [&](const char* text) {
+        std::ofstream(file) << text;
+        return world_size_of_deepspeed(file);
+    };
+    CHECK(ranks(R"({"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4, "gradient_accumulation_steps": 2})") == 8);
+    CHECK(ranks(R"({"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4})") == 16);
+    CHECK_FALSE(ranks(R"({"train_batch_size": 64, "gradient_accumulation_steps": 2})"));
+    CHECK_FALSE(ranks(R"({"train_batch_size": 63, "train_micro_batch_size_per_gpu": 4})"));
+    CHECK_FALSE(ranks(R"({"train_batch_size": 2, "train_micro_batch_size_per_gpu": 2147483647, "gradient_accumulation_steps": 2147483647})"));
+    CHECK(ranks(R"({"train_batch_size": 2147483647, "train_micro_batch_size_per_gpu": 1})") == 2147483647);
+    // The product of these is 0 in 64 bits.
+    CHECK_THROWS_WITH(ranks(R"({"train_batch_size": 64, "train_micro_batch_size_per_gpu": 4294967296, "gradient_accumulation_steps": 4294967296})"),
+                      file.string() + ": train_micro_batch_size_per_gpu: 4294967296 is out of range; give 1 to 2147483647");
 }
 
 TEST_CASE("a DeepSpeed file asks for the optimizer, schedule and callbacks of a run", "[composition][deepspeed]") {
@@ -138,6 +171,10 @@ TEST_CASE("mistakes in DeepSpeed files are said at their place", "[composition][
              {R"({"gradient_clipping": "one"})", "gradient_clipping: \"one\" is string, expected a number"},
              {R"({"gradient_clipping": -1})", "gradient_clipping: -1 is negative; give the largest allowed gradient norm, or 0 for none"},
              {R"({"train_batch_size": 8.5})", "train_batch_size: 8.5 is number, expected a whole number"},
+             {R"({"train_batch_size": 4294967296})", "train_batch_size: 4294967296 is out of range; give 1 to 2147483647"},
+             {R"({"train_batch_size": 8, "train_micro_batch_size_per_gpu": 1e308})", "train_micro_batch_size_per_gpu: 1e+308 is out of range; give 1 to 2147483647"},
+             {R"({"train_batch_size": 8, "gradient_accumulation_steps": -1})", "gradient_accumulation_steps: -1 is out of range; give 1 to 2147483647"},
+             {R"({"fp16": {"enabled": true, "loss_scale_window": 0}})", "fp16.loss_scale_window: 0 is out of range; give 1 to 2147483647"},
              {R"({"fp16": {"enabled": "yes"}})", "fp16.enabled: \"yes\" is string, expected true, false or \"auto\""},
              {R"({"fp16": {"enabled": true}, "bf16": {"enabled": true}})", "fp16.enabled and bf16.enabled are both true; leave one of them"},
              {R"({"fp16": true})", "fp16: true is boolean, expected an object"},
