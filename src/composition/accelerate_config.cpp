@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -42,18 +45,22 @@ public:
         if (std::ranges::find(kNo, found) == kNo.end()) refuse(fmt::format("'{}' is neither true nor false", text()));
         return false;
     }
+    /// An integer beyond its type is the last one of it.
     template <class Value>
     Value number(const char* expected) const {
         const std::string found = text();
         Value value = 0;
         const auto [end, error] = std::from_chars(found.data(), found.data() + found.size(), value);
-        if (error != std::errc() || end != found.data() + found.size()) refuse(fmt::format("'{}' is no {}", found, expected));
+        const bool is_beyond = std::is_integral_v<Value> && error == std::errc::result_out_of_range;
+        if ((error != std::errc() && !is_beyond) || end != found.data() + found.size()) refuse(fmt::format("'{}' is no {}", found, expected));
+        if (is_beyond) return found.starts_with('-') ? std::numeric_limits<Value>::lowest() : std::numeric_limits<Value>::max();
         return value;
     }
-    int integer(int least, int most = 1 << 30) const {
-        const int found = number<int>("whole number");
-        if (found < least || found > most) refuse(most == (1 << 30) ? fmt::format("{} is too few; give at least {}", found, least) : fmt::format("{} is out of range; give {} to {}", found, least, most));
-        return found;
+    int integer(int least, int most = kLargest) const {
+        const auto found = number<std::int64_t>("whole number");
+        if (found < least && most == kLargest) refuse(fmt::format("{} is too few; give at least {}", text(), least));
+        if (found < least || found > most) refuse(fmt::format("{} is out of range; give {} to {}", text(), least, most));
+        return static_cast<int>(found);
     }
     bool is_null() const { return value_.IsNull() || (value_.IsScalar() && value_.Tag() != "!" && (value_.Scalar() == "null" || value_.Scalar() == "~" || value_.Scalar().empty())); }
     bool is_auto() const { return value_.IsScalar() && value_.Scalar() == "auto"; }
@@ -65,6 +72,8 @@ public:
     }
 
 private:
+    static constexpr int kLargest = std::numeric_limits<int>::max();
+
     const std::string* file_;
     std::string path_;
     YAML::Node value_;
@@ -124,7 +133,7 @@ private:
         switch (key.type) {
             case YamlType::Text: entry.text(); break;
             case YamlType::Bool: entry.flag(); break;
-            case YamlType::Integer: entry.number<int>("whole number"); break;
+            case YamlType::Integer: entry.number<std::int64_t>("whole number"); break;
             case YamlType::Number: entry.number<double>("number"); break;
             case YamlType::List:
                 if (!entry.value().IsSequence()) entry.refuse(fmt::format("expected a list, found a {}", entry.kind()));

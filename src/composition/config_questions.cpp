@@ -3,6 +3,7 @@
 #include <charconv>
 #include <functional>
 #include <istream>
+#include <limits>
 #include <ostream>
 
 #include <fmt/format.h>
@@ -96,7 +97,7 @@ AccelerateConfig ask_for_config(std::istream& answers, std::ostream& out) {
         config.main_address = questions.text("Address of machine 0", "127.0.0.1");
         config.main_port = questions.number("Port at which they meet there", 29500, 1, 65535);
     }
-    config.processes = config.machines * questions.number("How many processes on each machine?", 1, 1, 100000);
+    config.processes = config.machines * questions.number("How many processes on each machine?", 1, 1, std::min(100000, std::numeric_limits<int>::max() / config.machines));
     config.mixed_precision = questions.choice("Mixed precision?", {"no", "bf16", "fp16"});
     const int accumulation = questions.number("Batches an update is made of (gradient accumulation)?", 1, 1, 100000);
     const std::string sharded = config.processes > 1 ? questions.choice("Divide the optimizer's state among processes (ZeRO stage 1)?", {"no", "yes"}) : "no";

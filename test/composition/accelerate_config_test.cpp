@@ -1,6 +1,7 @@
 // What Accelerate's files ask for, and what is said of those that are wrong; what `torchbus config` writes.
 #include <fstream>
 #include <random>
+#include <regex>
 #include <sstream>
 
 #include <nlohmann/json.hpp>
@@ -29,6 +30,12 @@ std::string complaint(const std::string& text) {
         return std::string(error.what()).substr((folder / "a.yaml").string().size());
     }
     return "";
+}
+
+/// A line with another number in the place of those that are values.
+std::string with_numbers(const std::string& line, const std::string& number) {
+    static const std::regex kNumber(R"((: *)-?[0-9][0-9.eE+-]*)");
+    return std::regex_replace(line, kNumber, "$01" + number);
 }
 
 std::filesystem::path configurations() { return std::filesystem::path(source_root()) / "test/composition/configurations"; }
@@ -77,6 +84,10 @@ TEST_CASE("mistakes in Accelerate's files are said with their line", "[compositi
              {"distributed_type: 'NO'\nmixed_precision: fp8\n", ":2: mixed_precision: fp8 is not supported; give no, fp16 or bf16"},
              {"distributed_type: MULTI_CPU\nnum_processes: two\n", ":2: num_processes: 'two' is no whole number"},
              {"distributed_type: MULTI_CPU\nnum_processes: 0\n", ":2: num_processes: 0 is too few; give at least 1"},
+             {"distributed_type: MULTI_CPU\nnum_processes: -99999999999999999999\n", ":2: num_processes: -99999999999999999999 is too few; give at least 1"},
+             {"distributed_type: MULTI_CPU\nnum_processes: 4294967296\n", ":2: num_processes: 4294967296 is out of range; give 1 to 2147483647"},
+             {"distributed_type: MULTI_CPU\nnum_machines: 99999999999999999999\n", ":2: num_machines: 99999999999999999999 is out of range; give 1 to 2147483647"},
+             {"distributed_type: DEEPSPEED\ndeepspeed_config:\n  gradient_accumulation_steps: 4294967296\n", ":3: deepspeed_config.gradient_accumulation_steps: 4294967296 is out of range; give 1 to 2147483647"},
              {"distributed_type: MULTI_CPU\nnum_processes: 3\nnum_machines: 2\nmain_process_ip: a\nmain_process_port: 1\n", ": num_processes is 3, of all machines, and num_machines 2; each machine must have as many processes: give a multiple of 2"},
              {"distributed_type: MULTI_CPU\nnum_processes: 2\nnum_machines: 2\n", ": several machines need main_process_ip and main_process_port, those of machine 0"},
              {"distributed_type: MULTI_CPU\nnum_processes: 2\nnum_machines: 2\nmachine_rank: 2\nmain_process_ip: a\nmain_process_port: 1\n", ": machine_rank is 2, and num_machines 2; machines count from 0"},
@@ -142,6 +153,9 @@ TEST_CASE("the answers to a few questions are a file that can be read again", "[
     CHECK(read.not_supported.empty());
     std::istringstream none("\n\n\n\n\n");
     CHECK(to_yaml(ask_for_config(none, questions)) == "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: 'no'\nuse_cpu: true\nnum_machines: 1\nnum_processes: 1\nmachine_rank: 0\n");
+    std::istringstream too_many("gpu\n100000\n0\n\n\n100000\n21474\n\n\n\n");
+    CHECK(ask_for_config(too_many, questions).processes == 2147400000);
+    CHECK_THAT(questions.str(), Catch::Matchers::Contains("'100000' is no number from 1 to 21474"));
     std::istringstream too_few("cpu\n");
     CHECK_THROWS_WITH(ask_for_config(too_few, questions), "config: the answers have come to an end before the questions; nothing was written");
 }
@@ -149,6 +163,7 @@ TEST_CASE("the answers to a few questions are a file that can be read again", "[
 TEST_CASE("whatever is made of a configuration file is read, or refused in words", "[composition][accelerate][deepspeed]") {
     std::mt19937 draw(3);
     const auto below = [&](std::size_t count) { return count == 0 ? 0 : draw() % count; };
+    const auto large_number = [&] { return std::vector<std::string>{"4294967296", "9223372036854775807", "1e308", "-1"}[below(4)]; };
     const TemporaryFolder folder("mutants");
     int read = 0, refused = 0;
     std::vector<std::filesystem::path> files;
@@ -158,11 +173,11 @@ TEST_CASE("whatever is made of a configuration file is read, or refused in words
         const std::string whole = bytes_of(file);
         std::vector<std::string> lines;
         for (std::istringstream stream(whole); !stream.eof();) std::getline(stream, lines.emplace_back());
-        for (int mutant = 0; mutant < 60; ++mutant) {
+        for (int mutant = 0; mutant < 80; ++mutant) {
             std::string text = whole;
             std::vector<std::string> own = lines;
             const std::size_t line = below(own.size()), other = below(own.size());
-            switch (mutant % 6) {
+            switch (mutant % 8) {
                 case 0: text.resize(below(text.size())); break;
                 case 1: text[below(text.size())] = static_cast<char>(draw()); break;
                 case 2: own.erase(own.begin() + static_cast<std::ptrdiff_t>(line)); break;
@@ -171,9 +186,11 @@ TEST_CASE("whatever is made of a configuration file is read, or refused in words
                 case 5:
                     if (const auto colon = own[line].find(':'); colon != std::string::npos) own[line] = own[line].substr(0, colon + 1) + " " + std::vector<std::string>{"null", "[1, 2]", "{\"a\": 1}", "-1", "1e400", "\"auto\"", "true", "\"\\ud800\""}[below(8)] + (file.extension() == ".json" ? "," : "");
                     break;
+                case 6: own[line] = with_numbers(own[line], large_number()); break;
+                case 7: std::ranges::transform(own, own.begin(), [number = large_number()](const std::string& one) { return with_numbers(one, number); }); break;
                 default: break;
             }
-            if (mutant % 6 >= 2) {
+            if (mutant % 8 >= 2) {
                 text.clear();
                 for (const std::string& one : own) text += one + "\n";
             }
@@ -182,8 +199,12 @@ TEST_CASE("whatever is made of a configuration file is read, or refused in words
             INFO(file.filename() << ", mutant " << mutant << ":\n" << text);
             try {
                 json run = {{"train", {{"batch_size", 8}}}};
-                if (file.extension() == ".json") apply(changes_of_deepspeed(path, run, 2), run, "run.json");
-                else read_accelerate_config(path);
+                if (file.extension() == ".json") {
+                    const int ranks = world_size_of_deepspeed(path).value_or(2);
+                    apply(changes_of_deepspeed(path, run, ranks), run, "run.json");
+                } else {
+                    read_accelerate_config(path);
+                }
                 ++read;
             } catch (const ConfigError& error) {
                 CHECK(std::string(error.what()).size() > path.string().size());
@@ -191,7 +212,7 @@ TEST_CASE("whatever is made of a configuration file is read, or refused in words
             }
         }
     }
-    CHECK(read + refused == 1200);
+    CHECK(read + refused == 1600);
     CHECK(read > 100);
     CHECK(refused > 300);
 }
