@@ -4,6 +4,7 @@
 #include <charconv>
 #include <cstdint>
 #include <limits>
+#include <string_view>
 #include <type_traits>
 
 #include <fmt/format.h>
@@ -107,9 +108,10 @@ public:
             if (entry.is_null()) continue;
             check_type(entry, key);
             if (key.has_effect) take(entry);
-            else if (says_something(entry)) config_.not_supported.push_back(entry.path());
+            else if (says_something(entry, key)) config_.not_supported.push_back(entry.path());
         }
         if (!has_type) throw ConfigError(fmt::format("{}: distributed_type is missing; give NO, MULTI_CPU, MULTI_GPU or DEEPSPEED", config_.name));
+        if (config_.use_cpu && config_.distributed_type == "MULTI_GPU") config_.not_supported.emplace_back("distributed_type MULTI_GPU (use_cpu puts the run on the CPU)");
         check();
         return std::move(config_);
     }
@@ -123,11 +125,10 @@ private:
         entry.refuse(fmt::format("unknown key{}; it is none of Accelerate's", did_you_mean(entry.path(), names)));
     }
     /// What `accelerate config` writes whether it was asked for or not says nothing.
-    static bool says_something(const Entry& entry) {
+    static bool says_something(const Entry& entry, const AccelerateKey& key) {
         if (entry.value().IsSequence() || entry.value().IsMap()) return entry.value().size() > 0;
-        const std::string text = Entry::lower(entry.text());
-        static const std::vector<std::string> kDefaults = {"false", "no", "main", "static", "all", "true"};
-        return std::ranges::find(kDefaults, text) == kDefaults.end();
+        if (key.type == YamlType::Bool) return entry.flag() != (std::string_view(key.otherwise) == "true");
+        return Entry::lower(entry.text()) != key.otherwise;
     }
     void check_type(const Entry& entry, const AccelerateKey& key) const {
         switch (key.type) {

@@ -9,7 +9,8 @@ enum class YamlType { Text, Bool, Integer, Number, List, Section };
 struct AccelerateKey {
     const char* name;
     YamlType type;
-    bool has_effect;  ///< here
+    bool has_effect;             ///< here
+    const char* otherwise = "";  ///< of one without: what is written where nobody has asked for anything
 };
 inline constexpr AccelerateKey kAccelerateKeys[] = {
     {"compute_environment", YamlType::Text, true},
@@ -23,26 +24,26 @@ inline constexpr AccelerateKey kAccelerateKeys[] = {
     {"main_process_ip", YamlType::Text, true},
     {"main_process_port", YamlType::Integer, true},
     {"deepspeed_config", YamlType::Section, true},
-    {"debug", YamlType::Bool, false},
+    {"debug", YamlType::Bool, false, "false"},
     {"gpu_ids", YamlType::Text, true},
-    {"rdzv_backend", YamlType::Text, false},
-    {"same_network", YamlType::Bool, false},
-    {"main_training_function", YamlType::Text, false},
-    {"enable_cpu_affinity", YamlType::Bool, false},
-    {"downcast_bf16", YamlType::Text, false},
+    {"rdzv_backend", YamlType::Text, false, "static"},
+    {"same_network", YamlType::Bool, false, "true"},
+    {"main_training_function", YamlType::Text, false, "main"},
+    {"enable_cpu_affinity", YamlType::Bool, false, "false"},
+    {"downcast_bf16", YamlType::Bool, false, "false"},
     {"fp8_config", YamlType::Section, false},
     {"fsdp_config", YamlType::Section, false},
     {"parallelism_config", YamlType::Section, false},
     {"megatron_lm_config", YamlType::Section, false},
     {"mpirun_config", YamlType::Section, false},
     {"dynamo_config", YamlType::Section, false},
-    {"dynamo_backend", YamlType::Text, false},
+    {"dynamo_backend", YamlType::Text, false, "no"},
     {"ipex_config", YamlType::Section, false},
     {"tp_config", YamlType::Section, false},
     {"tpu_name", YamlType::Text, false},
     {"tpu_zone", YamlType::Text, false},
-    {"tpu_use_cluster", YamlType::Bool, false},
-    {"tpu_use_sudo", YamlType::Text, false},
+    {"tpu_use_cluster", YamlType::Bool, false, "false"},
+    {"tpu_use_sudo", YamlType::Bool, false, "false"},
     {"tpu_vm", YamlType::List, false},
     {"tpu_env", YamlType::List, false},
     {"command_file", YamlType::Text, false},

@@ -58,6 +58,7 @@ TEST_CASE("Accelerate's files of the field are read", "[composition][accelerate]
     CHECK(two.main_port == 29517);
     CHECK(two.mixed_precision == "bf16");
     CHECK(two.gpu_ids.empty());  // all
+    CHECK(two.not_supported == std::vector<std::string>{"debug", "enable_cpu_affinity", "rdzv_backend", "same_network"});
     const AccelerateConfig old = read_accelerate_config(configurations() / "legacy.yaml");
     CHECK(old.mixed_precision == "fp16");  // fp16: true, from before mixed_precision was there
     CHECK(old.processes == 4);
@@ -66,6 +67,31 @@ TEST_CASE("Accelerate's files of the field are read", "[composition][accelerate]
     CHECK_THROWS_WITH(read_accelerate_config(configurations() / "fsdp1_llama.yaml"), Catch::Matchers::EndsWith("fsdp1_llama.yaml:3: distributed_type: FSDP is not supported; give one of NO, MULTI_CPU, MULTI_GPU, DEEPSPEED"));
     CHECK_THROWS_WITH(read_accelerate_config(configurations() / "deepspeed_zero2_offload.yaml"), Catch::Matchers::Contains("is not supported"));
     for (const char* refused : {"fsdp2_tp_parallelism.yaml", "megatron_lm.yaml"}) CHECK_THROWS_AS(read_accelerate_config(configurations() / refused), ConfigError);
+}
+
+TEST_CASE("what is asked for in an Accelerate file and has no effect is named, what is written anyway is not", "[composition][accelerate]") {
+    const auto not_supported = [](const std::string& text) {
+        const TemporaryFolder folder("accelerate");
+        std::ofstream(folder / "a.yaml") << "distributed_type: 'NO'\n" << text;
+        return read_accelerate_config(folder / "a.yaml").not_supported;
+    };
+    for (const char* asked : {"debug: true", "rdzv_backend: c10d", "same_network: false", "main_training_function: train", "enable_cpu_affinity: yes", "downcast_bf16: 'yes'", "dynamo_backend: INDUCTOR",
+                              "tpu_name: a", "tpu_use_cluster: true", "tpu_use_sudo: true", "tpu_env: [a]", "command_file: 'no'", "dynamo_config: {dynamo_backend: INDUCTOR}"}) {
+        const std::string text = asked;
+        CHECK(not_supported(text) == std::vector<std::string>{text.substr(0, text.find(':'))});
+    }
+    CHECK(not_supported("debug: false\nrdzv_backend: static\nsame_network: true\nmain_training_function: main\nenable_cpu_affinity: false\ndowncast_bf16: 'no'\ndynamo_backend: 'NO'\n"
+                        "tpu_name: null\ntpu_use_cluster: false\ntpu_use_sudo: no\ntpu_env: []\ncommand_file: null\ndynamo_config: {}\n")
+              .empty());
+    CHECK(not_supported("use_cpu: true\n").empty());
+}
+
+TEST_CASE("an Accelerate file that asks for GPUs and for the CPU is told which of them it gets", "[composition][accelerate]") {
+    const TemporaryFolder folder("accelerate");
+    std::ofstream(folder / "a.yaml") << "use_cpu: true\ndistributed_type: MULTI_GPU\nnum_processes: 2\n";
+    const AccelerateConfig config = read_accelerate_config(folder / "a.yaml");
+    CHECK(config.not_supported == std::vector<std::string>{"distributed_type MULTI_GPU (use_cpu puts the run on the CPU)"});
+    CHECK(changes_of_accelerate(config, json::object(), 2).front().not_supported == config.not_supported);
 }
 
 TEST_CASE("mistakes in Accelerate's files are said with their line", "[composition][accelerate]") {

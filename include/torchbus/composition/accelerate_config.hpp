@@ -28,7 +28,7 @@ struct AccelerateConfig {
     std::string main_address = {};          ///< of machine 0
     int main_port = 0;                      ///< 0: a free one, on one machine
     std::optional<DeepSpeed> deepspeed = {};
-    std::vector<std::string> not_supported = {};  ///< keys that have no effect here
+    std::vector<std::string> not_supported = {};  ///< keys that have no effect here, in the file's order; one that another key overrides, with that key
 
     int processes_per_machine() const { return processes / machines; }
 };
