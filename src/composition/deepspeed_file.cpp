@@ -77,7 +77,6 @@ bool DeepSpeedFile::is_on(const char* section) const {
     if (!found->is_object()) return true;
     if (found->empty()) return false;
     if (std::string_view(section) == "tensor_parallel") return found->value("autotp_size", json(0)) != 0;
-    if (std::string_view(section) == "pipeline") return false;  // of a model that is cut in stages, which this one is not
     const auto enabled = found->find("enabled");
     return enabled == found->end() ? std::string_view(section) != "msamp" : *enabled != false && !is_auto(*enabled);
 }

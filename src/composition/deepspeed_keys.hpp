@@ -68,6 +68,6 @@ inline constexpr DeepSpeedSection kDeepSpeedSections[] = {
 };
 /// Sections that would train another model, where they are there and not disabled.
 inline constexpr const char* kChangeTraining[] = {"torch_autocast", "data_efficiency", "tensor_parallel", "expert_parallel", "weight_quantization", "quantize_training", "compression_training", "msamp",
-                                           "amp", "elasticity", "curriculum_learning", "progressive_layer_drop", "sparse_attention", "pipeline"};
+                                           "amp", "elasticity", "curriculum_learning", "progressive_layer_drop", "sparse_attention"};
 
 }  // namespace torchbus

@@ -134,6 +134,7 @@ std::pair<const char*, const char*> params_of(const std::string& type) {
 }  // namespace
 
 void take_optimizer(const DeepSpeedFile& file, RunChanges& changes) {
+    if (file.find("optimizer", "legacy_fusion")) changes.not_supported.emplace_back("optimizer.legacy_fusion");
     const json* type = file.find("optimizer", "type");
     if (!type) return;
     if (!type->is_string()) file.refuse_value("optimizer.type", *type, "a text, e.g. \"AdamW\"");

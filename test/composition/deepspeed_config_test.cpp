@@ -206,6 +206,18 @@ TEST_CASE("DeepSpeed files of the field ask for what they say, and what has no e
     for (const char* refused : {"monitor_comms.json", "zero2_hf_auto.json", "zero3_offload_auto.json", "nvme_infinity_aio.json", "legacy_removed_keys.json", "deprecated_cpu_offload.json"}) CHECK_THROWS_AS(read(refused, 8), ConfigError);
 }
 
+TEST_CASE("sections and keys of a DeepSpeed file that would change nothing here are named", "[composition][deepspeed]") {
+    const auto not_supported = [](const char* text) {
+        const TemporaryFolder folder("deepspeed");
+        std::ofstream(folder / "ds.json") << text;
+        return changes_of_deepspeed(folder / "ds.json", kRun, 1).not_supported;
+    };
+    CHECK(not_supported(R"({"pipeline": {"stages": 4}})") == std::vector<std::string>{"pipeline"});
+    CHECK(not_supported(R"({"optimizer": {"legacy_fusion": true}})") == std::vector<std::string>{"optimizer.legacy_fusion"});
+    CHECK(not_supported(R"({"optimizer": {"type": "Adam", "params": {"fused": true}, "legacy_fusion": false}})") == std::vector<std::string>{"optimizer.legacy_fusion", "optimizer.params.fused"});
+    CHECK(not_supported(R"({"amp": {"enabled": false}})").empty());
+}
+
 TEST_CASE("DeepSpeed's schedules have its numbers", "[optim][deepspeed]") {
     // Source: the schedulers of DeepSpeed 0.19.8, stepped after every update.
     struct Row {
