@@ -16,6 +16,11 @@ namespace {
 
 using nlohmann::json;
 
+double not_negative(const DeepSpeedFile& file, double found, const std::string& path) {
+    if (found < 0) file.refuse(path, fmt::format("{} is negative; give at least 0", found));
+    return found;
+}
+
 /// Reads the parameters of one optimizer into the options of ours, and knows which there are.
 class OptimizerParams {
 public:
@@ -34,13 +39,15 @@ public:
         const json* found = find(param);
         if (found && is_auto(*found))
             if (const json own = file_.of_run("optimizer", option); !own.is_null()) return void(made[option] = own);
-        made[option] = file_.number_of(found, path_of(param)).value_or(otherwise);
+        made[option] = not_negative(file_, file_.number_of(found, path_of(param)).value_or(otherwise), path_of(param));
+    }
+    const json* flag(const char* param) {
+        const json* found = find(param);
+        if (found && !found->is_boolean()) file_.refuse_value(path_of(param), *found, "true or false");
+        return found;
     }
     void flag(const char* param, const char* option) {
-        const json* found = find(param);
-        if (!found) return;
-        if (!found->is_boolean()) file_.refuse_value(path_of(param), *found, "true or false");
-        made[option] = *found;
+        if (const json* found = flag(param)) made[option] = *found;
     }
     void betas() {
         const json* found = find("betas");
@@ -57,8 +64,8 @@ public:
         const json* found = find(param);
         if (found && !is_auto(*found) && *found != value) file_.refuse(path_of(param), fmt::format("{} is not supported: {}; give {}", found->dump(), why, value.dump()));
     }
-    void without_effect(const char* param) {
-        if (find(param)) changes_.not_supported.push_back(path_of(param));
+    void flag_without_effect(const char* param) {
+        if (flag(param)) changes_.not_supported.push_back(path_of(param));
     }
     void refuse_others() {
         if (find("max_grad_norm")) file_.refuse(path_of("max_grad_norm"), "gradients are clipped by gradient_clipping; give it there");
@@ -76,19 +83,18 @@ private:
     std::vector<std::string> known_;
 };
 
-void read_adam(OptimizerParams& params, bool decoupled, const DeepSpeedFile& file) {
-    const json* mode = params.find("adam_w_mode");
-    if (mode && !mode->is_boolean()) file.refuse_value("optimizer.params.adam_w_mode", *mode, "true or false");
+void read_adam(OptimizerParams& params, bool decoupled) {
+    const json* mode = params.flag("adam_w_mode");
     // DeepSpeed's Adam is AdamW unless it is told otherwise.
     params.made["kind"] = decoupled || !mode || *mode == true ? "adamw" : "adam";
     params.number("lr", "learning_rate", 1e-3);
     params.number("eps", "epsilon", 1e-8);
-    const json* of_torch = params.find("torch_adam");
+    const json* of_torch = params.flag("torch_adam");
     params.number("weight_decay", "weight_decay", of_torch && *of_torch == true && params.made["kind"] == "adamw" ? 0.01 : 0);  // PyTorch's default
     params.betas();
     params.must_be("bias_correction", true, "moments are always corrected");
     params.flag("amsgrad", "amsgrad");
-    for (const char* one : {"torch_adam", "fused", "foreach", "set_grad_none", "fp32_optimizer_states"}) params.without_effect(one);
+    for (const char* one : {"torch_adam", "fused", "foreach", "set_grad_none", "fp32_optimizer_states"}) params.flag_without_effect(one);
 }
 
 void read_sgd(OptimizerParams& params) {
@@ -131,6 +137,22 @@ std::pair<const char*, const char*> params_of(const std::string& type) {
             "cycle_min_lr cycle_max_lr"};
 }
 
+/// A scheduler's parameter, of the type that its name tells.
+json checked(const DeepSpeedFile& file, const std::string& param, const json& value, const std::string& path) {
+    if (param == "warmup_type") {
+        if (value != "log" && value != "linear") file.refuse_value(path, value, "\"log\" or \"linear\"");
+    } else if (param == "lr_range_test_staircase" || param == "cycle_momentum") {
+        if (!value.is_boolean()) file.refuse_value(path, value, "true or false");
+    } else if (param.ends_with("_steps") || param.ends_with("_step_size") || param.ends_with("_stair_count")) {
+        const bool divides = param == "lr_range_test_step_size" || param == "cycle_first_step_size";
+        return *file.size_of(&value, path, divides ? 1 : 0);
+    } else {
+        if (value.is_array()) file.refuse_value(path, value, "one number for all parameter groups");
+        not_negative(file, *file.number_of(&value, path), path);
+    }
+    return value;
+}
+
 }  // namespace
 
 void take_optimizer(const DeepSpeedFile& file, RunChanges& changes) {
@@ -142,7 +164,7 @@ void take_optimizer(const DeepSpeedFile& file, RunChanges& changes) {
     std::string lower = name;
     std::ranges::transform(lower, lower.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
     OptimizerParams params(file, changes, name);
-    if (lower == "adam" || lower == "adamw") read_adam(params, lower == "adamw", file);
+    if (lower == "adam" || lower == "adamw") read_adam(params, lower == "adamw");
     else if (lower == "sgd") read_sgd(params);
     else if (lower == "adagrad") read_adagrad(params);
     else refuse_optimizer(file, name);
@@ -172,11 +194,10 @@ void take_scheduler(const DeepSpeedFile& file, RunChanges& changes) {
         } else if (is_auto(value) || value.is_null()) {
             if (param == "warmup_max_lr" && learning_rate.is_number()) made[param] = learning_rate;
             if (param == "warmup_num_steps" && is_auto(value)) made[param] = 0;  // as transformers fills it in where nothing else is said
-        } else if (param == "cycle_momentum" || param.ends_with("_mom") || param == "decay_mom_rate") {
-            if (param == "cycle_momentum" && value == true) file.refuse(path, "a momentum that cycles is not supported; give false, and an option_schedule if it is to");
         } else {
-            if (value.is_array()) file.refuse_value(path, value, "one number for all parameter groups");
-            made[param] = value;
+            const json found = checked(file, param, value, path);
+            if (param == "cycle_momentum" && found == true) file.refuse(path, "a momentum that cycles is not supported; give false, and an option_schedule if it is to");
+            if (param != "cycle_momentum" && !param.ends_with("_mom") && param != "decay_mom_rate") made[param] = found;
         }
     }
     if (*type == "OneCycle" && !params->contains("cycle_momentum")) file.refuse("scheduler.params.cycle_momentum", "it is true where it is left out, and a momentum that cycles is not supported; give false");

@@ -134,6 +134,11 @@ TEST_CASE("a fixed loss scale of a DeepSpeed file is one that neither grows nor 
     CHECK_NOTHROW(make_mixed_precision({.precision = MixedPrecisionOptions::Precision::Fp16, .initial_scale = made.at("initial_scale"), .growth_factor = made.at("growth_factor"), .backoff_factor = made.at("backoff_factor")}));
 }
 
+TEST_CASE("a number of updates in a DeepSpeed file may be written as a decimal", "[composition][deepspeed]") {
+    const json run = changed(R"({"scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": 1e4, "warmup_num_steps": 500.0, "warmup_max_lr": 0.001}}})");
+    CHECK(run.at("schedule").dump() == R"({"kind":"deepspeed","total_num_steps":10000,"type":"WarmupDecayLR","warmup_max_lr":0.001,"warmup_num_steps":500})");
+}
+
 TEST_CASE("comments and commas before a bracket are passed over in DeepSpeed files", "[composition][deepspeed]") {
     const json run = changed("{ // a comment with a \" in it\n \"train_batch_size\": 8, # and another\n /* \"gradient_clipping\": 3, */ \"gradient_clipping\": 1.0,\n \"wandb\": {\"team\": \"# // /* none */\",},\n}", json::object());
     CHECK(run.at("train").at("batch_size") == 8);
@@ -188,6 +193,23 @@ TEST_CASE("mistakes in DeepSpeed files are said at their place", "[composition][
              {R"({"scheduler": {"type": "WarmupLR"}})", "scheduler.params: WarmupLR needs an object here"},
              {R"({"scheduler": {"type": "WarmupLR", "params": {"warmup_steps": 3}}})", "scheduler.params: unknown key 'warmup_steps'; did you mean"},
              {R"({"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 0.1, "cycle_max_lr": 1}}})", "scheduler.params.cycle_momentum: it is true where it is left out, and a momentum that cycles is not supported; give false"},
+             {R"({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "ten"}}})", "scheduler.params.warmup_num_steps: \"ten\" is string, expected a number"},
+             {R"({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 1.5}}})", "scheduler.params.warmup_num_steps: 1.5 is number, expected a whole number"},
+             {R"({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": -1}}})", "scheduler.params.warmup_num_steps: -1 is out of range; give 0 to 2147483647"},
+             {R"({"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": true}}})", "scheduler.params.warmup_max_lr: true is boolean, expected a number"},
+             {R"({"scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": -0.5}}})", "scheduler.params.warmup_max_lr: -0.5 is negative; give at least 0"},
+             {R"({"scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": [0.1, 0.2]}}})", "scheduler.params.warmup_min_lr: [0.1,0.2] is array, expected one number for all parameter groups"},
+             {R"({"scheduler": {"type": "WarmupLR", "params": {"warmup_type": 1}}})", "scheduler.params.warmup_type: 1 is number, expected \"log\" or \"linear\""},
+             {R"({"scheduler": {"type": "WarmupLR", "params": {"warmup_type": "cubic"}}})", "scheduler.params.warmup_type: \"cubic\" is string, expected \"log\" or \"linear\""},
+             {R"({"scheduler": {"type": "LRRangeTest", "params": {"lr_range_test_staircase": 1}}})", "scheduler.params.lr_range_test_staircase: 1 is number, expected true or false"},
+             {R"({"scheduler": {"type": "LRRangeTest", "params": {"lr_range_test_step_size": 0}}})", "scheduler.params.lr_range_test_step_size: 0 is out of range; give 1 to 2147483647"},
+             {R"({"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 0.1, "cycle_max_lr": 1, "cycle_momentum": "no"}}})", "scheduler.params.cycle_momentum: \"no\" is string, expected true or false"},
+             {R"({"scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 0.1, "cycle_max_lr": 1, "cycle_momentum": false, "cycle_min_mom": "x"}}})", "scheduler.params.cycle_min_mom: \"x\" is string, expected a number"},
+             {R"({"optimizer": {"type": "SGD", "params": {"lr": "high"}}})", "optimizer.params.lr: \"high\" is string, expected a number"},
+             {R"({"optimizer": {"type": "SGD", "params": {"lr": -0.1}}})", "optimizer.params.lr: -0.1 is negative; give at least 0"},
+             {R"({"optimizer": {"type": "SGD", "params": {"nesterov": 1}}})", "optimizer.params.nesterov: 1 is number, expected true or false"},
+             {R"({"optimizer": {"type": "AdamW", "params": {"torch_adam": "yes"}}})", "optimizer.params.torch_adam: \"yes\" is string, expected true or false"},
+             {R"({"optimizer": {"type": "AdamW", "params": {"fused": 1}}})", "optimizer.params.fused: 1 is number, expected true or false"},
              {R"({"communication_data_type": "fp16"})", "communication_data_type: 'fp16' is not supported; give fp32 or bf16"},
              {R"({"compression_training": {"weight_quantization": {}}})", "compression_training: it is not supported, and would train another model; take it out, or disable it"},
              {R"({"amp": {"enabled": true}})", "amp: it is not supported, and would train another model; take it out, or disable it"},
