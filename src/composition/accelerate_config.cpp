@@ -15,6 +15,7 @@
 #include <torchbus/error.hpp>
 
 #include "accelerate_keys.hpp"
+#include "deepspeed_keys.hpp"
 #include "known_keys.hpp"
 
 namespace torchbus {
@@ -209,7 +210,7 @@ private:
                 if (!entry.is_auto()) deepspeed.clipping = entry.number<double>("number");
                 beside.push_back("gradient_clipping");
             } else if (key == "offload_optimizer_device" || key == "offload_param_device") {
-                if (entry.text() != "none" && !entry.is_auto()) entry.refuse(fmt::format("offloading to {} is not supported; give none", entry.text()));
+                if (entry.text() != "none" && !entry.is_auto()) entry.refuse(fmt::format("offloading to {} is not supported; give none: {}", entry.text(), kSupportedOfZero));
                 beside.push_back("an offload device");
             } else if (key == "zero3_init_flag" || key == "zero3_save_16bit_model") {
                 if (entry.flag()) config_.not_supported.push_back(entry.path());

@@ -11,6 +11,7 @@
 #include <torchbus/error.hpp>
 
 #include "deepspeed_file.hpp"
+#include "deepspeed_keys.hpp"
 #include "../json_text.hpp"
 
 namespace torchbus {
@@ -86,10 +87,10 @@ void take_zero(const DeepSpeedFile& file, RunChanges& changes) {
     for (const char* key : {"offload_optimizer", "offload_param"})
         if (const json* offload = file.find("zero_optimization", key)) {
             const json device = offload->is_object() ? offload->value("device", json("none")) : *offload;
-            if (device != "none" && !is_auto(device)) file.refuse(fmt::format("zero_optimization.{}", key), fmt::format("offloading to {} is not supported; leave it out: what is supported is stage 1 with its share of the state on each rank's device", device.dump()));
+            if (device != "none" && !is_auto(device)) file.refuse(fmt::format("zero_optimization.{}", key), fmt::format("offloading to {} is not supported; leave it out: {}", device.dump(), kSupportedOfZero));
         }
     for (const char* key : {"cpu_offload", "cpu_offload_param"})
-        if (file.flag("zero_optimization", key).value_or(false)) file.refuse(fmt::format("zero_optimization.{}", key), "offloading is not supported; leave it out");
+        if (file.flag("zero_optimization", key).value_or(false)) file.refuse(fmt::format("zero_optimization.{}", key), fmt::format("offloading is not supported; leave it out: {}", kSupportedOfZero));
     if (stage == 1) changes.callbacks.push_back({"zero_redundancy", json::object(), "zero_optimization.stage"});
     if (!found->is_object()) return;
     for (const auto& [key, value] : found->items())

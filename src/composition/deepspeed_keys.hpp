@@ -4,6 +4,9 @@
 
 namespace torchbus {
 
+/// What an offload is refused with.
+inline constexpr const char* kSupportedOfZero = "supported are ZeRO stages 0 and 1, without offloading";
+
 /// Keys of a section, with blanks between them; nothing: any keys.
 struct DeepSpeedSection {
     const char* name;

@@ -123,6 +123,8 @@ TEST_CASE("mistakes in Accelerate's files are said with their line", "[compositi
              {"distributed_type: 'NO'\nfsdp_config: 5\n", ":2: fsdp_config: expected a map of keys and values, found a text"},
              {"distributed_type: 'NO'\nfsdp_config:\n  fsdp_shardin_strategy: 1\n", ":3: fsdp_config.fsdp_shardin_strategy: unknown key; did you mean 'fsdp_sharding_strategy'?; fsdp_config has"},
              {"distributed_type: DEEPSPEED\ndeepspeed_config:\n  zero_stage: 3\n", ":3: deepspeed_config.zero_stage: stage 3 is not supported; supported are 0, and 1, which divides the optimizer's state"},
+             {"distributed_type: DEEPSPEED\ndeepspeed_config:\n  offload_optimizer_device: cpu\n", ":3: deepspeed_config.offload_optimizer_device: offloading to cpu is not supported; give none: supported are ZeRO stages 0 and 1, without offloading"},
+             {"distributed_type: DEEPSPEED\ndeepspeed_config:\n  offload_param_device: nvme\n", ":3: deepspeed_config.offload_param_device: offloading to nvme is not supported; give none: supported are ZeRO stages 0 and 1, without offloading"},
              {"distributed_type: DEEPSPEED\ndeepspeed_config:\n  deepspeed_config_file: a.json\n  zero_stage: 1\n", ":2: deepspeed_config: deepspeed_config_file stands beside zero_stage; give these in that file"},
              {"compute_environment: AMAZON_SAGEMAKER\ndistributed_type: 'NO'\n", ":1: compute_environment: AMAZON_SAGEMAKER is not supported; give LOCAL_MACHINE"},
              {"distributed_type: 'NO'\n  bad: indent\n", ":2: end of map not found"},
