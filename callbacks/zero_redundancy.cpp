@@ -108,7 +108,7 @@ std::unique_ptr<Callback> zero_redundancy_from_json(OptionReader& reader) {
     std::int64_t stage = 1;
     reader.integer("stage", stage, "of ZeRO: 1, the optimizer's state is divided among ranks", Range::at_least(1));
     if (stage != 1)
-        throw ConfigError(fmt::format("stage: ZeRO stage {} is not supported; give 1, which divides the optimizer's state: 2 would divide gradients and 3 parameters, too", stage));
+        throw ConfigError(fmt::format("{}: ZeRO stage {} is not supported; give 1, which divides the optimizer's state: 2 would divide gradients and 3 parameters, too", reader.path_of("stage"), stage));
     return make_zero_redundancy();
 }
 

@@ -99,6 +99,9 @@ TEST_CASE("every mistake in a run file is named with its path", "[composition][e
     CHECK(error_with("/callbacks/0", json::object()) == "run.json: callbacks[0]: a callback needs its kind, e.g. {\"kind\": \"progress_bar\"}");
     CHECK(error_with("/callbacks/0", 3) == "run.json: callbacks[0]: 3 is a number; expected an object with options");
     CHECK(error_with("/callbacks", "none") == "run.json: callbacks: expected an array of callbacks, found a string");
+    for (const int stage : {2, 3})
+        CHECK(error_with("/callbacks/0", {{"kind", "zero_redundancy"}, {"stage", stage}}) ==
+              "run.json: callbacks[0].stage: ZeRO stage " + std::to_string(stage) + " is not supported; give 1, which divides the optimizer's state: 2 would divide gradients and 3 parameters, too");
     CHECK(error_with("/model/kind", "mlpp") == "run.json: model.kind: 'mlpp' is not known; did you mean 'mlp'? (expected one of mlp, lenet, resnet18)");
     CHECK(error_with("/model/hidden/0", 0) == "run.json: model.hidden[0]: 0 is out of range; give a number of at least 1");
     CHECK(error_with("/optimizer/kind", "sdg") == "run.json: optimizer.kind: 'sdg' is not known; did you mean 'sgd'? (expected one of sgd, adam, adamw, adagrad)");
