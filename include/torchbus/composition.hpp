@@ -35,7 +35,7 @@ struct RunFileContent {
     nlohmann::json run;
     std::map<std::string, std::string> origins;  ///< file by path, e.g. "optimizer.learning_rate" or "callbacks"
 };
-/// To train as it says, on as many ranks as configurations of other tools name; or to look at it, or evaluate, with one process.
+/// To train as it says, on as many ranks as configurations of other tools name; or to look at it, or evaluate, with one process or as many.
 enum class Purpose : std::uint8_t { Train, Look };
 RunFileContent load_run_file(const std::filesystem::path& path, const std::vector<std::string>& overrides = {}, Purpose purpose = Purpose::Train);
 

@@ -253,7 +253,8 @@ AccelerateConfig read_accelerate_config(const std::filesystem::path& file) {
 
 std::vector<RunChanges> changes_of_accelerate(const AccelerateConfig& config, const nlohmann::json& run, int world_size) {
     if (config.processes != world_size)
-        throw ConfigError(fmt::format("{}: num_processes is {}, and this run has {} rank{}; start it by torchbus launch --config {}, or change the number", config.name, config.processes, world_size, world_size == 1 ? "" : "s", config.name));
+        throw ConfigError(fmt::format("{}: num_processes is {}, and this run has {} rank{}; start it by torchbus launch --config {}, check it with --world-size {}, or change the number", config.name, config.processes, world_size,
+                                      world_size == 1 ? "" : "s", config.name, config.processes));
     std::vector<RunChanges> all;
     RunChanges& changes = all.emplace_back();
     changes.name = config.name;

@@ -194,7 +194,7 @@ RunFileContent read_file(const std::filesystem::path& path, const std::string& w
     return whole;
 }
 
-/// What files of Accelerate and DeepSpeed ask for. What does not train takes one process, whatever a file says.
+/// What files of Accelerate and DeepSpeed ask for. What does not train may be one process, whatever a file says; several must be as many.
 void put_in_configurations(json& run, const std::string& name, Purpose purpose) {
     const auto ranks = ranks_from_environment();
     const int started = ranks ? ranks->world_size : 1;
@@ -202,7 +202,7 @@ void put_in_configurations(json& run, const std::string& name, Purpose purpose) 
     int world_size = started;
     if (const auto files = take_texts(run, "accelerate", name); !files.empty()) {
         const AccelerateConfig config = read_accelerate_config(only_one_of(files, "accelerate", name));
-        if (purpose == Purpose::Look) world_size = config.processes;
+        if (purpose == Purpose::Look && started == 1) world_size = config.processes;
         all = changes_of_accelerate(config, run, world_size);
     }
     if (const auto files = take_texts(run, "deepspeed", name); !files.empty()) {

@@ -141,7 +141,7 @@ TEST_CASE("an Accelerate file asks for the callbacks of its run, on as many rank
     for (const RunChanges& changes : changes_of_accelerate(config, run, 2)) apply(changes, run, "run.json");
     CHECK(run.at("callbacks") == json::array({{{"kind", "data_parallel"}}, {{"kind", "mixed_precision"}, {"precision", "bf16"}}, {{"kind", "device_placement"}, {"device", "auto"}}, {{"kind", "zero_redundancy"}},
                                               {{"kind", "gradient_accumulation"}, {"micro_batches", 4}}, {{"kind", "gradient_clipping"}, {"max_norm", 0.5}}}));
-    CHECK_THROWS_WITH(changes_of_accelerate(config, run, 3), "a.yaml: num_processes is 2, and this run has 3 ranks; start it by torchbus launch --config a.yaml, or change the number");
+    CHECK_THROWS_WITH(changes_of_accelerate(config, run, 3), "a.yaml: num_processes is 2, and this run has 3 ranks; start it by torchbus launch --config a.yaml, check it with --world-size 2, or change the number");
 }
 
 TEST_CASE("Accelerate's files say on which device a run is", "[composition][accelerate]") {

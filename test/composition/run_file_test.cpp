@@ -290,6 +290,18 @@ TEST_CASE("a variable that is not set or no variable is an error with its path",
     CHECK_THROWS_WITH(file.read(), "run.json: output: '${HOME' has a ${ without its }; write $${ for the signs themselves");
 }
 
+TEST_CASE("a run that is looked at as one of several ranks has as many as an Accelerate file says", "[composition][accelerate][errors]") {
+    json run = good();
+    run["accelerate"] = "two.yaml";
+    const RunFile file(run.dump());
+    std::ofstream("two.yaml") << "distributed_type: MULTI_CPU\nnum_processes: 2\n";
+    CHECK_NOTHROW(load_run_file("run.json", {}, Purpose::Look));
+    const Variable rank("RANK", "0"), size("WORLD_SIZE", "128"), address("MASTER_ADDR", "127.0.0.1"), port("MASTER_PORT", "1");
+    for (const Purpose purpose : {Purpose::Train, Purpose::Look})
+        CHECK_THROWS_WITH(load_run_file("run.json", {}, purpose),
+                          "two.yaml: num_processes is 2, and this run has 128 ranks; start it by torchbus launch --config two.yaml, check it with --world-size 2, or change the number");
+}
+
 TEST_CASE("an output folder that cannot be written is found before the run", "[composition][errors]") {
     CHECK_THROWS_WITH(require_writable_folder("/proc/torchbus", "run.json: output"),
                       Catch::Matchers::StartsWith("run.json: output: cannot write to the folder '/proc/torchbus': "));

@@ -305,7 +305,10 @@ class Launched(InFolder):
         self.assertIn("two.yaml: num_processes is 2, and this run has 3 ranks", err)
         alone = {command: subprocess.run([PROGRAM, command, "run.json"], cwd=self.folder, capture_output=True, text=True) for command in ("check", "evaluate", "train")}
         self.assertEqual({command: done.returncode for command, done in alone.items()}, {"check": 0, "evaluate": 0, "train": 2}, alone)
-        self.assertIn("start it by torchbus launch --config two.yaml, or change the number", alone["train"].stderr)
+        self.assertIn("start it by torchbus launch --config two.yaml, check it with --world-size 2, or change the number", alone["train"].stderr)
+        tried = {size: subprocess.run([PROGRAM, "check", "run.json", "--world-size", str(size)], cwd=self.folder, capture_output=True, text=True) for size in (2, 128)}
+        self.assertEqual({size: done.returncode for size, done in tried.items()}, {2: 0, 128: 2}, tried)
+        self.assertIn("two.yaml: num_processes is 2, and this run has 128 ranks; start it by torchbus launch --config two.yaml, check it with --world-size 2", tried[128].stderr)
         cut_off = subprocess.run([PROGRAM, "config", "--to", "three.yaml"], cwd=self.folder, input="cpu\n", capture_output=True, text=True)
         self.assertEqual(cut_off.returncode, 2)
         self.assertFalse((self.folder / "three.yaml").exists())
