@@ -47,7 +47,7 @@ std::vector<char*> pointers_to(std::vector<std::string>& texts) {
 
 }  // namespace
 
-ChildProcess::ChildProcess(const std::vector<std::string>& command, const std::map<std::string, std::string>& environment) {
+ChildProcess::ChildProcess(const std::vector<std::string>& command, const std::map<std::string, std::string>& environment, const ProcessGuard& guard) : guard_(guard) {
     const Pipe out, err, refusal;
     // All is made ready here: between fork and exec nothing may allocate.
     std::vector<std::string> words = command, variables = merged_environment(environment);
@@ -56,6 +56,7 @@ ChildProcess::ChildProcess(const std::vector<std::string>& command, const std::m
     id_ = ::fork();
     if (id_ == 0) {
         ::setpgid(0, 0);
+        guard.watch(::getpid());  // before it can start anything
         ::prctl(PR_SET_PDEATHSIG, SIGKILL);
         ::signal(SIGPIPE, SIG_DFL);  // what is ignored here would be there
         if (::getppid() != parent) ::_exit(1);
@@ -77,27 +78,31 @@ ChildProcess::ChildProcess(const std::vector<std::string>& command, const std::m
     }
     ::close(refusal.read);
     if (error == 0) return;
-    if (id_ > 0) ::waitpid(id_, nullptr, 0);
+    if (id_ > 0) end();
     ::close(out_);
     ::close(err_);
     throw ConfigError(fmt::format("cannot run '{}': {}; give a program that is on the path, or its file", command.front(), std::strerror(error)));
 }
 
 ChildProcess::~ChildProcess() {
-    if (!status_) {
-        signal(SIGKILL);
-        ::waitpid(id_, nullptr, 0);
-    }
+    if (!status_) end();
     ::close(out_);
     ::close(err_);
 }
 
 std::optional<int> ChildProcess::status() {
-    int status = 0;
-    if (status_ || ::waitpid(id_, &status, WNOHANG) != id_) return status_;
-    status_ = status;
-    ::kill(-id_, SIGKILL);  // what it has started and left
+    siginfo_t ended = {};
+    // Its number, which is that of its group, is free for others once it is waited for: that comes last.
+    if (!status_ && ::waitid(P_PID, static_cast<id_t>(id_), &ended, WEXITED | WNOHANG | WNOWAIT) == 0 && ended.si_pid == id_) end();
     return status_;
+}
+
+void ChildProcess::end() {
+    ::kill(-id_, SIGKILL);
+    guard_.forget(id_);
+    int status = 0;
+    while (::waitpid(id_, &status, 0) < 0 && errno == EINTR) {}
+    status_ = status;
 }
 
 void ChildProcess::signal(int number) const {

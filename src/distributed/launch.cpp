@@ -25,6 +25,7 @@
 
 #include "c10d_process.hpp"
 #include "child_process.hpp"
+#include "process_guard.hpp"
 #include "rank_output.hpp"
 
 namespace torchbus {
@@ -106,7 +107,7 @@ private:
 
 class Launcher {
 public:
-    explicit Launcher(const LaunchOptions& options) : options_(options), meeting_point_(open()) {}
+    explicit Launcher(const LaunchOptions& options) : options_(options), guard_(static_cast<std::size_t>(options.processes)), meeting_point_(open()) {}
 
     int run() {
         const PassedOn passed_on;
@@ -170,7 +171,7 @@ private:
             const int rank = options_.node * options_.processes + local;
             std::error_code ignored;
             fs::create_directories(fs::path(error_file(rank, restart)).parent_path(), ignored);
-            auto& one = *ranks_.emplace_back(std::make_unique<RankProcess>(RankProcess{rank, std::make_unique<ChildProcess>(options_.command, environment_of(local, restart)), nullptr, nullptr}));
+            auto& one = *ranks_.emplace_back(std::make_unique<RankProcess>(RankProcess{rank, std::make_unique<ChildProcess>(options_.command, environment_of(local, restart), guard_), nullptr, nullptr}));
             const std::string prefix = fmt::format("[rank {}/{}] ", rank, world_size());
             const auto log = [&](const char* ending) { return logs.empty() ? fs::path() : logs / fmt::format("rank_{}.{}", rank, ending); };
             one.out = std::make_unique<RankOutput>(one.process->out(), stdout, prefix, log("out"));
@@ -283,6 +284,7 @@ private:
 
     const LaunchOptions& options_;
     ErrorFiles errors_;
+    ProcessGuard guard_;  ///< of the ranks
     c10::intrusive_ptr<c10d::TCPStore> meeting_point_;
     std::vector<std::unique_ptr<RankProcess>> ranks_;
     std::optional<Failure> failure_;  ///< the first one on this node

@@ -207,19 +207,41 @@ class Launched(InFolder):
             return False
         return state not in "ZX"
 
-    def test_ranks_end_with_a_launcher_that_is_killed(self):
-        process = self.launch("--nproc-per-node", 2, "--", "sh", "-c", "echo $$ > pid$RANK; exec sleep 300")
+    def numbers_in_files(self):
+        """What two ranks have written to pid0 and pid1."""
+        files = [self.folder / f"pid{rank}" for rank in (0, 1)]
         deadline = time.monotonic() + PATIENCE_S
-        while not all((self.folder / f"pid{rank}").exists() and (self.folder / f"pid{rank}").read_text().strip() for rank in (0, 1)):
+        while not all(file.exists() and file.read_text().strip() for file in files):
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.02)
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        for rank in (0, 1):
-            while self.is_running(int((self.folder / f"pid{rank}").read_text())):
-                self.assertLess(time.monotonic(), deadline, "a rank outlives its launcher")
-                time.sleep(0.02)
+        return [int(file.read_text()) for file in files]
+
+    def wait_until(self, holds, otherwise):
+        deadline = time.monotonic() + 20
+        while not holds():
+            self.assertLess(time.monotonic(), deadline, otherwise)
+            time.sleep(0.02)
+
+    def processes_named(self, text):
+        def command_of(number):
+            try:
+                return Path("/proc", number, "cmdline").read_text(errors="replace")
+            except OSError:
+                return ""
+        return [number for number in os.listdir("/proc") if number.isdigit() and text in command_of(number)]
+
+    def test_nothing_outlives_a_launcher_that_is_killed(self):
+        for name, command in (("ranks", "echo $$ > pid$RANK; exec sleep 300"), ("what ranks have started", "sh -c 'echo $$ > pid$RANK; sleep 300; true'; true")):
+            with self.subTest(name):
+                for old in self.folder.glob("pid*"):
+                    old.unlink()
+                process = self.launch("--nproc-per-node", 2, "--run-id", self.folder.name, "--", "sh", "-c", command)
+                numbers = self.numbers_in_files()
+                process.kill()
+                process.communicate()
+                for number in numbers:
+                    self.wait_until(lambda: not self.is_running(number), f"{name} outlive the launcher")
+                self.wait_until(lambda: not self.processes_named(self.folder.name), "what guards the ranks outlives them")
 
     def test_all_start_again_and_know_how_often(self):
         code, out, err = self.launched("--nproc-per-node", 2, "--max-restarts", 2, "--", "sh", "-c", 'echo "start $TORCHELASTIC_RESTART_COUNT"; if [ $TORCHELASTIC_RESTART_COUNT -lt 2 ] && [ $RANK = 0 ]; then exit 1; fi; [ $TORCHELASTIC_RESTART_COUNT = 2 ] || sleep 60')
