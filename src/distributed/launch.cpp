@@ -36,13 +36,20 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr milliseconds kTick{50};
-constexpr std::array kPassedOn = {SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+
+struct PassedOnSignal {
+    int number;
+    int for_ranks;
+    bool ends;
+};
+/// Ranks save and stop at SIGINT and SIGTERM; that a terminal has gone is no signal of theirs.
+constexpr auto kPassedOn = std::to_array<PassedOnSignal>({{SIGINT, SIGINT, true}, {SIGTERM, SIGTERM, true}, {SIGHUP, SIGTERM, true}, {SIGQUIT, SIGTERM, true}, {SIGUSR1, SIGUSR1, false}, {SIGUSR2, SIGUSR2, false}});
 
 std::array<std::atomic<int>, kPassedOn.size()> arrived{};
 
 extern "C" void note_for_ranks(int number) {
     for (std::size_t i = 0; i < kPassedOn.size(); ++i)
-        if (kPassedOn[i] == number) arrived[i].fetch_add(1, std::memory_order_relaxed);
+        if (kPassedOn[i].number == number) arrived[i].fetch_add(1, std::memory_order_relaxed);
 }
 
 /// Catches what is passed on, while it lives.
@@ -53,11 +60,12 @@ public:
             arrived[i] = 0;
             struct sigaction action = {};
             action.sa_handler = note_for_ranks;
-            ::sigaction(kPassedOn[i], &action, &former_[i]);
+            ::sigaction(kPassedOn[i].number, &action, &former_[i]);
+            if (kPassedOn[i].number == SIGHUP && former_[i].sa_handler == SIG_IGN) ::sigaction(SIGHUP, &former_[i], nullptr);  // as nohup has it
         }
     }
     ~PassedOn() {
-        for (std::size_t i = 0; i < kPassedOn.size(); ++i) ::sigaction(kPassedOn[i], &former_[i], nullptr);
+        for (std::size_t i = 0; i < kPassedOn.size(); ++i) ::sigaction(kPassedOn[i].number, &former_[i], nullptr);
     }
     PassedOn(const PassedOn&) = delete;
     PassedOn& operator=(const PassedOn&) = delete;
@@ -233,18 +241,19 @@ private:
             if (streams[i].revents != 0) owners[i]->read();
     }
 
-    /// A second SIGINT or SIGTERM kills.
+    /// A second one that ends kills, but for SIGHUP: who closes a terminal may send several.
     void pass_on_signals() {
         for (std::size_t i = 0; i < kPassedOn.size(); ++i)
             for (int left = arrived[i].exchange(0); left > 0; --left) {
-                const int number = kPassedOn[i];
-                const bool ends = number == SIGINT || number == SIGTERM;
-                if (ends && signal_ != 0) {
+                const auto [number, for_ranks, ends] = kPassedOn[i];
+                if (!ends) {
+                    signal_ranks(for_ranks);
+                } else if (signal_ == 0) {
+                    signal_ = number;
+                    stop_ranks(for_ranks);
+                } else if (number != SIGHUP) {
                     signal_ranks(SIGKILL);
-                    continue;
                 }
-                if (ends) signal_ = number;
-                ends ? stop_ranks(number) : signal_ranks(number);
             }
     }
 

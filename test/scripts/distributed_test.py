@@ -156,9 +156,9 @@ class Launched(InFolder):
     SHOW = ("sh", "-c", 'echo "$RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $GROUP_RANK $GROUP_WORLD_SIZE $ROLE_RANK $ROLE_WORLD_SIZE $ROLE_NAME '
                         '$MASTER_ADDR $TORCHELASTIC_RESTART_COUNT $TORCHELASTIC_MAX_RESTARTS $TORCHELASTIC_RUN_ID $TORCHELASTIC_USE_AGENT_STORE"; echo oops >&2')
 
-    def launch(self, *arguments, **environment):
+    def launch(self, *arguments, before=(), **environment):
         own = {name: value for name, value in os.environ.items() if name not in OF_RANKS} | environment
-        process = subprocess.Popen([PROGRAM, "launch", *map(str, arguments)], cwd=self.folder, env=own, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*before, PROGRAM, "launch", *map(str, arguments)], cwd=self.folder, env=own, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.running.append(process)
         return process
 
@@ -291,17 +291,35 @@ class Launched(InFolder):
                 for name, value in of_whole["metrics"].items():  # those of the epoch under way count what was seen before
                     self.assertAlmostEqual(own["metrics"][name] / value, 1, delta=2e-6, msg=f"{name} of {size} ranks")
 
+    def launch_training(self, *before):
+        """Two ranks that would train for ever, once they make steps."""
+        for old in self.folder.glob("prints*"):
+            old.unlink()
+        (self.folder / "run.json").write_text(json.dumps(run_file()))
+        process = self.launch("--nproc-per-node", 2, "--", PROGRAM, "train", "run.json", "--set", "train.batch_size=12", "--set", "train.epochs=100000", before=before)
+        self.wait_for_prints(5)
+        return process
+
     def test_signals_are_passed_on(self):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            for old in self.folder.glob("prints*"):
-                old.unlink()
-            (self.folder / "run.json").write_text(json.dumps(run_file()))
-            process = self.launch("--nproc-per-node", 2, "--", PROGRAM, "train", "run.json", "--set", "train.batch_size=12", "--set", "train.epochs=100000")
-            self.wait_for_prints(5)
-            process.send_signal(number)
-            _, err = process.communicate(timeout=PATIENCE_S)
-            self.assertEqual(process.returncode, 128 + number, err)
-            self.assertRegex(err, r"stopped after \d+ steps by SIG(TERM|INT)")
+        self.addCleanup(signal.signal, signal.SIGHUP, signal.signal(signal.SIGHUP, lambda *_: None))  # were it ignored here, it would be there
+        for number, times, of_ranks in ((signal.SIGTERM, 1, "SIGTERM"), (signal.SIGINT, 1, "SIGINT"), (signal.SIGHUP, 2, "SIGTERM"), (signal.SIGQUIT, 1, "SIGTERM")):
+            with self.subTest(number):
+                process = self.launch_training()
+                for _ in range(times):
+                    process.send_signal(number)
+                    time.sleep(0.02)
+                _, err = process.communicate(timeout=PATIENCE_S)
+                self.assertEqual(process.returncode, 128 + number, err)
+                self.assertRegex(err, rf"stopped after \d+ steps by {of_ranks}: {of_ranks} was received")
+
+    def test_nohup_keeps_a_launch_from_hanging_up(self):
+        process = self.launch_training("nohup")
+        process.send_signal(signal.SIGHUP)
+        steps = len((self.folder / "prints.jsonl").read_text().splitlines())
+        self.wait_for_prints(steps + 20)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=PATIENCE_S)
+        self.assertEqual(process.returncode, 128 + signal.SIGTERM, err)
 
     def test_two_nodes_find_each_other_fail_and_restart_together(self):
         port = free_port()

@@ -25,9 +25,9 @@ struct LaunchOptions {
 
 /// Runs the command once a rank, with the variables that torchrun sets, and prints what each says with `[rank 1/4] ` before it.
 /// Where one fails all are stopped, and started again as often as max_restarts allows; what the first one said last is printed
-/// last. SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on; no process is left when this returns, or when it is
-/// killed, but one that has left the process group of its rank.
-/// Returns the exit code: that of the rank that failed first, 128 + n after SIGINT or SIGTERM, else 0.
+/// last. SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 are passed on, SIGHUP and SIGQUIT as SIGTERM; no process is left when this
+/// returns, or when it is killed, but one that has left the process group of its rank.
+/// Returns the exit code: that of the rank that failed first, 128 + n after a signal n that ends the run, else 0.
 /// Throws: ConfigError for a command that cannot be run, or numbers that do not go together; DistributedError where the
 /// launchers of several nodes do not find each other.
 /// Thread: the main thread.
