@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -20,6 +21,7 @@
 #include <utility>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <torchbus/error.hpp>
 
@@ -36,6 +38,8 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr milliseconds kTick{50};
+constexpr milliseconds kSilence{1000};  ///< how long other nodes are waited for without a word
+constexpr milliseconds kSpare{10000};   ///< beyond the grace, for a node to say that its ranks have ended
 
 struct PassedOnSignal {
     int number;
@@ -136,9 +140,8 @@ private:
         try {
             return open_store(options_.master_address, options_.master_port, is_server, options_.join_timeout);
         } catch (const std::exception& error) {
-            const std::string address = fmt::format("{}:{}", options_.master_address, options_.master_port);
-            throw DistributedError(is_server ? fmt::format("cannot open the meeting point {}: {}; is the port taken? give another --master-port", address, first_line(error))
-                                             : fmt::format("nobody answers at the meeting point {} after {}: {}; is the launcher of node 0 running there?", address, seconds_text(options_.join_timeout),
+            throw DistributedError(is_server ? fmt::format("cannot open the meeting point {}: {}; is the port taken? give another --master-port", meeting_address(), first_line(error))
+                                             : fmt::format("nobody answers at the meeting point {} after {}: {}; is the launcher of node 0 running there?", meeting_address(), seconds_text(options_.join_timeout),
                                                            first_line(error)));
         }
     }
@@ -195,36 +198,86 @@ private:
         ranks_.clear();
         start(restart);
         failed_key_ = fmt::format("launch/{}/{}/failed", options_.run_id, restart);
-        const std::string done = fmt::format("launch/{}/{}/done", options_.run_id, restart);
         bool has_ended = false;
         while (!has_ended) {
             read_streams();
             pass_on_signals();
             has_ended = look_at_ranks();
-            if (has_failed_elsewhere_now()) stop_ranks(SIGTERM);
+            look_at_nodes();
             if (kill_at_ && steady_clock::now() > *kill_at_) signal_ranks(SIGKILL);
         }
         for (const auto& one : ranks_) one->out->read_rest(), one->err->read_rest();
         ranks_.clear();
-        if (options_.nodes == 1) return;
-        // Who is done stays until all are: another node's rank may fail still, and node 0 has the meeting point.
-        try {
-            meeting_point_->add(done, 1);
-            while (meeting_point_->add(done, 0) < options_.nodes && signal_ == 0) {
-                pass_on_signals();  // whoever waits for a node that is gone can be stopped
-                std::this_thread::sleep_for(kTick);
-            }
-            has_failed_elsewhere_now();
-        } catch (const std::exception& error) {
-            throw DistributedError(fmt::format("the meeting point {}:{} is gone, and with it the launcher of node 0: {}", options_.master_address, options_.master_port, first_line(error)));
+        if (options_.nodes > 1) wait_for_nodes(restart);
+    }
+
+    /// Who is done stays until all are: another node's rank may fail still, and node 0 has the meeting point. Once a rank has
+    /// failed the others are given no more than their grace, and a little.
+    void wait_for_nodes(int restart) {
+        std::vector<std::string> done;
+        for (int node = 0; node < options_.nodes; ++node) done.push_back(fmt::format("launch/{}/{}/done/{}", options_.run_id, restart, node));
+        const auto began = steady_clock::now();
+        std::optional<steady_clock::time_point> failed;
+        bool has_told = false;
+        say(done[static_cast<std::size_t>(options_.node)]);
+        while (signal_ == 0 && !is_said(done) && !lost_) {
+            pass_on_signals();  // whoever waits for a node that is gone can be stopped
+            look_at_nodes();
+            const auto now = steady_clock::now();
+            if (!failed && (failure_ || failed_elsewhere_)) failed = now;
+            if (failed && now - *failed > options_.grace + kSpare) fail_without(missing_nodes(done));
+            if (!has_told && now - began > kSilence) has_told = tell_wait_for(missing_nodes(done));
+            std::this_thread::sleep_for(kTick);
         }
+        look_at_nodes();
+        if (signal_ == 0 && lost_)
+            throw DistributedError(fmt::format("{}the meeting point {} is gone, and with it the launcher of node 0: {}", failure_ ? what_failed() + "; " : "", meeting_address(), *lost_));
         if (options_.node == 0) std::this_thread::sleep_for(4 * kTick);  // until the others have seen it
     }
 
-    /// Whether a rank of another node was the first to fail, and this is the first that is heard of it.
-    bool has_failed_elsewhere_now() {
-        if (options_.nodes == 1 || failure_ || failed_elsewhere_) return false;
-        return failed_elsewhere_ = meeting_point_->check({failed_key_});
+    /// Empty where all have come meanwhile, or nobody can be asked any more.
+    std::string missing_nodes(const std::vector<std::string>& done) {
+        std::vector<std::size_t> missing;
+        for (std::size_t node = 0; node < done.size(); ++node)
+            if (!is_said({done[node]})) missing.push_back(node);
+        return missing.empty() || lost_ ? "" : fmt::format("{} {}", missing.size() == 1 ? "node" : "nodes", fmt::join(missing, ", "));
+    }
+    bool tell_wait_for(const std::string& missing) const {
+        if (!missing.empty()) std::fprintf(stderr, "torchbus launch: the ranks of node %d have ended; waiting for %s\n", options_.node, missing.c_str());
+        return true;
+    }
+    void fail_without(const std::string& missing) const {
+        if (missing.empty()) return;
+        throw DistributedError(fmt::format("{}, and {} after that {} did not say that the ranks there had ended: the launcher has died or cannot be reached; see whether ranks are left there, and launch all nodes again",
+                                           what_failed(), seconds_text(options_.grace + kSpare), missing));
+    }
+
+    /// Whether another node's rank was the first to fail. The ranks here are stopped for it, or when there is no meeting point any more.
+    void look_at_nodes() {
+        if (options_.nodes == 1 || failure_ || failed_elsewhere_ || !is_said({failed_key_})) return;
+        failed_elsewhere_ = true;
+        stop_ranks(SIGTERM);
+    }
+
+    std::string meeting_address() const { return fmt::format("{}:{}", options_.master_address, options_.master_port); }
+
+    void say(const std::string& key) {
+        over_meeting_point([&] { return meeting_point_->set(key, {}), true; });
+    }
+    bool is_said(const std::vector<std::string>& keys) {
+        return over_meeting_point([&] { return meeting_point_->check(keys); });
+    }
+    /// False where it is gone; the ranks are stopped then.
+    bool over_meeting_point(const std::function<bool()>& exchange) {
+        if (lost_) return false;
+        const QuietC10d quiet;  // what fails is told
+        try {
+            return exchange();
+        } catch (const std::exception& error) {
+            lost_ = first_line(error);
+        }
+        if (!kill_at_) stop_ranks(SIGTERM);
+        return false;
     }
 
     void read_streams() {
@@ -263,11 +316,11 @@ private:
         for (const auto& one : ranks_) {
             const std::optional<int> status = one->process->status();
             if (!status) all_ended = false;
-            if (!status || *status == 0 || failure_ || failed_elsewhere_ || signal_ != 0) continue;
+            if (!status || *status == 0 || failure_ || failed_elsewhere_ || lost_ || signal_ != 0) continue;
             one->err->read_rest();
             failure_ = Failure{one->rank, one->process->id(), *status, one->err->last_lines()};
-            if (options_.nodes > 1) meeting_point_->set(failed_key_, std::vector<std::uint8_t>{});
             stop_ranks(SIGTERM);
+            if (options_.nodes > 1) say(failed_key_);
         }
         return all_ended;
     }
@@ -299,6 +352,7 @@ private:
     std::optional<Failure> failure_;  ///< the first one on this node
     bool failed_elsewhere_ = false;
     std::string failed_key_;          ///< by which nodes tell each other
+    std::optional<std::string> lost_;  ///< why the meeting point is, where it is
     int signal_ = 0;                  ///< that ends the run
     std::optional<steady_clock::time_point> kill_at_;
 };

@@ -331,6 +331,34 @@ class Launched(InFolder):
             for rank in (2 * node, 2 * node + 1):
                 self.assertIn(f"[rank {rank}/4] {rank} of 4, start 1", out)
 
+    def launch_two_nodes(self, *command):
+        port = free_port()
+        return [self.launch("--nproc-per-node", 1, "--nnodes", 2, "--node-rank", node, "--master-port", port, "--grace", 1, "--", *command) for node in (0, 1)]
+
+    def test_a_node_that_is_lost_ends_the_other_which_names_it(self):
+        for lost, told in ((0, r"the meeting point 127\.0\.0\.1:\d+ is gone, and with it the launcher of node 0: "),
+                           (1, r"torchbus: rank 0 of 2 \(process \d+\) ended with exit code 1, and 11 s after that node 1 did not say that the ranks there had ended: the launcher has died")):
+            with self.subTest(lost=lost):
+                for old in self.folder.glob("prints*"):
+                    old.unlink()
+                (self.folder / "run.json").write_text(json.dumps(run_file()))
+                nodes = self.launch_two_nodes(PROGRAM, "train", "run.json", "--set", "train.batch_size=12", "--set", "train.epochs=100000")
+                self.wait_for_prints(5)
+                nodes[lost].kill()
+                began = time.monotonic()
+                _, err = nodes[1 - lost].communicate(timeout=PATIENCE_S)
+                self.assertLess(time.monotonic() - began, 45)
+                self.assertEqual(nodes[1 - lost].returncode, 1, err)
+                self.assertRegex(err, told)
+                nodes[lost].communicate()
+
+    def test_a_node_says_for_whom_it_waits(self):
+        nodes = self.launch_two_nodes("sh", "-c", "sleep $((RANK * 4))")
+        said = [process.communicate(timeout=PATIENCE_S)[1] for process in nodes]
+        self.assertEqual([process.returncode for process in nodes], [0, 0], said)
+        self.assertIn("torchbus launch: the ranks of node 0 have ended; waiting for node 1\n", said[0])
+        self.assertNotIn("waiting for", said[1])
+
     def test_config_asks_and_launch_starts_what_was_answered(self):
         asked = subprocess.run([PROGRAM, "config", "--to", "two.yaml"], cwd=self.folder, input="cpu\n1\n2\nbf16\n2\nyes\n", capture_output=True, text=True)
         self.assertEqual(asked.returncode, 0, asked.stderr)

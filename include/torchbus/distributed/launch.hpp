@@ -29,7 +29,7 @@ struct LaunchOptions {
 /// returns, or when it is killed, but one that has left the process group of its rank.
 /// Returns the exit code: that of the rank that failed first, 128 + n after a signal n that ends the run, else 0.
 /// Throws: ConfigError for a command that cannot be run, or numbers that do not go together; DistributedError where the
-/// launchers of several nodes do not find each other.
+/// launchers of several nodes do not find each other, or one is missing when a rank has failed.
 /// Thread: the main thread.
 int launch(const LaunchOptions& options);
 
