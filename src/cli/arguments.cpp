@@ -28,6 +28,7 @@ void add_launch(CLI::App& app, Arguments& arguments) {
     integer("--max-restarts", "max_restarts", "how often all ranks are started again where one has failed; default: 0");
     text("--log-dir", "log_folder", "folder for what each rank says: <restart>/rank_<n>.out and .err");
     command->add_option_function<double>("--grace", [&launch](double value) { launch["grace_s"] = value; }, "s between a signal to stop and the kill; default: 30");
+    command->add_option_function<double>("--join-timeout", [&launch](double value) { launch["join_timeout_s"] = value; }, "s that node 0 is tried for; default: 300");
     text("--run-id", "run_id", "a name for the run, where several share a meeting point");
     command->footer("The command follows after --, as in: torchbus launch --nproc-per-node 2 -- torchbus train run.json");
 }

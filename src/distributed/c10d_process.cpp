@@ -1,5 +1,6 @@
 #include "c10d_process.hpp"
 
+#include <netdb.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 
@@ -61,6 +62,13 @@ void shut_down_connections_but(int port) {
         if (port_of(own) == 0 || port_of(own) == port || port_of(other) == port) continue;
         ::shutdown(descriptor, SHUT_RDWR);
     }
+}
+
+std::string why_unknown(const std::string& host) {
+    addrinfo* found = nullptr;
+    const int error = ::getaddrinfo(host.c_str(), nullptr, nullptr, &found);
+    if (found) ::freeaddrinfo(found);
+    return error == 0 ? "" : ::gai_strerror(error);
 }
 
 c10::intrusive_ptr<c10d::TCPStore> open_store(const std::string& address, int port, bool is_server, std::chrono::milliseconds timeout) {

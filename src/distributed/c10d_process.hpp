@@ -30,6 +30,9 @@ std::string seconds_text(std::chrono::milliseconds time);
 /// is about to end and is still to be asked: who waits for it notices at once.
 void shut_down_connections_but(int port);
 
+/// Why the name of a host leads to no address; empty where it does.
+std::string why_unknown(const std::string& host);
+
 /// Where ranks meet. From here on SIGPIPE is ignored, unless somebody handles it. Throws: what c10d throws.
 c10::intrusive_ptr<c10d::TCPStore> open_store(const std::string& address, int port, bool is_server, std::chrono::milliseconds timeout);
 

@@ -137,12 +137,15 @@ private:
 
     c10::intrusive_ptr<c10d::TCPStore> open() const {
         const bool is_server = options_.node == 0;
+        const auto began = steady_clock::now();
         try {
             return open_store(options_.master_address, options_.master_port, is_server, options_.join_timeout);
         } catch (const std::exception& error) {
-            throw DistributedError(is_server ? fmt::format("cannot open the meeting point {}: {}; is the port taken? give another --master-port", meeting_address(), first_line(error))
-                                             : fmt::format("nobody answers at the meeting point {} after {}: {}; is the launcher of node 0 running there?", meeting_address(), seconds_text(options_.join_timeout),
-                                                           first_line(error)));
+            const std::string waited = seconds_text(std::chrono::duration_cast<milliseconds>(steady_clock::now() - began));
+            if (const std::string unknown = why_unknown(options_.master_address); !unknown.empty())
+                throw DistributedError(fmt::format("the meeting point {} was not found in {}: '{}' has no address here ({}); give that of node 0 to --master-addr", meeting_address(), waited, options_.master_address, unknown));
+            if (is_server) throw DistributedError(fmt::format("cannot open the meeting point {}: {}; is the port taken? give another --master-port", meeting_address(), first_line(error)));
+            throw DistributedError(fmt::format("nobody answers at the meeting point {} after {}: {}; is the launcher of node 0 running there?", meeting_address(), waited, first_line(error)));
         }
     }
 

@@ -30,6 +30,8 @@ c10::intrusive_ptr<c10d::Store> connect(const Ranks& ranks, const WorldOptions& 
         return open_store(ranks.master_address, ranks.master_port, is_server, options.join_timeout);
     } catch (const std::exception& error) {
         const std::string waited = seconds_text(duration_cast<milliseconds>(steady_clock::now() - began));
+        if (const std::string unknown = why_unknown(ranks.master_address); !unknown.empty())
+            fail(ranks, fmt::format("the meeting point {} was not found in {}: '{}' has no address here ({}); give that of rank 0 to MASTER_ADDR", address_of(ranks), waited, ranks.master_address, unknown));
         if (is_server)
             fail(ranks, fmt::format("cannot open the meeting point {} (MASTER_ADDR and MASTER_PORT) here: {}; is the port taken by another program or an earlier run? give another MASTER_PORT",
                                     address_of(ranks), first_line(error)));

@@ -7,6 +7,7 @@ usage: distributed_test.py; the program is the one in $TORCHBUS_BUILD, default b
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -137,6 +138,14 @@ class Processes(InFolder):
         codes, said = self.end(self.start(2, run_file(join_timeout=1), ranks=[1]))
         self.assertEqual(codes, [1], said)
         self.assertRegex(said[0], r"^torchbus: rank 1 of 2: nobody answers at the meeting point 127\.0\.0\.1:\d+ .*after \d.*s: ")
+
+    def test_an_address_that_does_not_exist_is_named(self):
+        began = time.monotonic()
+        for rank in (0, 1):
+            codes, said = self.end(self.start(2, run_file(join_timeout=1), ranks=[rank], MASTER_ADDR="no.such.host.invalid"))
+            self.assertEqual(codes, [1], said)
+            self.assertRegex(said[0], rf"torchbus: rank {rank} of 2: the meeting point no\.such\.host\.invalid:\d+ was not found in \d.* s: 'no\.such\.host\.invalid' has no address here \(.+\); give that of rank 0 to MASTER_ADDR")
+        self.assertLess(time.monotonic() - began, 90)
 
     def test_what_does_not_go_together_is_refused(self):
         codes, said = self.end(self.start(3, run_file(join_timeout=20), ranks=[0, 1, 1]))
@@ -396,10 +405,28 @@ class Launched(InFolder):
         self.assertEqual(checked.returncode, 2)
         self.assertIn("run.json: --world-size: no callback trains on several ranks; add data_parallel", checked.stderr)
 
+    def test_who_cannot_meet_is_told_why_and_soon(self):
+        with socket.socket() as held:
+            held.bind(("", 0))
+            held.listen()
+            taken, no_host = held.getsockname()[1], "no.such.host.invalid"
+            for arguments, told in ((("--master-port", taken), rf"cannot open the meeting point 127\.0\.0\.1:{taken}: .+; is the port taken\? give another --master-port"),
+                                    (("--nnodes", 2, "--node-rank", 1, "--master-port", free_port()), r"nobody answers at the meeting point 127\.0\.0\.1:\d+ after \d.* s: .+; is the launcher of node 0 running there\?"),
+                                    (("--master-addr", no_host), r"the meeting point no\.such\.host\.invalid:0 was not found in \d.* s: 'no\.such\.host\.invalid' has no address here \(.+\); give that of node 0 to --master-addr"),
+                                    (("--nnodes", 2, "--node-rank", 1, "--master-addr", no_host, "--master-port", 29500), r"the meeting point no\.such\.host\.invalid:29500 was not found in \d.* s: ")):
+                with self.subTest(arguments):
+                    began = time.monotonic()
+                    code, _, err = self.launched(*arguments, "--join-timeout", 1, "--", "true")
+                    self.assertLess(time.monotonic() - began, 45)
+                    self.assertEqual(code, 1, err)
+                    self.assertRegex(err, "torchbus: " + told)
+
     def test_bad_numbers_and_commands_are_refused(self):
         for arguments, told in ((("--",), "there is no command"), (("--nproc-per-node", 0, "--", "true"), "--nproc-per-node: 0 is too few"),
                                 (("--nnodes", 2, "--node-rank", 2, "--", "true"), "--node-rank: 2 is none of 2 nodes"), (("--nnodes", 2, "--", "true"), "several nodes need one"),
-                                (("--", "/no/such/program"), "cannot run '/no/such/program': No such file or directory"), (("--max-restarts", -1, "--", "true"), "--max-restarts: -1 is too few")):
+                                (("--", "/no/such/program"), "cannot run '/no/such/program': No such file or directory"), (("--max-restarts", -1, "--", "true"), "--max-restarts: -1 is too few"),
+                                (("--join-timeout", 0.5, "--", "true"), "launch: --join-timeout: 0.5 is no time to wait; give seconds, at least 1 and at most 1000000000"),
+                                (("--grace", "nan", "--", "true"), "launch: --grace: nan is no time to wait; give seconds, at least 0")):
             with self.subTest(arguments):
                 code, _, err = self.launched(*arguments)
                 self.assertEqual(code, 2, err)

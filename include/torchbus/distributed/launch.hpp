@@ -18,7 +18,7 @@ struct LaunchOptions {
     int max_restarts = 0;                           ///< of all ranks, where one has failed
     std::filesystem::path log_folder = {};          ///< gets <restart>/rank_<n>.out and .err; empty: none
     std::chrono::milliseconds grace = std::chrono::seconds(30);        ///< between a signal to stop and the kill
-    std::chrono::milliseconds join_timeout = std::chrono::minutes(5);  ///< how long node 0 is tried for
+    std::chrono::milliseconds join_timeout = std::chrono::minutes(5);  ///< how long node 0 is tried for, >= 1 s
     std::string run_id = "none";
     std::string visible_devices = {};               ///< CUDA_VISIBLE_DEVICES of the ranks, e.g. "0,1"; empty: as it is here
 };
