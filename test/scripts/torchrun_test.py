@@ -25,6 +25,7 @@ PROGRAM = BUILD / "src/cli/torchbus"
 SLOW = os.environ.get("TORCHBUS_SLOW") == "1"
 PATIENCE_S = 180
 PYTHON, WHY_NOT = prepare()
+README_COMMAND = "torchrun --no-python --nproc-per-node 2 build/release/src/cli/torchbus train examples/14_data_parallel.json"
 
 
 class Launchers(unittest.TestCase):
@@ -43,8 +44,8 @@ class Launchers(unittest.TestCase):
     def environment(self):
         return dict(os.environ) | {"OMP_NUM_THREADS": "1", "LD_LIBRARY_PATH": str(PREPARED / "stubs")}
 
-    def run_under(self, launcher, *command, restarts=0):
-        done = subprocess.run(self.command(launcher, restarts, *map(str, command)), cwd=self.folder, env=self.environment(), capture_output=True, text=True, timeout=PATIENCE_S)
+    def run_under(self, launcher, *command, restarts=0, **environment):
+        done = subprocess.run(self.command(launcher, restarts, *map(str, command)), cwd=self.folder, env=self.environment() | environment, capture_output=True, text=True, timeout=PATIENCE_S)
         self.assertEqual(done.returncode, 0, done.stderr)
         return done.stdout
 
@@ -82,6 +83,19 @@ class Launchers(unittest.TestCase):
             self.run_under(launcher, *train)
             results.append(self.take_results())
         self.assertEqual(results[0], results[1])
+
+    def test_both_make_the_same_run_of_the_readme_on_mnist(self):
+        self.assertIn(f"\n{README_COMMAND} ", (ROOT / "README.md").read_text())
+        train, example = README_COMMAND.split()[-2:]
+        fetched = subprocess.run([PROGRAM, "data", "fetch", "mnist"], capture_output=True, text=True)
+        if fetched.returncode != 0:
+            self.skipTest("the MNIST files could not be fetched: " + fetched.stderr.strip().splitlines()[-1])
+        results = []
+        for launcher in ("torchrun", "launch"):
+            self.run_under(launcher, PROGRAM, train, ROOT / example, "--set", "output=out", "--set", "callbacks[5].folder=states", "--set", "train.epochs=1", TORCHBUS_LIMIT_BATCHES="200")
+            results.append(self.take_results())
+        self.assertEqual(results[0], results[1])
+        self.assertGreater(results[0][1][-1]["metrics"]["eval.accuracy"], 0.9)
 
     def ranks_under(self, launcher_process):
         """Processes of the program below a launcher's, by what /proc says."""
