@@ -7,11 +7,10 @@
 #include <exception>
 #include <functional>
 #include <future>
-#include <map>
 #include <set>
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
+#include <nlohmann/json.hpp>
 #include <torch/csrc/distributed/c10d/FlightRecorder.hpp>
 
 #include <torchbus/checkpoint/atomic_file.hpp>
@@ -28,75 +27,12 @@ using std::chrono::steady_clock;
 
 constexpr std::size_t kKeptCollectives = 24;
 constexpr milliseconds kLongestAnswer{4000};  ///< of the store: it is silent after that
+constexpr milliseconds kLongestWrite{1000};
 
 double seconds_since(steady_clock::time_point time) { return std::chrono::duration<double>(steady_clock::now() - time).count(); }
 /// Whatever bytes a message has.
 std::string dumped(const json& values) { return values.dump(-1, ' ', false, json::error_handler_t::replace); }
 std::string key_of(int rank) { return fmt::format("watch/{}", rank); }
-
-std::string place_of(const RankStatus& status) {
-    if (status.event.empty()) return "its start";
-    return fmt::format("epoch {}, step {}, event {}", status.epoch, status.step, status.event);
-}
-
-const BegunCollective* find(const RankStatus& status, std::int64_t number) {
-    const auto found = std::ranges::find(status.collectives, number, &BegunCollective::number);
-    return found == status.collectives.end() ? nullptr : &*found;
-}
-
-/// What followed the same collective the last time, in a history that all share: the one that is due.
-const BegunCollective* due_after(const RankStatus& history, std::int64_t number) {
-    const BegunCollective* before = find(history, number - 1);
-    if (!before) return nullptr;
-    for (auto one = history.collectives.rbegin(); one != history.collectives.rend(); ++one)
-        if (one->number < before->number && one->name == before->name && one->steps_since == before->steps_since) return find(history, one->number + 1);
-    return nullptr;
-}
-
-bool alike(const BegunCollective& one, const BegunCollective& other) { return one.name == other.name && one.steps_since == other.steps_since; }
-
-/// The first collective that not all have begun alike; names who departs from what was due.
-std::string departed(const std::vector<RankStatus>& statuses) {
-    std::int64_t first = 0, last = 0;
-    for (const RankStatus& status : statuses) {
-        if (status.collectives.empty()) return "";
-        first = std::max(first, status.collectives.front().number);
-        last = std::max(last, status.collectives.back().number);
-    }
-    for (std::int64_t number = first; number <= last; ++number) {
-        std::map<std::string, std::vector<int>> ranks;  // by what they have begun
-        for (const RankStatus& status : statuses)
-            if (const BegunCollective* own = find(status, number)) ranks[fmt::format("{} of step {}", own->name, own->step)].push_back(status.rank);
-        if (ranks.size() < 2) continue;
-        const BegunCollective* due = due_after(statuses.front(), number);
-        std::vector<std::string> words;
-        for (const RankStatus& status : statuses) {
-            const BegunCollective* own = find(status, number);
-            if (due && own && !alike(*own, *due)) words.push_back(fmt::format("rank {} ({}) began {} of step {} where {} was due", status.rank, place_of(status), own->name, own->step, due->name));
-        }
-        if (!words.empty()) return fmt::format("{}; all ranks must begin the same collectives in the same order", fmt::join(words, "; "));
-        for (const auto& [what, who] : ranks) words.push_back(fmt::format("rank{} {} began {}", who.size() == 1 ? "" : "s", fmt::join(who, ", "), what));
-        return fmt::format("{}; all ranks must begin the same collectives in the same order", fmt::join(words, ", "));
-    }
-    return "";
-}
-
-std::string silent(const std::vector<RankStatus>& statuses) {
-    std::vector<std::string> words;
-    for (const RankStatus& status : statuses)
-        if (status.is_silent) words.push_back(fmt::format("rank {} does not answer: it has died, is stopped or cannot be reached; it was last seen at {}", status.rank, place_of(status)));
-    return fmt::format("{}", fmt::join(words, "; "));
-}
-
-std::string behind(const std::vector<RankStatus>& statuses) {
-    std::int64_t most = 0;
-    const auto begun = [](const RankStatus& status) { return status.collectives.empty() ? 0 : status.collectives.back().number; };
-    for (const RankStatus& status : statuses) most = std::max(most, begun(status));
-    std::vector<std::string> words;
-    for (const RankStatus& status : statuses)
-        if (begun(status) < most) words.push_back(fmt::format("rank {} has not come to it: it is at {}, since {:.3g} s", status.rank, place_of(status), status.since_s));
-    return fmt::format("{}", fmt::join(words, "; "));
-}
 
 /// Of this process; more than one where ranks are threads.
 struct Watches {
@@ -119,24 +55,57 @@ Watches& watches() {
 
 }  // namespace
 
-std::string blamed(const std::vector<RankStatus>& statuses) {
-    // First what was begun: who sends what nobody expects may have ended by it.
-    if (std::string words = departed(statuses); !words.empty()) return words;
-    if (std::string words = silent(statuses); !words.empty()) return words;
-    return behind(statuses);
-}
+/// What is put down at the store, by a thread that may be left alone.
+struct RankWatch::Beats {
+    Beats(std::string its_key, c10::intrusive_ptr<c10d::Store> own) : key(std::move(its_key)), store(std::move(own)) {}
+    const std::string key;
+    const c10::intrusive_ptr<c10d::Store> store;
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::string status;  // guarded by mutex, like all below
+    std::int64_t put = 0, written = 0;
+    bool looks_for_loss = false, has_lost = false, is_over = false, has_ended = false;
 
-json to_values(const RankStatus& status) {
-    json collectives = json::array();
-    for (const auto& [number, name, step, steps_since] : status.collectives) collectives.push_back({number, name, step, steps_since});
-    return {{"rank", status.rank}, {"beat", status.beat}, {"event", status.event}, {"epoch", status.epoch}, {"step", status.step}, {"since_s", status.since_s}, {"collectives", std::move(collectives)}};
-}
-
-RankStatus status_from(const json& values) {
-    RankStatus status{.rank = values.at("rank"), .beat = values.at("beat"), .event = values.at("event"), .epoch = values.at("epoch"), .step = values.at("step"), .since_s = values.at("since_s")};
-    for (const json& one : values.at("collectives")) status.collectives.push_back({one[0], one[1], one[2], one[3]});
-    return status;
-}
+    void put_down(std::string text) {
+        const std::lock_guard lock(mutex);
+        status = std::move(text);
+        ++put;
+        changed.notify_all();
+    }
+    void wait_until_written() {
+        std::unique_lock lock(mutex);
+        changed.wait_for(lock, kLongestWrite, [this, last = put] { return written >= last || has_ended; });
+    }
+    bool ends_in_time() {
+        std::unique_lock lock(mutex);
+        is_over = true;
+        changed.notify_all();
+        return changed.wait_for(lock, kLongestWrite, [this] { return has_ended; });
+    }
+    void run() {
+        std::unique_lock lock(mutex);
+        while (changed.wait(lock, [this] { return is_over || put > written; }), put > written) {
+            const std::string text = status;
+            const std::int64_t number = put;
+            const bool looks = looks_for_loss && !has_lost;
+            lock.unlock();
+            bool has_first = false;
+            try {
+                const QuietC10d quiet;
+                store->set(key, bytes_of(text));
+                has_first = looks && store->check({"watch/first"});
+            } catch (const std::exception&) {
+                // The store has gone with its process, as it does when all is well, too: who waits for that one is told so.
+            }
+            lock.lock();
+            written = number;
+            has_lost = has_lost || has_first;
+            changed.notify_all();
+        }
+        has_ended = true;
+        changed.notify_all();
+    }
+};
 
 /// What is asked of the store by threads that may be left alone.
 struct RankWatch::Questions {
@@ -191,10 +160,11 @@ struct RankWatch::Questions {
 RankWatch::RankWatch(const Ranks& ranks, const WorldOptions& options, const c10d::Store& store)
     : ranks_(ranks), options_(options), interval_(std::clamp(milliseconds(5 * ranks.world_size), milliseconds(20), milliseconds(1000))) {
     auto& shared = const_cast<c10d::Store&>(store);  // to clone one is to open a connection
-    beats_ = shared.clone();
+    beats_ = std::make_shared<Beats>(key_of(ranks.rank), shared.clone());
+    writer_ = std::thread([beats = beats_] { beats->run(); });
     questions_ = std::make_shared<Questions>(ranks, interval_, shared.clone());
     status_.rank = ranks.rank;
-    put_down();
+    beats_->put_down(next_status());
     {
         const std::lock_guard lock(watches().mutex);
         if (watches().all.empty()) watches().before = std::set_terminate(tell_and_terminate);
@@ -215,6 +185,8 @@ RankWatch::~RankWatch() {
     }
     wakes_.notify_all();
     thread_.join();
+    if (beats_->ends_in_time()) writer_.join();
+    else writer_.detach();
 }
 
 void RankWatch::at(std::string_view event, std::int64_t epoch, std::int64_t step) {
@@ -235,20 +207,17 @@ void RankWatch::begin(std::string_view collective) {
     has_warned_ = false;
 }
 
+std::string RankWatch::next_status() {
+    const std::lock_guard lock(mutex_);
+    ++status_.beat;
+    status_.since_s = seconds_since(event_time_);
+    return dumped(to_values(status_));
+}
+
+/// Returns when it is there, or the store is silent.
 void RankWatch::put_down() {
-    std::string text;
-    {
-        const std::lock_guard lock(mutex_);
-        ++status_.beat;
-        status_.since_s = seconds_since(event_time_);
-        text = dumped(to_values(status_));
-    }
-    const QuietC10d quiet;
-    try {
-        beats_->set(key_of(ranks_.rank), bytes_of(text));
-    } catch (const std::exception&) {
-        // The store has gone with its process: who waits for that one is told so.
-    }
+    beats_->put_down(next_status());
+    beats_->wait_until_written();
 }
 
 milliseconds RankWatch::patience() const { return std::min<milliseconds>(options_.timeout / 2, std::chrono::seconds(60)); }
@@ -259,7 +228,7 @@ void RankWatch::beat() {
         const bool waits = !has_warned_ && !status_.collectives.empty() && steady_clock::now() - std::max(begun_time_, event_time_) > patience();
         has_warned_ = has_warned_ || waits;
         lock.unlock();
-        put_down();
+        beats_->put_down(next_status());
         look_for_loss();
         if (waits) warn_of_wait();
         lock.lock();
@@ -270,26 +239,21 @@ void RankWatch::end_on_loss(std::function<void()> end, std::string (*flight_reco
     const std::lock_guard lock(mutex_);
     end_ = std::move(end);
     flight_record_ = flight_record;
+    const std::lock_guard beats_lock(beats_->mutex);
+    beats_->looks_for_loss = true;
 }
 
 void RankWatch::look_for_loss() {
+    {
+        const std::lock_guard lock(beats_->mutex);
+        if (!beats_->has_lost) return;
+    }
     std::function<void()> end;
     {
         const std::lock_guard lock(mutex_);
-        end = end_;
+        end = std::exchange(end_, nullptr);
     }
-    if (!end) return;
-    const QuietC10d quiet;
-    try {
-        if (!beats_->check({"watch/first"})) return;
-    } catch (const std::exception&) {
-        return;  // the store has gone, as it does with who hosts it when all is well, too
-    }
-    {
-        const std::lock_guard lock(mutex_);
-        end_ = nullptr;
-    }
-    end();
+    if (end) end();
 }
 
 /// By the first rank of those that wait.

@@ -3,51 +3,23 @@
 
 #include <chrono>
 #include <condition_variable>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <string_view>
 #include <thread>
-#include <vector>
 
-#include <nlohmann/json.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
 #include <torchbus/distributed/world.hpp>
+
+#include "rank_status.hpp"
 
 namespace torchbus {
 
 /// How long a process that hosts the store stays to be asked, when it has failed.
 inline constexpr std::chrono::seconds kLastWords{2};
-
-/// A collective that was begun, in which step, and how many steps after the one before.
-struct BegunCollective {
-    std::int64_t number = 0;  ///< since the world was joined
-    std::string name;
-    std::int64_t step = 0, steps_since = 0;
-};
-
-/// What a rank has put down of itself.
-struct RankStatus {
-    int rank = 0;
-    std::int64_t beat = 0;  ///< grows while its process runs
-    bool is_silent = false;
-    std::string event;      ///< the last one that was emitted
-    std::int64_t epoch = 0, step = 0;
-    double since_s = 0;     ///< how long ago that was, when it was put down
-    std::deque<BegunCollective> collectives = {};  ///< the newest last
-};
-
-/// In words, who is to blame and where it is; empty where the ranks' words tell nothing. `statuses`: in the order of ranks.
-/// - Who has begun other collectives than the rest: what was due is what followed the same one before.
-/// - Who has stopped to answer.
-/// - Who has begun fewer.
-std::string blamed(const std::vector<RankStatus>& statuses);
-
-nlohmann::json to_values(const RankStatus& status);
-RankStatus status_from(const nlohmann::json& values);
 
 /// One rank's. A thread of its own puts down a status several times a timeout.
 class RankWatch {
@@ -76,6 +48,7 @@ public:
 
 private:
     void beat();
+    std::string next_status();
     void put_down();
     void warn_of_wait();
     void look_for_loss();
@@ -84,9 +57,10 @@ private:
     Ranks ranks_;
     WorldOptions options_;
     std::chrono::milliseconds interval_;
-    c10::intrusive_ptr<c10d::Store> beats_;
+    struct Beats;
     struct Questions;
-    std::shared_ptr<Questions> questions_;  ///< over a connection of its own; a store that has stopped keeps who asks
+    std::shared_ptr<Beats> beats_;          ///< each over a connection of its own, and by threads of their own: a store that has stopped keeps who asks, and
+    std::shared_ptr<Questions> questions_;  ///< who writes once its socket is full
     mutable std::mutex mutex_;
     std::condition_variable wakes_;
     bool is_over_ = false;
@@ -96,6 +70,7 @@ private:
     std::function<void()> end_;                  ///< what is to end when another rank has left
     std::string (*flight_record_)() = nullptr;
     std::thread thread_;
+    std::thread writer_;
 };
 
 }  // namespace torchbus

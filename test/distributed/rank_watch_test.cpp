@@ -28,7 +28,48 @@ bool comes_true(const std::function<bool()>& condition) {
     return condition();
 }
 
+/// One that takes and gives nothing any more, as TCPStore does whose host is stopped and whose socket is full.
+class StoppedStore final : public c10d::HashStore {
+public:
+    void stop() { is_stopped_ = true; }
+    void go_on() { is_stopped_ = false; }
+    void set(const std::string& key, const std::vector<std::uint8_t>& data) override {
+        wait_for_ever();
+        c10d::HashStore::set(key, data);
+    }
+    std::vector<std::uint8_t> get(const std::string& key) override {
+        wait_for_ever();
+        return c10d::HashStore::get(key);
+    }
+    bool check(const std::vector<std::string>& keys) override {
+        wait_for_ever();
+        return c10d::HashStore::check(keys);
+    }
+    c10::intrusive_ptr<c10d::Store> clone() override { return c10::intrusive_ptr<StoppedStore>::unsafe_reclaim_from_nonowning(this); }
+
+private:
+    void wait_for_ever() const {
+        while (is_stopped_) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    std::atomic<bool> is_stopped_ = false;
+};
+
 }  // namespace
+
+TEST_CASE("a store that has stopped keeps nobody who tells or asks it", "[distributed][rank_watch]") {
+    const auto store = c10::make_intrusive<StoppedStore>();
+    const auto began = std::chrono::steady_clock::now();
+    {
+        RankWatch own(rank_of_two(1), {}, *store);
+        own.at("train_step_end", 1, 7);
+        store->stop();
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        CHECK_THAT(own.diagnosis(), containing("does not answer: rank 0, which hosts it, is stopped or cannot be reached"));
+        own.last_words();
+    }
+    CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(15));
+    store->go_on();  // for the threads that were left alone
+}
 
 TEST_CASE("what waits for a device is ended once, when another rank has left", "[distributed][rank_watch]") {
     const auto store = c10::make_intrusive<c10d::HashStore>();
