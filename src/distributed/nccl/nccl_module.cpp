@@ -7,9 +7,12 @@
 
 namespace {
 
+/// NCCL's watchdog ends the process. Ranks have that long from their own timeout on to find out who is to blame, and to say so.
+constexpr std::chrono::seconds kToFindOut{15};
+
 c10::intrusive_ptr<c10d::Backend> make_group(const torchbus::NcclPlace& place) {
     auto options = c10d::ProcessGroupNCCL::Options::create();
-    options->timeout = place.timeout;
+    options->timeout = place.timeout + kToFindOut;
     auto group = c10::make_intrusive<c10d::ProcessGroupNCCL>(place.store, place.rank, place.world_size, options);
     group->eagerConnectSingleDevice(place.device);  // what keeps ranks apart is to be told now, and not by the first sum
     return group;
