@@ -121,8 +121,9 @@ private:
         Sums& sums = sums_of(event);
         const Batch& batch = event.batch;
         if (options_.loss && event.loss.defined()) {
-            sums.loss.add(event.loss, batch.weight);
-            sums.weight += batch.weight;
+            const double weight = batch.samples > 0 ? batch.weight * static_cast<double>(batch.valid) / static_cast<double>(batch.samples) : batch.weight;
+            sums.loss.add(event.loss, weight);
+            sums.weight += weight;
         }
         if (options_.accuracy) add_correct(event, sums);
         sums.samples += batch.valid;
