@@ -1,6 +1,8 @@
 // Ranks as threads of this process, over the loopback interface.
+#include <algorithm>
 #include <exception>
 #include <functional>
+#include <mutex>
 #include <thread>
 
 #include <torch/torch.h>
@@ -157,8 +159,48 @@ TEST_CASE("ranks that do not go together are refused on all of them", "[distribu
     CHECK_THAT(errors[0], StartsWith("rank 0 of 2: cannot open the meeting point 127.0.0.1:" + std::to_string(taken.number)) && EndsWith("give another MASTER_PORT"));
 }
 
-TEST_CASE("a collective that not all ranks call ends within the timeout", "[distributed][world]") {
+TEMPLATE_TEST_CASE("sections are for one rank, for one of a node, or for rank 0 before the others", "[distributed][world]", OverGloo, OverNccl) {
+    constexpr int kSize = 3;
+    if (!fits<TestType>(kSize)) return;
+    std::vector<Ranks> all;
+    for (int rank = 0, port = free_port(); rank < kSize; ++rank) {
+        all.push_back(rank_of(rank, kSize, port));
+        all.back().local_rank = rank % 2;  // the third is on a second node
+        all.back().local_world_size = rank == 2 ? 1 : 2;
+    }
+    std::mutex mutex;
+    std::vector<int> first, first_of_node, order;
+    const auto put_down = [&](std::vector<int>& list, int rank) {
+        const std::lock_guard lock(mutex);
+        list.push_back(rank);
+    };
+    const auto errors = run(all, [&](World& world) {
+        world.use_device(c10::Device(TestType::device(world.rank())));
+        world.on_first([&] { put_down(first, world.rank()); });
+        world.on_first_of_node([&] { put_down(first_of_node, world.rank()); });
+        world.first_then_others([&] {
+            if (world.rank() == 0) std::this_thread::sleep_for(milliseconds(200));
+            put_down(order, world.rank());
+        });
+        world.barrier();
+        world.first_then_others([&] {
+            if (world.rank() == 0) throw DataError("the cat sat on the keyboard");
+            put_down(order, 100 + world.rank());
+        });
+    });
+    CHECK(first == std::vector{0});
+    std::ranges::sort(first_of_node);
+    CHECK(first_of_node == std::vector{0, 2});
+    REQUIRE(order.size() == kSize);
+    CHECK(order.front() == 0);
+    CHECK(errors[0] == "the cat sat on the keyboard");
+    for (std::size_t rank = 1; rank < kSize; ++rank) CHECK_THAT(errors[rank], EndsWith("rank 0, whose turn it was first, failed: the cat sat on the keyboard"));
+}
+
+TEMPLATE_TEST_CASE("a collective that not all ranks call ends within the timeout", "[distributed][world]", OverGloo, OverNccl) {
+    if (!fits<TestType>(2)) return;
     const auto errors = run(2, [](World& world) {
+        world.use_device(c10::Device(TestType::device(world.rank())));
         std::vector<double> values = {1.0};
         if (world.rank() == 0) world.sum(values);
         else std::this_thread::sleep_for(milliseconds(1500));

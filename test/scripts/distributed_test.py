@@ -94,7 +94,7 @@ class Processes(InFolder):
             for own, alone in zip(history, histories[1], strict=True):
                 self.assertEqual(own["metrics"]["eval.accuracy"], alone["metrics"]["eval.accuracy"], f"{size} processes")
                 for name in ("train.loss", "eval.loss"):
-                    self.assertAlmostEqual(own["metrics"][name] / alone["metrics"][name], 1, delta=2e-6, msg=f"{name} of {size} processes")
+                    self.assertAlmostEqual(own["metrics"][name] / alone["metrics"][name], 1, delta=1e-6, msg=f"{name} of {size} processes")
 
     def test_ranks_in_bf16_are_near_one_process_in_bf16(self):
         losses = {}
@@ -193,7 +193,7 @@ class Launched(InFolder):
         code, _, err = self.launched("--nproc-per-node", 2, "--", PROGRAM, "train", "run.json", "--set", "train.batch_size=12")
         self.assertEqual(code, 0, err)
         both = json.loads((self.folder / "out/history.json").read_text())
-        self.assertAlmostEqual(both[-1]["metrics"]["eval.loss"] / alone[-1]["metrics"]["eval.loss"], 1, delta=2e-6)
+        self.assertAlmostEqual(both[-1]["metrics"]["eval.loss"] / alone[-1]["metrics"]["eval.loss"], 1, delta=1e-6)
 
     def test_the_first_failure_stops_all_and_is_told_last(self):
         began = time.monotonic()
@@ -298,7 +298,7 @@ class Launched(InFolder):
         for (size, _), history in histories.items():
             for own, of_whole in zip(history, whole, strict=True):
                 for name, value in of_whole["metrics"].items():  # those of the epoch under way count what was seen before
-                    self.assertAlmostEqual(own["metrics"][name] / value, 1, delta=2e-6, msg=f"{name} of {size} ranks")
+                    self.assertAlmostEqual(own["metrics"][name] / value, 1, delta=1e-6, msg=f"{name} of {size} ranks")
 
     def launch_training(self, *before):
         """Two ranks that would train for ever, once they make steps."""
