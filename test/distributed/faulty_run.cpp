@@ -3,6 +3,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <limits>
 #include <thread>
 
 #include <CLI/CLI.hpp>
@@ -14,13 +15,24 @@ namespace nn = torch::nn;
 
 namespace {
 
+constexpr std::int64_t kStepsOfEpoch = 8;  // of three ranks
+
 /// Sums numbers over ranks after every step, as a metric of a user's own would, and is at fault where it is told to be.
 class Faulty final : public Callback {
 public:
     Faulty(std::string fault, int rank, std::int64_t step, std::chrono::milliseconds pace) : fault_(std::move(fault)), rank_(rank), step_(step), pace_(pace) {}
     std::string kind() const override { return "faulty"; }
-    Declaration declare() const override { return {.listens = {"train_step_end"}, .asks = {Decision::StopRun}, .collectives = true}; }
+    Declaration declare() const override {
+        return {.listens = {"batch_ready", "train_step_end", "train_epoch_end"}, .reads = {"batch"}, .writes = {"batch"}, .publishes = {{"faulty.score", "train_epoch_end"}}, .asks = {Decision::StopRun}, .collectives = true};
+    }
     void attach(Attachment& run) override {
+        connections_ += run.bus.intercept<BatchReady>([this, &run](BatchReady& event) {
+            if (fault_ == "nan" && run.consensus.rank() == rank_ && event.position.step == step_) event.batch.inputs = event.batch.inputs * std::numeric_limits<double>::quiet_NaN();
+        });
+        connections_ += run.bus.observe<TrainEpochEnd>(Stage::Observe, [this, &run](const TrainEpochEnd& event) {
+            const bool falls = run.consensus.rank() != rank_;
+            run.blackboard.publish("faulty.score", falls ? -static_cast<double>(event.position.epoch) : 0.0);
+        });
         connections_ += run.bus.observe<TrainStepEnd>(Stage::Observe, [this, &run](const TrainStepEnd& event) {
             std::this_thread::sleep_for(pace_);  // statuses are put down several times a step
             const bool is_now = run.consensus.rank() == rank_ && event.position.step == step_;
@@ -28,6 +40,7 @@ public:
             if (is_now && fault_ == "die") std::raise(SIGKILL);
             if (is_now && fault_ == "stop") std::raise(SIGSTOP);
             if (is_now && fault_ == "hang") std::this_thread::sleep_for(std::chrono::hours(1));
+            if (is_now && fault_ == "signal") std::raise(SIGTERM);
             if (is_now && fault_ == "ask") run.asker.ask(Decision::StopRun, "enough");
             for (int i = 0; i < (is_now && fault_ == "skip" ? 0 : is_now && fault_ == "extra" ? 2 : 1); ++i) run.consensus.sum(numbers_);
         });
@@ -50,7 +63,7 @@ int main(int argc, char** argv) {
     std::string fault, records, device = "cpu";
     int rank = -1, timeout_s = 3, epochs = 1000, pace_ms = 60;
     std::int64_t step = 0;
-    app.add_option("--fault", fault, "throw, die, stop, hang, ask, skip or extra");
+    app.add_option("--fault", fault, "throw, die, stop, hang, skip or extra; or what asks for a stop: ask, signal, early_stopping, nan or time_limit");
     app.add_option("--rank", rank);
     app.add_option("--step", step);
     app.add_option("--timeout", timeout_s, "s within which a collective must end")->take_last();
@@ -64,12 +77,16 @@ int main(int argc, char** argv) {
     torch::manual_seed(3);
     nn::Sequential model(nn::Linear(16, 24), nn::ReLU(), nn::Linear(24, 4));
     const at::Tensor inputs = torch::randn({96, 16});
+    std::vector<ComposedCallback> callbacks = {ComposedCallback(placement), make_data_parallel({.waiting = {.timeout = std::chrono::seconds(timeout_s), .record_folder = records}}), make_metrics(),
+                                               ComposedCallback(std::make_shared<Faulty>(fault, rank, step, std::chrono::milliseconds(pace_ms)))};
+    if (fault == "early_stopping") callbacks.push_back(make_early_stopping({.monitor = "faulty.score", .patience = 1 + step / kStepsOfEpoch}));
+    if (fault == "nan") callbacks.push_back(make_nan_policy({.non_finite = NanPolicyOptions::Action::Stop}));
+    if (fault == "time_limit") callbacks.push_back(make_time_limit({.limit = {static_cast<double>(step * pace_ms) / 1000, Interval::Unit::Second}, .save = false}));
     const auto data = std::make_shared<TensorDataset>(inputs, inputs.narrow(1, 0, 4).argmax(1));
     try {
         Trainer trainer({.model = model, .loss = [](const at::Tensor& output, const at::Tensor& targets) { return nn::functional::cross_entropy(output, targets); },
                          .optimizer = make_adamw(model->parameters(), {}),
-                         .callbacks = {ComposedCallback(placement), make_data_parallel({.waiting = {.timeout = std::chrono::seconds(timeout_s), .record_folder = records}}), make_metrics(),
-                                       ComposedCallback(std::make_shared<Faulty>(fault, rank, step, std::chrono::milliseconds(pace_ms)))}});
+                         .callbacks = std::move(callbacks)});
         const RunResult result = trainer.train(data, {.epochs = epochs, .batch_size = 4});
         std::printf("%s after step %lld\n", result.reason.c_str(), static_cast<long long>(trainer.position().step));
         return result.exit_code;

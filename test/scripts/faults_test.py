@@ -54,8 +54,8 @@ class Faults(unittest.TestCase):
             self.running.remove(process)
         return [process.returncode for process in processes], said
 
-    def others_say(self, fault, times, pattern, within=TIMEOUT_S + 12):
-        """`pattern` has {rank} and {step}. Of the ranks that are not at fault, those that did not die of it say so."""
+    def others_say(self, fault, times, pattern, of_host="", within=TIMEOUT_S + 12):
+        """`pattern` has {rank} and {step}; `of_host` is what may be said as well of rank 0, which hosts the meeting point. Of the ranks that are not at fault, those that did not die of it say so."""
         for attempt in range(times):
             rank, step = attempt % RANKS, self.draw.randrange(3, 40)
             with self.subTest(fault=fault, rank=rank, step=step):
@@ -71,7 +71,7 @@ class Faults(unittest.TestCase):
                     codes = [code for number, code in enumerate(codes) if number != rank]
                     said = [one for number, one in enumerate(said) if number != rank]
                 self.assertLess(time.monotonic() - began, within)
-                expected = pattern.format(rank=rank, step=step)
+                expected = (pattern + (f"|{of_host}" if rank == 0 and of_host else "")).format(rank=rank, step=step)
                 telling = [err for code, (_, err) in zip(codes, said) if code != -signal.SIGABRT]  # Gloo ends who gets less than it sends
                 self.assertTrue(telling, said)
                 self.assertTrue(all(code in (1, -signal.SIGABRT) for code in codes), (codes, said))
@@ -82,10 +82,10 @@ class Faults(unittest.TestCase):
         self.others_say("throw", 50 if SLOW else 2, r"rank {rank} failed at epoch \d+, step {step}, event train_step_end: subscriber 'faulty' failed at .*: the cat sat on the keyboard", within=10)
 
     def test_a_death_ends_the_others(self):
-        self.others_say("die", 20 if SLOW else 2, r"rank {rank} does not answer: it has died, .*last seen at epoch \d+, step {step}|the meeting point is gone, and with it rank 0, which hosted it")
+        self.others_say("die", 20 if SLOW else 2, r"rank {rank} does not answer: it has died, .*last seen at epoch \d+, step {step}, event train_step_end", of_host="the meeting point is gone, and with it rank 0, which hosted it")
 
     def test_a_rank_that_is_stopped_is_named(self):
-        self.others_say("stop", 20 if SLOW else 2, r"rank {rank} does not answer: it has died, is stopped or cannot be reached; it was last seen at epoch \d+, step {step}, event train_step_end|the meeting point 127\.0\.0\.1:\d+ does not answer: rank 0, which hosts it, is stopped")
+        self.others_say("stop", 20 if SLOW else 2, r"rank {rank} does not answer: it has died, is stopped or cannot be reached; it was last seen at epoch \d+, step {step}, event train_step_end", of_host=r"the meeting point 127\.0\.0\.1:\d+ does not answer: rank 0, which hosts it, is stopped")
 
     def test_a_rank_that_hangs_is_named_with_where_it_is(self):
         self.others_say("hang", 20 if SLOW else 2, r"rank {rank} has not come to it: it is at epoch \d+, step {step}, event train_step_end, since [2-9]")
@@ -96,14 +96,29 @@ class Faults(unittest.TestCase):
     def test_a_collective_too_many_is_named(self):
         self.others_say("extra", 20 if SLOW else 2, r"rank {rank} \(epoch \d+, step {step}, event \w+\) began a sum of 7 numbers of step {step} where .* was due")
 
-    def test_a_stop_ends_all_at_one_step(self):
-        for attempt in range(100 if SLOW else 4):
+    def all_stop_at_one_step(self, fault, words, code=0):
+        for attempt in range(100 if SLOW else 3):
             rank, step = attempt % RANKS, self.draw.randrange(2, 60)
-            with self.subTest(rank=rank, step=step):
-                codes, said = self.ended(self.start("--fault", "ask", "--rank", rank, "--step", step), 30)
-                self.assertEqual(codes, [0] * RANKS, said)
+            with self.subTest(fault=fault, rank=rank, step=step):
+                codes, said = self.ended(self.start("--fault", fault, "--rank", rank, "--step", step, "--pace", 20), 30)
+                self.assertEqual(codes, [code] * RANKS, said)
                 self.assertEqual(len({out for out, _ in said}), 1, said)
-                self.assertRegex(said[0][0], r"^enough after step \d+\n$")
+                self.assertRegex(said[0][0], rf"^{words} after step \d+\n$")
+
+    def test_a_request_of_one_rank_stops_all_at_one_step(self):
+        self.all_stop_at_one_step("ask", "enough")
+
+    def test_a_signal_to_one_rank_stops_all_at_one_step(self):
+        self.all_stop_at_one_step("signal", "SIGTERM was received", 143)
+
+    def test_early_stopping_by_the_number_of_one_rank_stops_all_at_one_step(self):
+        self.all_stop_at_one_step("early_stopping", "faulty.score .*")
+
+    def test_a_loss_of_one_rank_that_is_not_finite_stops_all_at_one_step(self):
+        self.all_stop_at_one_step("nan", ".* not finite.*")
+
+    def test_the_time_limit_of_rank_0_stops_all_at_one_step(self):
+        self.all_stop_at_one_step("time_limit", "the run has taken .*")
 
     def test_a_healthy_run_raises_no_alarm(self):
         codes, said = self.ended(self.start("--timeout", 1, "--pace", 0, "--epochs", 3000 if SLOW else 150), 900)
