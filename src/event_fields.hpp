@@ -18,13 +18,14 @@ namespace torchbus {
 template <class Get>
 struct EventField {
     const char* name;
+    std::string_view key;  ///< as it stands in an object's text: ,"name":
     Get get;
     const char* about = "";
 };
 template <class Get>
-EventField(const char*, Get) -> EventField<Get>;
+EventField(const char*, std::string_view, Get) -> EventField<Get>;
 template <class Get>
-EventField(const char*, Get, const char*) -> EventField<Get>;
+EventField(const char*, std::string_view, Get, const char*) -> EventField<Get>;
 
 /// `kFields`: a tuple of the fields of a T.
 template <class T>
@@ -40,7 +41,7 @@ std::optional<double> readable_scalar(const at::Tensor& value);
 std::vector<std::int64_t> samples_of(const Window& window);
 
 #define TORCHBUS_FIELD(NAME, EXPRESSION, ...) \
-    EventField { NAME, [](const Type& it) -> decltype(auto) { return EXPRESSION; } __VA_OPT__(, ) __VA_ARGS__ }
+    EventField { NAME, ",\"" NAME "\":", [](const Type& it) -> decltype(auto) { return EXPRESSION; } __VA_OPT__(, ) __VA_ARGS__ }
 #define TORCHBUS_FIELDS(TYPE, ...) \
     template <>                    \
     struct FieldsOf<TYPE> {        \

@@ -71,16 +71,13 @@ json value_of(const T& value) {
 template <class T>
 void append(std::string& out, const T& value) {
     if constexpr (HasFields<T>) {
-        char before = '{';
+        const std::size_t begin = out.size();
         const auto append_field = [&](const auto& field) {
-            out += before;
-            out += '"';
-            out += field.name;
-            out += "\":";
+            out += field.key;
             append(out, field.get(value));
-            before = ',';
         };
         std::apply([&](const auto&... field) { (append_field(field), ...); }, FieldsOf<T>::kFields);
+        out[begin] = '{';  // in place of the first comma
         out += '}';
     } else if constexpr (IsOptional<T>) {
         if (value) append(out, *value);
