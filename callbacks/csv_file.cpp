@@ -20,7 +20,7 @@ public:
     explicit CsvFile(CsvFileOptions options)
         : options_(std::move(options)),
           feed_({.owner = "csv_file", .events = {"numbers", "training_run_start", "evaluation_run_start", "rolled_back"}, .every = options_.every, .comes_before_saves = true},
-                [this](const std::string&, int, bool is_resumed) { table_.reset(), is_resumed_ = is_resumed; }, [this](std::string&& lines) { write(lines); }, [this] { if (table_) table_->sync(); }) {}
+                [this](const std::string&, int, bool is_resumed) { table_.reset(), is_resumed_ = is_resumed; }, [this](std::string& lines) { write(std::exchange(lines, {})); }, [this] { if (table_) table_->sync(); }) {}
     std::string kind() const override { return "csv_file"; }
     Declaration declare() const override { return {.listens = {"*", "step_checkpoint", "epoch_checkpoint"}, .reads = {"blackboard"}, .subscriber = {.fault = Fault::Optional}}; }
     std::vector<Finding> check(const Outlook&) const override { return check_sink_folder(kind(), "path", options_.path.parent_path()); }

@@ -22,7 +22,7 @@ public:
     explicit EventFile(EventFileOptions options)
         : options_(std::move(options)),
           feed_({.owner = "event_file", .events = options_.events, .every = options_.every, .limit_bytes = static_cast<std::size_t>(bytes_of(options_.limit_mib)), .comes_before_saves = true},
-                [this](const std::string&, int rank, bool is_resumed) { open(rank, is_resumed); }, [this](std::string&& lines) { file_->write(lines); }, [this] { file_->sync(); }) {}
+                [this](const std::string&, int rank, bool is_resumed) { open(rank, is_resumed); }, [this](std::string& lines) { file_->write(lines); }, [this] { file_->sync(); }) {}
     std::string kind() const override { return "event_file"; }
     Declaration declare() const override { return {.listens = {"*", "step_checkpoint", "epoch_checkpoint"}, .reads = {"blackboard"}, .subscriber = {.fault = Fault::Optional}}; }
     std::vector<Finding> check(const Outlook&) const override { return check_sink_folder(kind(), "path", options_.path.parent_path()); }

@@ -27,7 +27,7 @@ public:
     explicit EventServer(EventServerOptions options)
         : options_(std::move(options)),
           feed_({.owner = "event_server", .events = options_.events, .every = options_.every, .limit_bytes = kWaitingBytes}, [this](const std::string& run, int rank, bool) { server_->begin(run, rank); },
-                [this](std::string&& lines) { server_->publish(std::move(lines)); }, [this] { server_->drain(1s); }) {}
+                [this](std::string& lines) { server_->publish(std::move(lines)); }, [this] { server_->drain(1s); }) {}
     std::string kind() const override { return "event_server"; }
     Declaration declare() const override {
         Declaration declared{.listens = {"*"}, .reads = {"blackboard"}, .subscriber = {.fault = Fault::Optional}};

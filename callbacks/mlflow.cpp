@@ -31,7 +31,7 @@ public:
         : options_(std::move(options)), http_{.url = http_url(options_.url, "mlflow: url"), .headers = http_headers(options_.token_file, options_.headers_file, kind()), .limit = milliseconds_in(options_.timeout), .max_answer_bytes = kLongestMlflowAnswer},
           records_(mlflow_names(options_.experiment, options_.run_name, options_.tags), [this](const nlohmann::json& record) { add(record); }),
           feed_({.owner = "mlflow", .events = told_to_mlflow(), .every = options_.every, .pace = kMlflowPace}, [this](const std::string& run, int, bool is_resumed) { begin(run, is_resumed); },
-                [this](std::string&& lines) { work(lines); }, [this] { end(milliseconds_in(options_.wait_at_end)); }) {
+                [this](std::string& lines) { work(std::exchange(lines, {})); }, [this] { end(milliseconds_in(options_.wait_at_end)); }) {
         if (http_.url.target.find('?') != std::string::npos) throw ConfigError(fmt::format("mlflow: url: '{}' has a query; give the address of the server, e.g. http://127.0.0.1:5000", http_.url.place));
     }
     std::string kind() const override { return "mlflow"; }

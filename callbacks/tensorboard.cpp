@@ -34,7 +34,7 @@ public:
     explicit Tensorboard(TensorboardOptions options)
         : options_(std::move(options)), histograms_(options_.histograms, options_.gradients, options_.bins),
           feed_({.owner = "tensorboard", .events = {"numbers", "training_run_start", "evaluation_run_start", "decision_taken", "rolled_back", "run_closed"}, .every = options_.every, .comes_before_saves = true},
-                [this](const std::string& run, int, bool) { begin(run); }, [this](std::string&& lines) { write(lines); }, [this] { if (file_) file_->sync(); }) {}
+                [this](const std::string& run, int, bool) { begin(run); }, [this](std::string& lines) { write(std::exchange(lines, {})); }, [this] { if (file_) file_->sync(); }) {}
     std::string kind() const override { return "tensorboard"; }
     Declaration declare() const override {
         Declaration declared{.listens = {"*", "step_checkpoint", "epoch_checkpoint"}, .reads = {"blackboard"}, .subscriber = {.fault = Fault::Optional}};

@@ -20,7 +20,7 @@ public:
     explicit Webhook(WebhookOptions options)
         : options_(std::move(options)), http_{.url = http_url(options_.url, "webhook: url"), .headers = http_headers(options_.token_file, options_.headers_file, kind()), .limit = milliseconds_in(options_.timeout)},
           wants_start_(matches_any(options_.events, "stream_start")),
-          feed_({.owner = "webhook", .events = options_.events, .every = options_.every}, [this](const std::string&, int, bool) { begin(); }, [this](std::string&& lines) { work(lines); }, [this] { end(milliseconds_in(options_.wait_at_end)); }) {}
+          feed_({.owner = "webhook", .events = options_.events, .every = options_.every}, [this](const std::string&, int, bool) { begin(); }, [this](std::string& lines) { work(std::exchange(lines, {})); }, [this] { end(milliseconds_in(options_.wait_at_end)); }) {}
     std::string kind() const override { return "webhook"; }
     Declaration declare() const override { return {.listens = {"*"}, .reads = {"blackboard"}, .subscriber = {.fault = Fault::Optional}}; }
     void attach(Attachment& run) override {

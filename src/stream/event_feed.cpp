@@ -74,10 +74,13 @@ struct EventFeed::State {
         if (!writer || run_id != run->moment.run_id) begin_run();
         Chosen& its = chosen_of(event.name());
         if (is_resumed && its.is_start) publications = run->blackboard.publications();  // what was put back is not new
+        write_chosen(event, its);
+        queue.rethrow_failure();
+    }
+    void write_chosen(const AnyEvent& event, Chosen& its) {
         const bool is_written = its.is_chosen && event.has_json(), numbers = takes_numbers && its.has_numbers;
         const bool accounting = takes_accounting && (its.has_accounting || its.has_numbers);
-        if (!is_written && !numbers && !accounting) return;
-        if (!is_due(its)) return;
+        if ((!is_written && !numbers && !accounting) || !is_due(its)) return;
         const auto now = system_clock::now();
         if (is_written) write([&](std::string& out) { writer->append(out, event, now); }, now);
         if (numbers) write([&](std::string& out) { writer->append(out, "numbers", numbers_after(event.name()), now); }, now);
@@ -132,7 +135,12 @@ struct EventFeed::State {
         return nlohmann::json{{"torchbus", kVersion}, {"events", options.events}, {"every", to_string(options.every)}, {"resumed", is_resumed}}.dump();
     }
     void begin_run() {
-        queue.drain();
+        try {
+            queue.drain();
+        } catch (const std::exception& error) {
+            warn(fmt::format("{}: what is left of the run before is lost: {}", options.owner, error.what()));
+            queue.drop();
+        }
         const Moment& moment = run->moment;
         run_id = moment.run_id;
         writer.emplace(StreamSource{run_id, run->consensus.rank()});
@@ -147,7 +155,7 @@ struct EventFeed::State {
     }
 };
 
-EventFeed::EventFeed(EventFeedOptions options, std::function<void(const std::string&, int, bool)> begin, std::function<void(std::string&&)> work, std::function<void()> end)
+EventFeed::EventFeed(EventFeedOptions options, std::function<void(const std::string&, int, bool)> begin, std::function<void(std::string&)> work, std::function<void()> end)
     : state_(std::make_unique<State>(std::move(options), std::move(begin), std::move(work), std::move(end))) {}
 EventFeed::~EventFeed() = default;
 

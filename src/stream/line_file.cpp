@@ -76,8 +76,7 @@ void LineFile::write(std::string_view lines) {
         const ssize_t count = ::write(descriptor_, lines.data() + written, lines.size() - written);
         if (count < 0 && errno == EINTR) continue;
         if (count < 0) {
-            const int why = errno;
-            size_ += static_cast<std::int64_t>(lines.substr(0, written).rfind('\n') + 1);  // no part of a line stays
+            const int why = errno;  // whoever tries again has all of them to write
             if (::ftruncate(descriptor_, size_) != 0) is_synced_ = true;  // a device, which has no length
             errno = why;
             fail("write");

@@ -1,7 +1,11 @@
+#include <sys/resource.h>
+
 #include <condition_variable>
+#include <csignal>
 #include <fstream>
 #include <mutex>
 #include <sstream>
+#include <thread>
 
 #include <nlohmann/json.hpp>
 
@@ -131,7 +135,7 @@ TEST_CASE("a sink that is slow keeps nobody waiting, and is told what was left o
     std::condition_variable opened;
     bool is_open = false;
     std::string all;
-    EventFeed feed({.limit_bytes = 4000, .pace = std::chrono::milliseconds(1)}, [](const std::string&, int, bool) {}, [&](std::string&& lines) {
+    EventFeed feed({.limit_bytes = 4000, .pace = std::chrono::milliseconds(1)}, [](const std::string&, int, bool) {}, [&](const std::string& lines) {
         std::unique_lock lock(mutex);
         opened.wait(lock, [&] { return is_open; });
         all += lines;
@@ -155,6 +159,48 @@ TEST_CASE("a sink that is slow keeps nobody waiting, and is told what was left o
         }
     }
     CHECK(left_out > 0);
+}
+
+TEST_CASE("a sink that fails is given again what it has left, and is told of once", "[stream]") {
+    const CapturedStderr captured;
+    int calls = 0;
+    std::string all;
+    EventFeed feed({.owner = "feed", .pace = std::chrono::milliseconds(1)}, [](const std::string&, int, bool) {}, [&](const std::string& lines) {
+        if (++calls <= 3) throw DataError("the cat sat on the disk");
+        all += lines;
+    }, [] {});
+    int failures = 0;
+    train({callback_of("feed", [&](Attachment& run, Connections& connections) {
+        feed.attach(run);
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [](const TrainStepEnd&) { std::this_thread::sleep_for(std::chrono::milliseconds(10)); });
+    }, {.subscriber = {.fault = Fault::Optional}}), callback_of("tap", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<SubscriberFailed>(Stage::Observe, [&](const SubscriberFailed&) { ++failures; });
+    })});
+    std::int64_t expected = 0;
+    for (const json& message : messages_of(all)) CHECK(message.at("id") == std::to_string(++expected));
+    CHECK(expected > 50);
+    CHECK(failures == 1);
+}
+
+TEST_CASE("what a full disk has not taken is written when it does again", "[callbacks][event_file]") {
+    const TemporaryFolder folder("event_file");
+    const CapturedStderr captured;
+    struct rlimit limit = {};
+    REQUIRE(::getrlimit(RLIMIT_FSIZE, &limit) == 0);
+    const auto former = std::signal(SIGXFSZ, SIG_IGN);
+    train({make_event_file({.path = folder / "events.jsonl"}), callback_of("disk", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) {
+            struct rlimit now = limit;
+            if (event.position.step < 6) now.rlim_cur = 4000;
+            ::setrlimit(RLIMIT_FSIZE, &now);
+            std::this_thread::sleep_for(std::chrono::milliseconds(60));
+        });
+    })});
+    std::signal(SIGXFSZ, former);
+    std::int64_t expected = 0;
+    for (const json& message : messages_of(content_of(folder / "events.jsonl"))) CHECK(message.at("id") == std::to_string(++expected));
+    CHECK(expected > 50);
+    CHECK_THAT(captured.text(), containing("cannot write it: File too large"));
 }
 
 TEST_CASE("a file that cannot be written is told, and the run goes on", "[callbacks][event_file]") {

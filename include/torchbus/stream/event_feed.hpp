@@ -22,12 +22,12 @@ struct EventFeedOptions {
 };
 
 /// Connects to every event in the last stage, and hands batches of whole lines to a sink. A sink that throws fails the subscriber at
-/// the next event, by its fault policy. Whoever owns it drains it before what it stands on goes.
+/// the next event, by its fault policy, once for all failures in a row; what it has left of its batch it is given again after a while. Whoever owns it drains it before what it stands on goes.
 class EventFeed {
 public:
     /// `begin`: a run begins, before its first message; `end`: it is over, and its last message was worked on; both by the training
-    /// thread. `work`: on a thread of its own.
-    EventFeed(EventFeedOptions options, std::function<void(const std::string& run_id, int rank, bool is_resumed)> begin, std::function<void(std::string&& lines)> work, std::function<void()> end);
+    /// thread. `work`: on a thread of its own; what it takes out of the lines it is not given again.
+    EventFeed(EventFeedOptions options, std::function<void(const std::string& run_id, int rank, bool is_resumed)> begin, std::function<void(std::string& lines)> work, std::function<void()> end);
     ~EventFeed();
     void attach(Attachment& run);
     void detach();
