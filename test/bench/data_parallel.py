@@ -50,31 +50,46 @@ def free_port():
         return held.getsockname()[1]
 
 
-def ranks(size, command, **variables):
-    """Starts one process a rank and returns what rank 0 prints."""
+def sent_over_loopback():
+    """Bytes so far, of all that runs here; none where the system does not tell."""
+    try:
+        lines = Path("/proc/net/dev").read_text().splitlines()
+    except OSError:
+        return float("nan")
+    return next((int(line.split()[9]) for line in lines if line.split()[0] == "lo:"), float("nan"))
+
+
+def all_ranks(size, command, **variables):
+    """Starts one process a rank and returns what each prints."""
     environment = dict(os.environ) | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | variables
     started = [subprocess.Popen(command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for rank in range(size)]
     printed = [process.communicate(timeout=600)[0] for process in started]
     assert all(process.returncode == 0 for process in started), command
-    return [float(number) for number in printed[0].split()]
+    return [[float(number) for number in text.split()] for text in printed]
+
+
+def ranks(size, command, **variables):
+    return all_ranks(size, command, **variables)[0]
 
 
 def main(rounds):
     torch = next((ROOT / "build/venv").glob("lib/python3*/site-packages"))
     python = subprocess.run([sys.executable, ROOT / "test/scripts/torchrun/prepare.py", torch, PREPARED], check=True, capture_output=True, text=True).stdout.strip()
-    print("| ranks | torchbus µs a step | DistributedDataParallel | ratio (smallest – largest) | KiB summed a step | messages |")
-    print("| ---: | ---: | ---: | --- | ---: | ---: |")
+    print("| ranks | torchbus µs a step | DistributedDataParallel | ratio (smallest – largest) | KiB summed a step | messages | KiB on the wire a step, all ranks | of DistributedDataParallel |")
+    print("| ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
     for size in (1, 2, 4):
-        own, theirs, ratios = [], [], []
+        own, theirs, ratios, wire = [], [], [], {"own": [], "theirs": []}
         steps = "1500" if size < 4 else "600"
         for number in range(rounds):
             measured = {}
             for which in ("own", "theirs") if number % 2 == 0 else ("theirs", "own"):
+                before = sent_over_loopback()
                 measured[which] = ranks(size, [BENCH, "--steps", steps]) if which == "own" else ranks(size, [python, "-c", PEER], STEPS=steps, LD_LIBRARY_PATH=str(PREPARED / "stubs"))
+                wire[which].append((sent_over_loopback() - before) / 1024 / (int(steps) + 100))  # 100 warm up
             own.append(measured["own"][0])
             theirs.append(measured["theirs"][0])
             ratios.append(own[-1] / theirs[-1])
-        print(f"| {size} | {statistics.median(own):.0f} | {statistics.median(theirs):.0f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} – {max(ratios):.2f}) | {measured['own'][1] / 1024:.1f} | {measured['own'][3]:.1f} |", flush=True)
+        print(f"| {size} | {statistics.median(own):.0f} | {statistics.median(theirs):.0f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} – {max(ratios):.2f}) | {measured['own'][1] / 1024:.1f} | {measured['own'][3]:.1f} | {statistics.median(wire['own']):.0f} | {statistics.median(wire['theirs']):.0f} |", flush=True)
     print()
     print("Overlap on 2 ranks: four hidden layers of 1,024, buckets of 1 MiB that travel while backward goes on, against one bucket at its end:")
     gains, pieces = [], ("--hidden", "1024", "--layers", "4", "--steps", "40", "--warmup", "10")
@@ -83,12 +98,14 @@ def main(rounds):
         gains.append(buckets / one)
     print(f"ratio {statistics.median(gains):.2f} ({min(gains):.2f} – {max(gains):.2f})")
     print()
-    print("| ranks | optimizer MiB a rank, data parallel | with ZeRO, rank 0 | formula: 8 bytes × parameters / ranks |")
-    print("| ---: | ---: | ---: | ---: |")
+    print("| ranks | optimizer MiB a rank, data parallel | with ZeRO, smallest to largest rank | formula: 8 bytes × parameters / ranks | resident MiB a rank, data parallel | with ZeRO |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
     parameters = 784 * 1024 + 1024 + 7 * (1024 * 1024 + 1024) + 1024 * 10 + 10
     for size in (1, 2, 4):
         command = [BENCH, "--adamw", "--hidden", "1024", "--layers", "8", "--steps", "2", "--warmup", "1"]
-        print(f"| {size} | {ranks(size, command)[2] / MIB:.1f} | {ranks(size, [*command, '--zero'])[2] / MIB:.1f} | {8 * parameters / size / MIB:.1f} |")
+        whole, parts = all_ranks(size, command), all_ranks(size, [*command, "--zero"])
+        span = [f"{min(rank[place] for rank in found) / MIB:.1f} – {max(rank[place] for rank in found) / MIB:.1f}" for found, place in ((parts, 2), (whole, 4), (parts, 4))]
+        print(f"| {size} | {whole[0][2] / MIB:.1f} | {span[0]} | {8 * parameters / size / MIB:.1f} | {span[1]} | {span[2]} |")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@
 #include <filesystem>
 #include <functional>
 #include <random>
+#include <set>
 #include <string>
 #include <thread>
 
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/write.hpp>
+#include <nlohmann/json.hpp>
 #include <torch/torch.h>
 #include <torchbus/process_memory.hpp>
 #include <torchbus/torchbus.hpp>
@@ -156,40 +158,109 @@ std::vector<double> ratios_of(int rounds, const std::function<double()>& with, c
 // ── each sink alone ──────────────────────────────────────────────────────────────────────────────────────────────
 struct Sink {
     const char* name;
+    bool takes_events;  ///< or numbers alone
     std::function<ComposedCallback(Interval every)> make;
 };
 
 std::vector<Sink> sinks(const Answering& receiver) {
     return {
-        {"event_file", [](Interval every) { return ComposedCallback(make_event_file({.path = kFolder / "events.jsonl", .every = every, .keep = 0})); }},
-        {"event_server", [](Interval every) { return ComposedCallback(make_event_server({.every = every})); }},
-        {"tensorboard", [](Interval every) { return ComposedCallback(make_tensorboard({.folder = kFolder / "tensorboard", .every = every})); }},
-        {"csv_file", [](Interval every) { return ComposedCallback(make_csv_file({.path = kFolder / "metrics.csv", .every = every, .keep = 0})); }},
-        {"mlflow", [&receiver](Interval every) { return ComposedCallback(make_mlflow({.url = receiver.url(), .every = every, .spool = kFolder / "mlflow"})); }},
-        {"webhook", [&receiver](Interval every) { return ComposedCallback(make_webhook({.url = receiver.url() + "/hook", .events = {"*"}, .every = every})); }},
+        {"event_file", true, [](Interval every) { return ComposedCallback(make_event_file({.path = kFolder / "events.jsonl", .every = every, .keep = 0})); }},
+        {"event_server", true, [](Interval every) { return ComposedCallback(make_event_server({.every = every})); }},
+        {"tensorboard", false, [](Interval every) { return ComposedCallback(make_tensorboard({.folder = kFolder / "tensorboard", .every = every})); }},
+        {"csv_file", false, [](Interval every) { return ComposedCallback(make_csv_file({.path = kFolder / "metrics.csv", .every = every, .keep = 0})); }},
+        {"mlflow", false, [&receiver](Interval every) { return ComposedCallback(make_mlflow({.url = receiver.url(), .every = every, .spool = kFolder / "mlflow"})); }},
+        {"webhook", true, [&receiver](Interval every) { return ComposedCallback(make_webhook({.url = receiver.url() + "/hook", .events = {"*"}, .every = every})); }},
     };
+}
+
+/// What its accounting says of a sink.
+struct SinkCost {
+    double events = 0, messages = 0, seconds = 0, end_seconds = 0;
+};
+SinkCost cost_of(const Sink& sink, const std::vector<AccountingRow>& accounting) {
+    const std::set<std::string, std::less<>> with_numbers = {"train_step_end", "train_epoch_end", "eval_epoch_end", "training_run_epoch_end"};
+    SinkCost cost;
+    for (const AccountingRow& row : accounting) {
+        if (row.subscriber != sink.name) continue;
+        if (row.event == "run_closed" || row.event.ends_with("_checkpoint")) {  // there the sink is waited for
+            cost.end_seconds += row.seconds;
+            continue;
+        }
+        const auto calls = static_cast<double>(row.calls);
+        cost.events += calls;
+        cost.seconds += row.seconds;
+        cost.messages += (sink.takes_events ? calls : 0) + (with_numbers.contains(row.event) ? calls : 0);
+    }
+    return cost;
+}
+
+struct Flood {
+    std::int64_t number;
+    double loss;
+};
+void to_json(nlohmann::json& out, const Flood& flood) { out = {{"number", flood.number}, {"loss", flood.loss}, {"text", "what an event of a user's own may say"}}; }
+
+/// Events of a user's own, as fast as they can be emitted, in a run of one step; a second, up to where the sink has all of them.
+double flood_rate(const Sink& sink) {
+    constexpr std::int64_t kFlood = 100000;
+    class Flooding final : public Callback {
+    public:
+        std::string kind() const override { return "flooding"; }
+        Declaration declare() const override { return {.listens = {"train_step_end"}}; }
+        void attach(Attachment& run) override {
+            connections_ += run.bus.observe<TrainStepEnd>(Stage::Observe, [&run](const TrainStepEnd&) {
+                for (std::int64_t number = 0; number < kFlood; ++number) run.bus.emit(Flood{number, 1.0 / static_cast<double>(number + 1)});
+            });
+        }
+        void detach() override { connections_.clear(); }
+
+    private:
+        Connections connections_;
+    };
+    auto model = small_model();
+    Callbacks callbacks = {ComposedCallback(std::make_shared<Flooding>()), sink.make(kEveryStep)};
+    Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = fused_sgd(model->parameters()), .callbacks = std::move(callbacks), .handle_signals = false});
+    const auto data = std::make_shared<TensorDataset>(torch::rand({32, 784}), torch::randint(10, {32}));
+    const auto begin = std::chrono::steady_clock::now();
+    trainer.train(data, {.epochs = 1, .batch_size = 32});
+    return static_cast<double>(kFlood) / seconds_since(begin);
+}
+
+/// Numbers of the smallest steps there are: messages a second, up to where the sink has all of them.
+double number_rate(const Sink& sink) {
+    constexpr std::int64_t kSteps = 20000;
+    torch::manual_seed(1);
+    nn::Sequential model(nn::Linear(2, 2));
+    Callbacks callbacks = {make_metrics({.accuracy = true}), make_learning_rate_monitor(), sink.make(kEveryStep)};
+    Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = fused_sgd(model->parameters()), .callbacks = std::move(callbacks), .handle_signals = false});
+    const auto data = std::make_shared<TensorDataset>(torch::rand({kSteps, 2}), torch::randint(2, {kSteps}));
+    const auto begin = std::chrono::steady_clock::now();
+    trainer.train(data, {.epochs = 1, .batch_size = 1});
+    return static_cast<double>(kSteps) / seconds_since(begin);
 }
 
 void each_sink(int rounds) {
     const Answering receiver;
     const auto data = data_for(kSmall);
     torch::set_num_threads(1);
-    for (const Sink& sink : sinks(receiver)) {
-        std::vector<double> per_event, rates;
-        double events = 0;
-        for (int round = -1; round < rounds; ++round) {
-            const Trained trained = train(kSmall, data, {sink.make(kEveryStep)});
-            double seconds = 0;
-            events = 0;
-            for (const AccountingRow& row : trained.accounting)
-                if (row.subscriber == sink.name) seconds += row.seconds, events += static_cast<double>(row.calls);
+    const auto all = sinks(receiver);
+    std::vector<std::vector<double>> per_event(all.size()), per_message(all.size()), ends(all.size()), rates(all.size());
+    for (int round = -1; round < rounds; ++round) {  // the first one warms up
+        for (std::size_t i = 0; i < all.size(); ++i) {
+            const SinkCost cost = cost_of(all[i], train(kSmall, data, {all[i].make(kEveryStep)}).accounting);
+            const double rate = all[i].takes_events ? flood_rate(all[i]) : number_rate(all[i]);
             if (round < 0) continue;
-            per_event.push_back(seconds * 1e9 / events);
-            rates.push_back(events / trained.seconds);
+            per_event[i].push_back(cost.seconds * 1e9 / cost.events);
+            per_message[i].push_back(cost.seconds * 1e9 / cost.messages);
+            ends[i].push_back(cost.end_seconds * 1e3);
+            rates[i].push_back(rate);
         }
-        std::printf("| `%s` | %.0f | %.0f | %.0f to %.0f | %.0f |\n", sink.name, events, median_of(per_event), *std::ranges::min_element(per_event), *std::ranges::max_element(per_event), median_of(rates));
-        std::fflush(stdout);
     }
+    std::printf("| sink | ns an event of the bus | (smallest to largest) | ns a message | ms at the end of a run | messages a second |\n");
+    for (std::size_t i = 0; i < all.size(); ++i)
+        std::printf("| `%s` | %.0f | %.0f to %.0f | %.0f | %.1f | %.0f |\n", all[i].name, median_of(per_event[i]), *std::ranges::min_element(per_event[i]), *std::ranges::max_element(per_event[i]),
+                    median_of(per_message[i]), median_of(ends[i]), median_of(rates[i]));
+    std::fflush(stdout);
 }
 
 // ── all together ─────────────────────────────────────────────────────────────────────────────────────────────────
