@@ -416,6 +416,23 @@ class BadClients(Case):
         self.assertTrue(gaps)
         self.assertEqual(numbers, [n for n in range(1, 10_002) if not any(first <= n <= last for first, last in gaps)])
 
+    def test_who_never_reads_does_not_hold_up_the_end_of_a_run(self):
+        server = self.serve()
+        silent = self.enterContext(socket.socket())
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        silent.connect(("127.0.0.1", server.port))
+        silent.sendall(b"{}\n")
+        reading = self.lines(server, b'{"from": "now"}\n')
+        reading.next()
+        for i in range(4):
+            server.tell("publish 500 2000")
+            reading.until(500 * (i + 1))
+        server.tell("publish 1")
+        began = time.monotonic()
+        server.tell("drain 20000")
+        self.assertLess(time.monotonic() - began, 1)
+        self.assertEqual(reading.until(2001), ([2001], []))
+
     def test_slow_headers_and_bodies_delay_nobody_and_are_cut_off(self):
         server = self.serve(patience_ms=2000)
         slow = [b"GET /heal", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", f"POST /control HTTP/1.1\r\nHost: localhost\r\nAuthorization: {BEARER}\r\nContent-Length: 100\r\n\r\n{{".encode(), b'{"events": ',

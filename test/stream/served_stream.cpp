@@ -2,7 +2,7 @@
 //   publish N [BYTES]   N messages `told`, each with its number, and padding
 //   numbers N           N messages `numbers`, each of a step more: a loss that falls and swings, a peak of 50 at step 777
 //   begin RUN           messages of another run follow
-//   drain MS            answers once all clients have all
+//   drain MS            answers once all clients have all, or take nothing any more
 // and prints its address first, then a line for each command that a client has sent, and one when it has done as it was told.
 #include <fcntl.h>
 #include <sys/resource.h>

@@ -68,7 +68,7 @@ public:
     void publish(std::string lines);
     /// Lines of a run that lies elsewhere, for the dashboard to compare with; the same.
     void show(std::string label, std::string run, int rank, std::string lines);
-    /// Waits until every client that takes what it is sent has all, for at most this time.
+    /// Waits until every client has all, or none has taken anything for 100 ms, for at most this time: who does not read holds up nobody.
     void drain(std::chrono::milliseconds at_most);
 
 private:

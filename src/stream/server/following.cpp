@@ -36,6 +36,7 @@ asio::awaitable<void> StreamServer::Implementation::write(StreamClient& client, 
     client.expires_in(options_.stall);
     co_await asio::async_write(client.socket, asio::buffer(bytes.data(), bytes.size()), use_awaitable);
     client.never_expires();
+    note_taken();
 }
 
 StreamPlace StreamServer::Implementation::place_for(const Subscription& wanted, std::string_view last_id) {

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <future>
+#include <optional>
 #include <utility>
 
 #include <boost/asio/co_spawn.hpp>
@@ -33,6 +34,8 @@ using namespace std::chrono_literals;
 constexpr auto kSilence = 300ms;
 /// Of lines on their way to the server's thread; who has more waits.
 constexpr std::size_t kMostHandedOver = 8U << 20;
+/// Who has taken nothing for so long is not waited for when a run ends.
+constexpr auto kNoProgress = 100ms;
 /// What the system keeps of a stream that a client does not read; it doubles this.
 constexpr int kSendBuffer = 64 << 10;
 
@@ -257,11 +260,16 @@ bool StreamServer::Implementation::has_all() const {
 
 void StreamServer::Implementation::drain(std::chrono::milliseconds at_most) {
     const auto end = ServerClock::now() + at_most;
-    for (;;) {
-        const auto answer = std::make_shared<std::promise<bool>>();  // nobody may be there to hear it
-        auto has_all_now = answer->get_future();
-        asio::post(io_, [this, answer] { answer->set_value(has_all()); });
-        if (has_all_now.wait_until(end) != std::future_status::ready || has_all_now.get() || ServerClock::now() >= end) return;
+    // Of what was published before, all is taken over when the first question is answered; from then on clients are given time.
+    for (std::optional<ServerClock::time_point> began;;) {
+        const auto answer = std::make_shared<std::promise<std::optional<ServerClock::time_point>>>();  // nobody may be there to hear it
+        auto last_taken = answer->get_future();
+        asio::post(io_, [this, answer] { answer->set_value(has_all() ? std::nullopt : std::optional(last_taken_)); });
+        if (last_taken.wait_until(end) != std::future_status::ready) return;
+        const auto taken = last_taken.get();
+        const auto now = ServerClock::now();
+        if (!began) began = now;
+        if (!taken || now >= end || now - std::max(*taken, *began) >= kNoProgress) return;
         std::this_thread::sleep_for(5ms);
     }
 }

@@ -82,6 +82,8 @@ private:
     asio::awaitable<void> serve(ClientPointer client);
     asio::awaitable<void> sweep();
     bool has_all() const;
+    /// A client has taken what it was sent.
+    void note_taken() { last_taken_ = ServerClock::now(); }
     /// Has the server's thread take lines, and waits where it has too many of them before it.
     void hand_over(std::string lines, std::function<void(const std::string&)> take);
 
@@ -126,6 +128,7 @@ private:
     std::set<ClientPointer> clients_;
     std::map<Transport, std::int64_t> served_;
     std::int64_t turned_away_ = 0, cut_off_ = 0;
+    ServerClock::time_point last_taken_ = {};               ///< when a client had taken something
     std::mutex mutex_;
     std::condition_variable taken_;
     std::size_t handed_over_ = 0;  ///< bytes of lines that the thread has not taken yet; guarded by mutex_

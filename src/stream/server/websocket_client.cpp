@@ -82,6 +82,7 @@ asio::awaitable<void> StreamServer::Implementation::serve_websocket(HttpExchange
             client->expires_in(options_.stall);
             co_await socket->async_write(asio::buffer(lines.data() + begin, end - begin), use_awaitable);
             begin = end + 1;
+            note_taken();
         }
         client->never_expires();
     };
