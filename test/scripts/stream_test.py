@@ -416,6 +416,26 @@ class BadClients(Case):
         self.assertTrue(gaps)
         self.assertEqual(numbers, [n for n in range(1, 10_002) if not any(first <= n <= last for first, last in gaps)])
 
+    def test_clients_that_want_all_different_things_share_one_history(self):
+        server = self.serve(history=4 << 20)
+        for _ in range(5):
+            server.tell("publish 500 2000")
+        before = server.status("VmRSS")
+        count, most = 1000 if SLOW else 300, 32  # of at least 128 KiB in 4 MiB
+        clients = [self.enterContext(server.connect()) for _ in range(count)]
+        for i, client in enumerate(clients):
+            client.sendall(b'{"every": "1.%04dstep"}\n' % (i + 1))
+        firsts = [Lines(client).next() for client in clients]
+        self.assertEqual([first.get("type") for first in firsts if "error" not in first], ["torchbus.snapshot"] * most)
+        self.assertIn("32 different choices", next(first["error"] for first in firsts if "error" in first))
+        status, _, body = server.http("GET /events?every=2step")
+        self.assertEqual(status, 503)
+        self.assertIn("32 different choices", json.loads(body)["error"])
+        for _ in range(5):
+            server.tell("publish 500 2000")
+        self.assertLess(server.status("VmRSS") - before, 32_768)
+        self.assertEqual(self.lines(server, b"{}\n").next()["type"], "torchbus.snapshot")
+
     def test_who_never_reads_does_not_hold_up_the_end_of_a_run(self):
         server = self.serve()
         silent = self.enterContext(socket.socket())

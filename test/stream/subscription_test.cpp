@@ -177,11 +177,61 @@ TEST_CASE("a history keeps the newest messages within its limit, and hands out c
     CHECK(history.number_behind("run-0", 7) == history.oldest_number());
 }
 
+TEST_CASE("however many different subscriptions there are, what they have chosen stays within one limit", "[stream][history]") {
+    constexpr std::size_t kLimit = 4U << 20;
+    Stream stream;
+    Histories histories(kLimit);
+    const auto nth = [](int i) { return subscription_from_query("every=1.0" + std::to_string(10000 + i) + "step&events=eval_*,numbers,train_*"); };
+    for (int i = 0; i < 300; ++i) histories.add("run-1", stream.steps(100));
+    std::vector<std::shared_ptr<History>> held;
+    for (int i = 0; i < 1000; ++i)
+        if (auto history = histories.of(nth(i))) held.push_back(std::move(history));
+    CHECK(held.size() == histories.most_chosen());
+    CHECK(held.size() == kLimit / Histories::kLeastShare);
+    CHECK(histories.chosen_bytes() <= kLimit);
+    CHECK(histories.of(nth(0)) == held.front());
+    CHECK(histories.of({})->size_bytes() > kLimit / 2);
+
+    for (int i = 0; i < 20; ++i) histories.add("run-1", stream.steps(100));
+    CHECK(histories.chosen_bytes() <= kLimit);
+    for (const auto& history : held) CHECK(history->at(history->next_number() - 1)->last == stream.sequence());
+
+    held.resize(1);  // who is left has all of it
+    for (int i = 0; i < 300; ++i) histories.add("run-1", stream.steps(100));
+    CHECK(held.front()->size_bytes() > kLimit / 2);
+    CHECK(histories.chosen_bytes() == held.front()->size_bytes());
+    CHECK(histories.of(nth(999)) != nullptr);
+}
+
+TEST_CASE("a subscription that is new begins with a part of the past that takes no long time to read", "[stream][history]") {
+    Stream stream;
+    Histories histories(4 * Histories::kReadOfPast);
+    for (int i = 0; i < 300; ++i) histories.add("run-1", stream.steps(100));
+    REQUIRE(histories.of({})->size_bytes() > 2 * Histories::kReadOfPast);
+    const auto chosen = histories.of(subscription_from_query("events=*,nothing"));
+    CHECK(chosen->size_bytes() <= Histories::kReadOfPast);
+    CHECK(chosen->size_bytes() > Histories::kReadOfPast / 2);
+    CHECK(chosen->at(chosen->next_number() - 1)->last == stream.sequence());
+}
+
+TEST_CASE("the text of a chunk for Server-Sent Events goes with who is sent it", "[stream][history]") {
+    Stream stream;
+    History history({}, 1 << 20);
+    history.add("run-1", stream.steps(20));
+    std::weak_ptr<const std::string> gone;
+    {
+        const auto one = history.at(0)->server_sent(), other = history.at(0)->server_sent();
+        CHECK(one == other);
+        gone = one;
+    }
+    CHECK(gone.expired());
+}
+
 TEST_CASE("a chunk as server-sent events has an id to go on from with every message", "[stream][history]") {
     Stream stream;
     History history({}, 1 << 20);
     history.add("run-1", stream.steps(2));
-    const std::string text = history.at(0)->server_sent();
+    const std::string text = *history.at(0)->server_sent();
     CHECK(text.starts_with("id: run-1:1\ndata: {\"specversion\""));
     CHECK(text.ends_with("}\n\n"));
     CHECK(text.find("\n\nid: run-1:2\ndata: ") != std::string::npos);

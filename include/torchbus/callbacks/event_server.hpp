@@ -32,7 +32,7 @@ struct EventServerOptions {
     bool control = false;                   ///< takes commands, with the token
     std::vector<std::string> events = {"*"};             ///< patterns of names; no client gets others
     Interval every = Interval(1, Interval::Unit::Step);  ///< of what comes with every step or batch
-    double history_mib = 16;                             ///< of messages for who connects late; > 0
+    double history_mib = 16;                             ///< of all messages, for who connects late, and as many of what clients choose; > 0
     std::int64_t max_clients = 4096;
     Interval stall = Interval(30, Interval::Unit::Second);
     bool all_ranks = false;

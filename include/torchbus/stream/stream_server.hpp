@@ -24,7 +24,7 @@ struct StreamServerOptions {
     std::vector<std::string> hosts = {};    ///< names by which it may be called, besides localhost and its address
     std::vector<std::string> origins = {};  ///< of pages served by others that may ask
     bool allows_control = false;
-    std::size_t history_bytes = 16U << 20;  ///< of messages for who connects late; once for all clients that want the same
+    std::size_t history_bytes = 16U << 20;  ///< of all messages, for who connects late; and as many of what clients choose, in equal shares for each choice
     std::size_t curve_points = 2U << 20;    ///< of numbers, for the dashboard: 32 bytes each, of all runs together
     std::size_t max_clients = 4096;         ///< one more is turned away
     std::chrono::milliseconds stall = std::chrono::seconds(30);    ///< a client that takes no chunk of 32 KiB in this time is cut off

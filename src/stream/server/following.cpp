@@ -39,19 +39,13 @@ asio::awaitable<void> StreamServer::Implementation::write(StreamClient& client, 
     note_taken();
 }
 
-StreamPlace StreamServer::Implementation::place_for(const Subscription& wanted, std::string_view last_id) {
-    StreamPlace place;
-    if (wanted.takes_all()) {
-        place.history = all_;
-    } else {
-        auto& chosen = chosen_[wanted.key()];
-        place.history = chosen.lock();
-        if (!place.history) {
-            place.history = std::make_shared<History>(wanted, options_.history_bytes);
-            place.history->add(*all_);
-            chosen = place.history;
-        }
-    }
+std::string StreamServer::Implementation::too_many_choices() const {
+    return fmt::format("{} different choices of messages are served already; want what another client wants, or all, or come back later", histories_.most_chosen());
+}
+
+std::optional<StreamPlace> StreamServer::Implementation::place_for(const Subscription& wanted, std::string_view last_id) {
+    StreamPlace place{.history = histories_.of(wanted), .run = {}};
+    if (!place.history) return std::nullopt;
     if (wanted.from_now) {
         place.next = place.history->next_number();
         return place;
@@ -64,7 +58,7 @@ StreamPlace StreamServer::Implementation::place_for(const Subscription& wanted, 
             if (digit >= '0' && digit <= '9') place.sequence = place.sequence * 10 + (digit - '0');
         place.next = place.history->number_behind(place.run, place.sequence);
     }
-    const ChunkPointer oldest = all_->at(0);
+    const ChunkPointer oldest = histories_.of({})->at(0);
     const bool has_missed = oldest && oldest->first > (oldest->run == place.run ? place.sequence : 0) + 1;
     if (has_missed) place.next = -1;  // it is before all that is kept, so a gap is told
     return place;
@@ -106,7 +100,13 @@ asio::awaitable<void> StreamServer::Implementation::follow(ClientPointer client,
         place.next = chunk->number + 1;
         place.run = chunk->run;
         place.sequence = chunk->last;
-        if (!next.lines.empty()) co_await send(as_server_sent ? next.server_sent() : next.lines);
+        if (next.lines.empty()) continue;
+        if (as_server_sent) {
+            const auto text = next.server_sent();
+            co_await send(*text);
+        } else {
+            co_await send(next.lines);
+        }
     }
 }
 

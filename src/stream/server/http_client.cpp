@@ -125,6 +125,8 @@ asio::awaitable<void> StreamServer::Implementation::serve_stream(HttpExchange& e
     }
     exchange.keep_alive = false;
     if (!refusal.empty()) co_return co_await exchange.respond(400, kJsonType, json_error(refusal));
+    auto place = place_for(wanted, exchange.last_event_id());
+    if (!place) co_return co_await exchange.respond(503, kJsonType, json_error(too_many_choices()));
     client->transport = as_lines ? Transport::Lines : Transport::ServerSent;
     client->has_all = false;
     ++served_[client->transport];
@@ -136,7 +138,7 @@ asio::awaitable<void> StreamServer::Implementation::serve_stream(HttpExchange& e
     co_await write(*client, out);
     co_spawn(io_, await_goodbye(client), asio::detached);
     const Send send = [this, client](std::string_view bytes) { return write(*client, bytes); };
-    co_await follow(client, place_for(wanted, exchange.last_event_id()), !as_lines, send);
+    co_await follow(client, std::move(*place), !as_lines, send);
 }
 
 asio::awaitable<void> StreamServer::Implementation::await_goodbye(ClientPointer client) {

@@ -64,6 +64,11 @@ asio::awaitable<void> StreamServer::Implementation::serve_lines(ClientPointer cl
         }
     }
     if (refusal.empty() && rules_.needs_token_to_read && !client->is_authorized) refusal = R"(a token is needed; begin with a line {"token": "..."})";
+    std::optional<StreamPlace> place;
+    if (refusal.empty()) {
+        place = place_for(wanted, {});
+        if (!place) refusal = too_many_choices();
+    }
     if (!refusal.empty()) {
         std::string line = "{\"error\":";
         append_json_text(line, refusal);
@@ -72,7 +77,7 @@ asio::awaitable<void> StreamServer::Implementation::serve_lines(ClientPointer cl
     client->never_expires();
     co_spawn(io_, read_lines(client), asio::detached);
     const Send send = [this, client](std::string_view bytes) { return write(*client, bytes); };
-    co_await follow(client, place_for(wanted, {}), /*as_server_sent=*/false, send);
+    co_await follow(client, std::move(*place), /*as_server_sent=*/false, send);
 }
 
 asio::awaitable<void> StreamServer::Implementation::read_lines(ClientPointer client) {

@@ -74,7 +74,7 @@ void StreamClient::close() {
 }
 
 StreamServer::Implementation::Implementation(StreamServerOptions options, std::function<void(const StreamCommand&)> control)
-    : options_(std::move(options)), control_(std::move(control)), all_(std::make_shared<History>(Subscription{}, options_.history_bytes)), runs_(options_.curve_points), beside_(std::make_unique<MessageWriter>(StreamSource{})) {
+    : options_(std::move(options)), control_(std::move(control)), histories_(options_.history_bytes), runs_(options_.curve_points), beside_(std::make_unique<MessageWriter>(StreamSource{})) {
     listen();
     allow_descriptors(options_.max_clients + 1024);
     co_spawn(io_, accept(acceptor_), asio::detached);
@@ -239,10 +239,7 @@ void StreamServer::Implementation::hand_over(std::string lines, std::function<vo
 void StreamServer::Implementation::publish(std::string lines) {
     hand_over(std::move(lines), [this](const std::string& taken) {
         runs_.add(taken);
-        all_->add(runs_.live().run(), taken);
-        std::erase_if(chosen_, [](const auto& chosen) { return chosen.second.expired(); });
-        for (const auto& [key, history] : chosen_)
-            if (const auto live = history.lock()) live->add(runs_.live().run(), taken);
+        histories_.add(runs_.live().run(), taken);
         for (const ClientPointer& client : clients_) {
             client->has_all = client->transport != Transport::Lines && client->transport != Transport::ServerSent && client->transport != Transport::WebSocket;
             client->news.cancel();

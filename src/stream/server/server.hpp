@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -89,7 +90,9 @@ private:
 
     // following.cpp
     using Send = std::function<asio::awaitable<void>(std::string_view bytes)>;
-    StreamPlace place_for(const Subscription& wanted, std::string_view last_id);
+    /// None where so many others are chosen already that there is none for this one; too_many_choices() says so.
+    std::optional<StreamPlace> place_for(const Subscription& wanted, std::string_view last_id);
+    std::string too_many_choices() const;
     /// Sends the present state, then message after message, until the client goes.
     asio::awaitable<void> follow(ClientPointer client, StreamPlace place, bool as_server_sent, Send send);
     /// Of the run that began last.
@@ -121,8 +124,7 @@ private:
     asio::local::stream_protocol::acceptor unix_acceptor_{io_};
     asio::steady_timer sweep_timer_{io_};
 
-    std::shared_ptr<History> all_;
-    std::map<std::string, std::weak_ptr<History>> chosen_;  ///< by the key of their subscription
+    Histories histories_;
     ShownRuns runs_;
     std::unique_ptr<MessageWriter> beside_;                 ///< writes what is no event of the run: snapshots and gaps
     std::set<ClientPointer> clients_;

@@ -68,6 +68,8 @@ asio::awaitable<void> StreamServer::Implementation::serve_websocket(HttpExchange
         }
         if (!client->is_authorized) co_return co_await close(*socket, websocket::close_code::policy_error, R"(a token is needed: give the header Authorization, or begin with {"token": "..."})");
     }
+    auto place = place_for(*wanted, {});
+    if (!place) co_return co_await close(*socket, websocket::close_code::try_again_later, too_many_choices());
     client->never_expires();
     client->has_all = false;
     co_spawn(io_, [](Implementation* self, ClientPointer its_client, std::shared_ptr<Socket> its_socket) -> asio::awaitable<void> {
@@ -86,7 +88,7 @@ asio::awaitable<void> StreamServer::Implementation::serve_websocket(HttpExchange
         }
         client->never_expires();
     };
-    co_await follow(client, place_for(*wanted, {}), /*as_server_sent=*/false, send);
+    co_await follow(client, std::move(*place), /*as_server_sent=*/false, send);
 }
 
 }  // namespace torchbus
