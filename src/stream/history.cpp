@@ -48,6 +48,7 @@ void History::close(std::shared_ptr<Chunk>&& chunk) {
 void History::forget() {
     while (bytes_ > limit_ && chunks_.size() > 1) {
         bytes_ -= chunks_.front()->size_bytes();
+        last_gone_ = {chunks_.front()->run, chunks_.front()->last};
         chunks_.pop_front();
     }
 }
@@ -73,6 +74,7 @@ void History::add_newest(const History& other, std::size_t at_most_bytes) {
         bytes += (*std::prev(first))->size_bytes();
         if (bytes > at_most_bytes && first != other.chunks_.end()) break;
     }
+    last_gone_ = first == other.chunks_.begin() ? other.last_gone_ : Message{(*std::prev(first))->run, (*std::prev(first))->last};
     for (; first != other.chunks_.end(); ++first) add((*first)->run, (*first)->lines);
 }
 
@@ -81,9 +83,13 @@ ChunkPointer History::at(std::int64_t number) const {
     return chunks_[static_cast<std::size_t>(std::max(number, oldest_number()) - oldest_number())];
 }
 
+bool History::has_messages_of(std::string_view run) const {
+    return std::ranges::any_of(chunks_, [&](const ChunkPointer& chunk) { return chunk->run == run; });
+}
+
 std::int64_t History::number_behind(std::string_view run, std::int64_t sequence) const {
     const auto found = std::ranges::find_if(chunks_, [&](const ChunkPointer& chunk) { return chunk->run == run && chunk->last > sequence; });
-    return found == chunks_.end() ? (std::ranges::any_of(chunks_, [&](const ChunkPointer& chunk) { return chunk->run == run; }) ? next_number_ : oldest_number()) : (*found)->number;
+    return found == chunks_.end() ? (has_messages_of(run) ? next_number_ : oldest_number()) : (*found)->number;
 }
 
 void Histories::add(std::string_view run, std::string_view lines) {

@@ -52,6 +52,13 @@ public:
     /// The chunk that holds the message after this one, or where that would come.
     std::int64_t number_behind(std::string_view run, std::int64_t sequence) const;
     std::size_t size_bytes() const { return bytes_; }
+    bool has_messages_of(std::string_view run) const;
+    /// The last message that is not kept any more, or was not read when the history began; sequence 0 where there is none.
+    struct Message {
+        std::string run;
+        std::int64_t sequence = 0;
+    };
+    const Message& last_gone() const { return last_gone_; }
 
 private:
     void put(std::string_view run, const MessageView& message, std::string_view line);
@@ -64,6 +71,7 @@ private:
     std::deque<ChunkPointer> chunks_;
     std::shared_ptr<Chunk> open_;
     std::int64_t next_number_ = 0;
+    Message last_gone_;
 };
 
 /// The history of all messages, and one for every choice that somebody reads. What is chosen is kept in as many bytes

@@ -83,7 +83,7 @@ void add_events(json& data, json& rules, std::tuple<Events...>*) {
                                      {"decisions", {{"type", "array"}}}}},
                      {"required", {"state", "last_sequence"}}});
     add("answer", {{"type", "object"}, {"description", "to a client's command"}, {"properties", {{"accepted", {{"type", "boolean"}}}, {"error", {{"type", "string"}}}}}, {"required", {"accepted"}}});
-    add("gap", {{"type", "object"}, {"description", "messages that were left out, by their sequence numbers"}, {"properties", {{"first", integer}, {"last", integer}, {"count", integer}}},
+    add("gap", {{"type", "object"}, {"description", "messages that were left out, by their sequence numbers; to a client that has chosen, some of them may be none that it wanted"}, {"properties", {{"first", integer}, {"last", integer}, {"count", integer}}},
                 {"required", {"first", "last", "count"}}});
 }
 

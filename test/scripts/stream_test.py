@@ -182,6 +182,26 @@ class ServerSentEvents(Case):
         events.next()
         self.assertEqual(events.next()[1]["type"], "torchbus.gap")
 
+    def test_a_gap_of_a_client_that_has_chosen_ends_where_messages_were_lost(self):
+        server = self.serve(history=1 << 20)
+        early = self.lines(server, b'{"events": ["numbers"]}\n')
+        early.next()
+        server.tell("numbers 1")
+        server.tell("publish 5000 1000")
+        server.tell("numbers 1")
+        kinds = lambda client, count: [client.next()["type"].removeprefix("torchbus.") for _ in range(count)]
+        self.assertEqual(kinds(early, 2), ["numbers", "numbers"])
+        # Who comes later and wants the same has missed nothing.
+        self.assertEqual(kinds(self.lines(server, b'{"events": ["numbers"]}\n'), 3), ["snapshot", "numbers", "numbers"])
+        _, events = self.stream(server)
+        events.next()
+        lost = events.next()[1]["data"]
+        self.assertLess(lost["last"], 5001)
+        _, events = self.stream(server, "?events=numbers&fields=position.step")  # nothing was kept for it
+        events.next()
+        self.assertEqual(events.next()[1]["data"], lost)
+        self.assertEqual(events.next()[0], "run-1:5002")
+
     def test_a_next_run_begins_its_numbers_anew(self):
         server = self.serve()
         server.tell("publish 2")

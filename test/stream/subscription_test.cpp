@@ -214,6 +214,22 @@ TEST_CASE("a subscription that is new begins with a part of the past that takes 
     CHECK(chosen->at(chosen->next_number() - 1)->last == stream.sequence());
 }
 
+TEST_CASE("a history knows the last message that it lost, and one of rare messages loses none", "[stream][history]") {
+    Stream stream;
+    Histories histories(1U << 20);
+    const auto from_the_beginning = histories.of(subscription_from_query("events=eval_*"));
+    for (int i = 0; i < 30; ++i) histories.add("run-1", stream.steps(100));  // 2 MiB and more
+    const auto all = histories.of({});
+    CHECK(all->last_gone().run == "run-1");
+    CHECK(all->last_gone().sequence == all->at(0)->first - 1);
+    CHECK(from_the_beginning->last_gone().sequence == 0);
+    CHECK(from_the_beginning->at(0)->first == 21);  // after ten steps of two messages each
+
+    const auto late = histories.of(subscription_from_query("events=eval_epoch_end"));
+    CHECK(late->last_gone().sequence == all->last_gone().sequence);
+    CHECK(late->at(0)->first > late->last_gone().sequence);
+}
+
 TEST_CASE("the text of a chunk for Server-Sent Events goes with who is sent it", "[stream][history]") {
     Stream stream;
     History history({}, 1 << 20);

@@ -48,6 +48,8 @@ std::optional<StreamPlace> StreamServer::Implementation::place_for(const Subscri
     if (!place.history) return std::nullopt;
     if (wanted.from_now) {
         place.next = place.history->next_number();
+        place.run = runs_.live().run();
+        place.sequence = runs_.live().sequence();
         return place;
     }
     // "RUN:17", the last message that it had. One of another run is of a server before this one.
@@ -58,8 +60,8 @@ std::optional<StreamPlace> StreamServer::Implementation::place_for(const Subscri
             if (digit >= '0' && digit <= '9') place.sequence = place.sequence * 10 + (digit - '0');
         place.next = place.history->number_behind(place.run, place.sequence);
     }
-    const ChunkPointer oldest = histories_.of({})->at(0);
-    const bool has_missed = oldest && oldest->first > (oldest->run == place.run ? place.sequence : 0) + 1;
+    const History::Message& gone = place.history->last_gone();
+    const bool has_missed = gone.run == place.run ? gone.sequence > place.sequence : gone.sequence > 0 && !place.history->has_messages_of(place.run);
     if (has_missed) place.next = -1;  // it is before all that is kept, so a gap is told
     return place;
 }
@@ -72,9 +74,10 @@ std::string StreamServer::Implementation::snapshot_line() {
 
 std::string StreamServer::Implementation::gap_line(const StreamPlace& place, const Chunk& next) {
     std::string line;
-    const std::int64_t first = place.run == next.run ? place.sequence + 1 : 1;
-    if (next.number <= place.next || next.first <= first) return line;
-    MessageWriter({next.run, runs_.live().rank()}).append_gap(line, first, next.first - 1, std::chrono::system_clock::now());
+    const History::Message& gone = place.history->last_gone();
+    const std::int64_t first = place.run == gone.run ? place.sequence + 1 : 1;
+    if (next.number <= place.next || gone.sequence < first) return line;
+    MessageWriter({gone.run, runs_.live().rank()}).append_gap(line, first, gone.sequence, std::chrono::system_clock::now());
     return line;
 }
 
