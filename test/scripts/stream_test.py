@@ -33,7 +33,7 @@ class Case(unittest.TestCase):
     def serve(self, **variables):
         return self.enterContext(Served(**variables))
 
-    def lines(self, server, first=b""):
+    def lines(self, server, first=b"\n"):
         connection = self.enterContext(server.connect())
         connection.sendall(first)
         return Lines(connection)
@@ -65,7 +65,7 @@ class LinesOverTcp(Case):
     def test_who_says_nothing_is_given_the_state_and_then_every_message_in_order(self):
         server = self.serve()
         server.tell("publish 1000")
-        client = self.lines(server)
+        client = self.lines(server, b"")
         snapshot = client.next()
         self.assertEqual((snapshot["type"], snapshot["data"]["state"], snapshot["data"]["last_sequence"]), ("torchbus.snapshot", "running", 1000))
         server.tell("publish 1000")
@@ -236,6 +236,17 @@ class Http(Case):
         self.assertEqual((response.status, response.read()), (200, b""))
         connection.close()
         self.assertIn('torchbus_messages_total{rank="0",run="run-1"} 7\n', server.http("GET /metrics")[2].decode())
+
+    def test_a_request_on_a_connection_that_was_idle_is_answered(self):
+        server = self.serve()
+        with server.connect() as connection:
+            time.sleep(1)
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            self.assertEqual(parsed(read_all(connection))[0], 200)
+        with server.connect() as connection:
+            connection.shutdown(socket.SHUT_WR)  # as `nc </dev/null` does
+            connection.settimeout(2)
+            self.assertEqual(Lines(connection).next()["type"], "torchbus.snapshot")
 
     def test_metrics_have_the_form_that_prometheus_reads(self):
         server = self.serve()
@@ -544,6 +555,7 @@ class BadClients(Case):
         threads = []
         for i in range(readers):
             connection = self.enterContext(server.connect())
+            connection.sendall(b"\n")
             threads.append(threading.Thread(target=read, args=(i, connection)))
             threads[-1].start()
         time.sleep(0.5)

@@ -1,6 +1,8 @@
 #pragma once
 /// Gives the messages of a run to whoever connects: lines over TCP and a Unix socket, Server-Sent Events, WebSocket, and
 /// for Prometheus, on one port and by a thread of its own.
+/// A client that begins with `{` or an empty line, closes its sending side without a word, or is silent for 3 s is given lines;
+/// any other speaks HTTP.
 
 #include <chrono>
 #include <cstddef>

@@ -30,8 +30,8 @@ using asio::use_awaitable;
 using boost::system::error_code;
 using namespace std::chrono_literals;
 
-/// How long a client may be silent before it is taken for one that wants lines, and nothing else.
-constexpr auto kSilence = 300ms;
+/// How long a client may be silent before it is taken for one that wants lines, and nothing else. A browser connects before it has something to ask for.
+constexpr auto kSilence = 3s;
 /// Of lines on their way to the server's thread; who has more waits.
 constexpr std::size_t kMostHandedOver = 8U << 20;
 /// Who has taken nothing for so long is not waited for when a run ends.
@@ -171,8 +171,7 @@ asio::awaitable<void> StreamServer::Implementation::accept(Acceptor& acceptor) {
 }
 
 asio::awaitable<void> StreamServer::Implementation::serve(ClientPointer client) {
-    // Who says nothing wants lines; who begins as JSON does has something to say about them; all else is HTTP.
-    client->expires_in(options_.patience);
+    // Who begins as JSON does, or with an empty line, wants lines, and so does who says that it will say nothing, or says nothing for long; all else is HTTP.
     const auto readable = std::make_shared<bool>(false);
     co_spawn(io_, [](ClientPointer waiting, std::shared_ptr<bool> is_readable) -> asio::awaitable<void> {
         error_code ignored;
@@ -187,6 +186,7 @@ asio::awaitable<void> StreamServer::Implementation::serve(ClientPointer client) 
     }
     if (!client->socket.is_open()) co_return;
     error_code error;
+    client->expires_in(options_.patience);
     if (client->socket.available(error) > 0) {
         const auto space = client->buffer.prepare(4096);
         client->buffer.commit(co_await client->socket.async_read_some(space, use_awaitable));
