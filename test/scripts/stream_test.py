@@ -309,6 +309,26 @@ class Http(Case):
             connection.sendall(b'{"command": "stop"}')
             self.assertEqual(parsed(read_all(connection))[0], 202)
 
+    def test_a_page_of_an_allowed_origin_may_send_the_token_and_where_it_goes_on(self):
+        server = self.serve(address="0.0.0.0")
+        asks = {"Origin": "https://pages.example", "Access_Control_Request_Headers": "authorization,last-event-id"}
+        for target, method, methods in [("/control", "POST", "POST"), ("/events", "GET", "GET"), ("/state", "GET", "GET, HEAD")]:
+            status, headers, body = server.http(f"OPTIONS {target}", Access_Control_Request_Method=method, **asks)
+            self.assertEqual((status, body), (204, b""))
+            self.assertEqual(headers["access-control-allow-origin"], "https://pages.example")
+            self.assertEqual(headers["access-control-allow-methods"], methods)
+            self.assertEqual(headers["access-control-allow-headers"], "authorization, last-event-id, content-type")
+        for changed in ({"Origin": "https://evil.example"}, {"Origin": ""}, {"Access_Control_Request_Method": "PUT"}):
+            status, headers, _ = server.http("OPTIONS /control", **(asks | {"Access_Control_Request_Method": "POST"} | changed))
+            self.assertIn(status, (403, 405))
+            self.assertEqual([name for name in headers if name.startswith("access-control")], [])
+        with server.connect() as connection:  # one connection, as browsers do
+            connection.sendall(b"OPTIONS /state HTTP/1.1\r\nHost: localhost\r\nOrigin: https://pages.example\r\nAccess-Control-Request-Method: GET\r\n\r\n")
+            self.assertIn(b"204 No Content", connection.recv(4096))
+            connection.sendall(f"GET /state HTTP/1.1\r\nHost: localhost\r\nOrigin: https://pages.example\r\nAuthorization: {BEARER}\r\nConnection: close\r\n\r\n".encode())
+            status, headers, _ = parsed(read_all(connection))
+            self.assertEqual((status, headers["access-control-allow-origin"]), (200, "https://pages.example"))
+
     def test_another_address_than_the_loopback_needs_a_token_for_all_but_health(self):
         with Served(token="", address="0.0.0.0") as refused:
             self.assertRegex(refused.first, "^error event_server: 0.0.0.0 can be reached from other machines, and no token is set")

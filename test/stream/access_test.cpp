@@ -22,17 +22,19 @@ struct Row {
     std::vector<std::string_view> origins = {};
     std::vector<std::string_view> authorizations = {};
     bool upgrade = false;
+    std::string_view requested_method = {};
 };
 
 AccessRules loopback() { return {.hosts = {"localhost", "127.0.0.1", "[::1]", "board.example"}, .origins = {"https://pages.example"}, .token = kToken, .needs_token_to_read = false, .allows_control = true}; }
 
 void check(const AccessRules& rules, const std::vector<Row>& rows) {
     for (const Row& row : rows) {
-        const Verdict verdict = judge(rules, {row.method, row.target, row.hosts, row.origins, row.authorizations, row.upgrade});
+        const Verdict verdict = judge(rules, {row.method, row.target, row.hosts, row.origins, row.authorizations, row.upgrade, row.requested_method});
         INFO(row.method << ' ' << row.target << " Host: " << (row.hosts.empty() ? "" : row.hosts.front()) << " Origin: " << (row.origins.empty() ? "" : row.origins.front()) << " → " << verdict.what);
         CHECK(verdict.status == row.status);
-        CHECK(verdict.route.has_value() == (row.status == 200));
-        CHECK(verdict.what.empty() == (row.status == 200));
+        CHECK(verdict.route.has_value() == (row.status < 300));
+        CHECK(verdict.what.empty() == (row.status < 300));
+        CHECK((row.status == 200 || !verdict.is_authorized));
         CHECK(verdict.what.find(kToken) == std::string::npos);
     }
 }
@@ -123,6 +125,41 @@ TEST_CASE("a page of another origin may not ask, whatever it asks for", "[stream
         {403, "POST", "/control", {"localhost"}, {"http://evil.example"}, {kBearer}},
         {200, "POST", "/control", {"localhost"}, {"http://localhost"}, {kBearer}},
     });
+}
+
+TEST_CASE("a browser is told beforehand what a page of an allowed origin may send, and no other page's", "[stream][access]") {
+    const char* const page = "https://pages.example";
+    AccessRules far = loopback();
+    far.needs_token_to_read = true;
+    for (const AccessRules& rules : {loopback(), far})
+        check(rules, {
+            {204, "OPTIONS", "/control", {"localhost"}, {page}, {}, false, "POST"},
+            {204, "OPTIONS", "/events?from=now", {"localhost:8080"}, {page}, {}, false, "GET"},
+            {204, "OPTIONS", "/state", {"localhost"}, {page}, {}, false, "HEAD"},
+            {204, "OPTIONS", "/state", {"localhost"}, {"http://localhost"}, {}, false, "GET"},  // its own
+            {403, "OPTIONS", "/control", {"localhost"}, {"https://evil.example"}, {}, false, "POST"},
+            {403, "OPTIONS", "/control", {"localhost"}, {"https://pages.example.evil.example"}, {}, false, "POST"},
+            {403, "OPTIONS", "/control", {"localhost"}, {"http://pages.example"}, {}, false, "POST"},
+            {403, "OPTIONS", "/control", {"localhost"}, {"null"}, {}, false, "POST"},
+            {403, "OPTIONS", "/state", {"localhost"}, {""}, {}, false, "GET"},
+            {405, "OPTIONS", "/control", {"localhost"}, {}, {}, false, "POST"},                // no page asks
+            {405, "OPTIONS", "/control", {"localhost"}, {page, page}, {}, false, "POST"},
+            {405, "OPTIONS", "/control", {"localhost"}, {page}},                               // and for nothing
+            {405, "OPTIONS", "/control", {"localhost"}, {page}, {}, false, "GET"},
+            {405, "OPTIONS", "/control", {"localhost"}, {page}, {}, false, "post"},
+            {405, "OPTIONS", "/control", {"localhost"}, {page}, {}, false, "OPTIONS"},
+            {405, "OPTIONS", "/events", {"localhost"}, {page}, {}, false, "HEAD"},
+            {405, "OPTIONS", "/state", {"localhost"}, {page}, {}, false, "DELETE"},
+            {405, "PUT", "/state", {"localhost"}, {page}, {}, false, "GET"},
+            {404, "OPTIONS", "/nothing", {"localhost"}, {page}, {}, false, "GET"},
+            {404, "OPTIONS", "*", {"localhost"}, {page}, {}, false, "GET"},
+            {421, "OPTIONS", "/control", {"evil.example"}, {page}, {}, false, "POST"},
+            {400, "OPTIONS", "/control", {}, {page}, {}, false, "POST"},
+            {200, "GET", "/healthz", {"localhost"}, {page}, {}, false, "DELETE"},              // means nothing elsewhere
+        });
+    AccessRules quiet = loopback();
+    quiet.allows_control = false;
+    check(quiet, {{403, "OPTIONS", "/control", {"localhost"}, {page}, {}, false, "POST"}});
 }
 
 TEST_CASE("control asks for the token, and reading does where the server can be reached from elsewhere", "[stream][access]") {

@@ -69,6 +69,11 @@ std::optional<std::string> host_name(std::string_view host) {
     return lower;
 }
 
+std::string_view methods_of(Route route) {
+    if (route == Route::Control) return "POST";
+    return route == Route::Events ? "GET" : "GET, HEAD";
+}
+
 Verdict judge(const AccessRules& rules, const RequestHead& request) {
     // Whoever calls us by another name was led here by a page of that name.
     if (request.hosts.size() != 1) return refusal(400, "give one Host header");
@@ -79,8 +84,9 @@ Verdict judge(const AccessRules& rules, const RequestHead& request) {
     // Nothing is decoded or resolved.
     const auto known = route_of(request.target.substr(0, request.target.find('?')));
     if (!known) return refusal(404, "there is nothing here; see /, /events, /state, /runs, /curves, /metrics, /healthz and /schema");
-    const bool wants_head_only = request.method == "HEAD" && known->method == "GET" && known->route != Route::Events;
-    if (request.method != known->method && !wants_head_only) return refusal(405, fmt::format("{} is asked for by {}", known->path, known->method));
+    const auto is_offered = [&](std::string_view method) { return method == known->method || (method == "HEAD" && known->method == "GET" && known->route != Route::Events); };
+    const bool is_preflight = request.method == "OPTIONS" && request.origins.size() == 1 && is_offered(request.requested_method);
+    if (!is_offered(request.method) && !is_preflight) return refusal(405, fmt::format("{} is asked for by {}", known->path, known->method));
     if (request.asks_for_upgrade && known->route != Route::Events) return refusal(400, "a WebSocket is served at /events");
 
     // A page of another origin is refused whatever it asks for; no Origin is a program, or a page of ours that reads.
@@ -96,6 +102,7 @@ Verdict judge(const AccessRules& rules, const RequestHead& request) {
         if (!verdict.is_authorized && !known->is_open) return refusal(401, "the token is not the server's; send `Authorization: Bearer TOKEN`");
     }
     if (known->route == Route::Control && !rules.allows_control) return refusal(403, "control is not allowed here; start the server with `control`");
+    if (is_preflight) return {.status = 204, .what = {}, .route = known->route};  // it says nothing of the run, and a browser sends no token with it
     const bool needs_token = known->route == Route::Control || (rules.needs_token_to_read && !known->is_open);
     // A browser's WebSocket cannot send the header; it gives the token in its first message, before it gets anything.
     if (needs_token && !verdict.is_authorized && !request.asks_for_upgrade) return refusal(401, "a token is needed; send `Authorization: Bearer TOKEN`");

@@ -26,9 +26,10 @@ struct RequestHead {
     std::vector<std::string_view> origins;  ///< every Origin header
     std::vector<std::string_view> authorizations;
     bool asks_for_upgrade = false;
+    std::string_view requested_method = {};  ///< the only Access-Control-Request-Method header: what a browser asks for before it lets a page send it
 };
 
-/// 200, or the status to refuse it with and the sentence to say.
+/// 200, or 204 for a browser that asks what a page may send, or the status to refuse it with and the sentence to say.
 struct Verdict {
     int status = 200;
     std::string what;
@@ -37,6 +38,9 @@ struct Verdict {
 };
 
 Verdict judge(const AccessRules& rules, const RequestHead& request);
+
+/// By which it may be asked for: "GET, HEAD".
+std::string_view methods_of(Route route);
 
 /// Takes as long wherever they differ.
 bool is_same_secret(std::string_view given, std::string_view expected);

@@ -77,6 +77,15 @@ asio::awaitable<void> HttpExchange::respond(int its_status, std::string type, st
     co_await write(out);
 }
 
+asio::awaitable<void> HttpExchange::respond_to_preflight() {
+    std::string out = status_line(204);
+    out += kHeaders;
+    out += kDataPolicy;
+    out += origin_header(*this);
+    fmt::format_to(std::back_inserter(out), "Access-Control-Allow-Methods: {}\r\nAccess-Control-Allow-Headers: authorization, last-event-id, content-type\r\nConnection: {}\r\n\r\n", methods_of(*verdict.route), keep_alive ? "keep-alive" : "close");
+    co_await write(out);
+}
+
 asio::awaitable<void> StreamServer::Implementation::serve_http(ClientPointer client) {
     client->transport = Transport::Http;
     ++served_[Transport::Http];
@@ -93,9 +102,11 @@ asio::awaitable<void> StreamServer::Implementation::serve_http(ClientPointer cli
             break;
         }
         exchange.verdict = judge(rules_, head_of(exchange.head()));
-        exchange.keep_alive = exchange.parser.keep_alive() && exchange.verdict.status == 200;
+        const bool is_preflight = exchange.verdict.status == 204;
+        exchange.keep_alive = exchange.parser.keep_alive() && (exchange.verdict.status == 200 || (is_preflight && exchange.parser.is_done()));
         client->is_authorized = exchange.verdict.is_authorized;
-        if (exchange.verdict.status != 200) co_await exchange.respond(exchange.verdict.status, kJsonType, json_error(exchange.verdict.what));
+        if (is_preflight) co_await exchange.respond_to_preflight();
+        else if (exchange.verdict.status != 200) co_await exchange.respond(exchange.verdict.status, kJsonType, json_error(exchange.verdict.what));
         else if (beast::websocket::is_upgrade(exchange.head())) co_return co_await serve_websocket(exchange);
         else if (exchange.verdict.route == Route::Events) co_return co_await serve_stream(exchange);
         else co_await answer(exchange);

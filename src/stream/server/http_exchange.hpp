@@ -36,6 +36,8 @@ struct HttpExchange {
     std::string_view path() const;
     std::string_view query() const;
     asio::awaitable<void> respond(int status, std::string type, std::string body);
+    /// To a browser that asks what a page of another origin may send.
+    asio::awaitable<void> respond_to_preflight();
 
     ClientPointer client;
     std::function<asio::awaitable<void>(std::string_view)> write;

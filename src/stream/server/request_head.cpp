@@ -17,8 +17,10 @@ std::vector<std::string_view> values_of(const HttpHead& request, http::field nam
 }  // namespace
 
 RequestHead head_of(const HttpHead& request) {
+    const auto requested = values_of(request, http::field::access_control_request_method);
     return {.method = {request.method_string().data(), request.method_string().size()}, .target = {request.target().data(), request.target().size()}, .hosts = values_of(request, http::field::host),
-            .origins = values_of(request, http::field::origin), .authorizations = values_of(request, http::field::authorization), .asks_for_upgrade = boost::beast::websocket::is_upgrade(request)};
+            .origins = values_of(request, http::field::origin), .authorizations = values_of(request, http::field::authorization), .asks_for_upgrade = boost::beast::websocket::is_upgrade(request),
+            .requested_method = requested.size() == 1 ? requested.front() : std::string_view()};
 }
 
 }  // namespace torchbus
