@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 
@@ -130,7 +129,7 @@ bool LineFilter::is_due(const MessageView& message) {
     if (last.attempts == attempts) return true;  // of a step that was chosen
     const std::string_view count = count_of(subscription_.every.unit);
     double measured = 0;
-    if (count.empty()) measured = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    if (count.empty()) measured = seconds_of_time(message.time()).value_or(0);  // not that of now: who comes late is given all of the past at once
     else if (const auto found = message.position(count)) measured = static_cast<double>(*found);
     else return true;
     const double tick = std::floor(measured / subscription_.every.amount);

@@ -38,15 +38,18 @@ public:
         return line;
     }
     std::int64_t sequence() const { return writer_.sequence(); }
+    /// So much passes between two steps.
+    void takes_time(std::chrono::milliseconds a_step) { a_step_ = a_step; }
 
 private:
     void put(std::string& lines, const char* name, const std::string& rest) {
         const std::string count = std::to_string(step_);
         const std::string counts = R"("step":)" + count + R"(,"attempts":)" + count + R"(,"micro_batch":)" + count + R"(,"samples":)" + std::to_string(8 * step_) + R"(,"tokens":0)";
-        writer_.append(lines, name, R"({"position":{"epoch":0,)" + counts + R"(,"in_epoch":{)" + counts + "}}," + rest + "}", {});
+        writer_.append(lines, name, R"({"position":{"epoch":0,)" + counts + R"(,"in_epoch":{)" + counts + "}}," + rest + "}", std::chrono::system_clock::time_point(step_ * a_step_));
     }
     MessageWriter writer_{StreamSource{"run-1", 0}};
     int step_ = 0;
+    std::chrono::milliseconds a_step_ = {};
 };
 
 void add_to(RunPicture& picture, const std::string& lines) {
@@ -118,6 +121,18 @@ TEST_CASE("a subscription chooses events by pattern, fields by name, and how oft
     CHECK(taken(lines, subscription_from_query("events=train_step_end&every=80sample")).size() == 4);
     CHECK(taken(lines, subscription_from_json(json::parse(R"({"events":["train_step_end"],"every":15})"), "x")).size() == 3);
     CHECK(taken(lines, subscription_from_query("events=train_step_end&every=1h")).size() == 1);
+}
+
+TEST_CASE("an interval of time is measured by when messages were emitted, however late they are asked for", "[stream][subscription]") {
+    Stream stream;
+    stream.takes_time(std::chrono::milliseconds(100));
+    Histories histories(1U << 20);
+    histories.add("run-1", stream.steps(200));
+    const auto history = histories.of(subscription_from_query("events=train_step_end&every=5s"));
+    std::vector<std::int64_t> steps;
+    for (ChunkPointer chunk = history->at(0); chunk; chunk = history->at(chunk->number + 1))
+        for_each_line(chunk->lines, [&](std::string_view line) { steps.push_back(*view_of(line)->position("step")); });
+    CHECK(steps == std::vector<std::int64_t>{1, 50, 100, 150, 200});
 }
 
 TEST_CASE("a subscription that is not understood is refused with what would be", "[stream][subscription]") {
