@@ -518,6 +518,18 @@ class BadClients(Case):
             self.assertLess(time.monotonic() - began, 2)
         eventually(lambda: server.descriptors() < 20, "slow clients are still connected")
 
+    def test_a_later_request_of_a_connection_has_no_more_time_than_the_first(self):
+        server = self.serve(patience_ms=1000)
+        with server.connect() as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            self.assertIn(b"200 OK", connection.recv(4096))
+            time.sleep(2)  # between two requests a connection may rest
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea")
+            self.assertIn(b"200 OK", connection.recv(4096))
+            began = time.monotonic()
+            self.assertEqual(read_all(connection), b"")
+            self.assertLess(time.monotonic() - began, 20)
+
     def test_connections_that_come_and_go_leave_nothing(self):
         server = self.serve()
         server.tell("publish 100")

@@ -30,7 +30,7 @@ struct StreamServerOptions {
     std::size_t curve_points = 2U << 20;    ///< of numbers, for the dashboard: 32 bytes each, of all runs together
     std::size_t max_clients = 4096;         ///< one more is turned away
     std::chrono::milliseconds stall = std::chrono::seconds(30);    ///< a client that takes no chunk of 32 KiB in this time is cut off
-    std::chrono::milliseconds patience = std::chrono::seconds(10); ///< for a whole request, or a WebSocket's hand-shake
+    std::chrono::milliseconds patience = std::chrono::seconds(10); ///< for a whole request from its first byte on, or a WebSocket's hand-shake
 };
 
 /// What a client asks of the run.

@@ -58,8 +58,9 @@ asio::awaitable<void> StreamServer::Implementation::answer(HttpExchange& exchang
     // What is asked for is read no earlier than it is known who asks.
     error_code error;
     const auto& client = exchange.client;
+    const auto deadline = client->deadline;
     if (exchange.header(http::field::expect) == "100-continue") co_await exchange.write("HTTP/1.1 100 Continue\r\n\r\n");
-    client->expires_in(options_.patience);
+    client->deadline = deadline;
     http::request_parser<http::string_body> whole(std::move(exchange.parser));
     co_await http::async_read(client->socket, client->buffer, whole, asio::redirect_error(use_awaitable, error));
     exchange.taken_head = whole.release();

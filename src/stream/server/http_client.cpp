@@ -92,6 +92,8 @@ asio::awaitable<void> StreamServer::Implementation::serve_http(ClientPointer cli
     for (bool keep_alive = true; keep_alive;) {
         HttpExchange exchange(client, [this, client](std::string_view bytes) { return write(*client, bytes); });
         error_code error;
+        if (client->buffer.size() == 0) co_await client->socket.async_wait(asio::socket_base::wait_read, asio::redirect_error(use_awaitable, error));
+        client->expires_in(options_.patience);
         co_await http::async_read_header(client->socket, client->buffer, exchange.parser, asio::redirect_error(use_awaitable, error));
         if (error == http::error::end_of_stream || error == asio::error::operation_aborted || error == http::error::partial_message || error == asio::error::connection_reset) co_return;
         if (error) {
