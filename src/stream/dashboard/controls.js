@@ -26,7 +26,7 @@ export class Controls {
     on("stop-no", "click", () => $("stop-dialog").close());
     on("stop-yes", "click", () => ($("stop-dialog").close(), this.ask("stop", $("stop-reason").value.trim() || BY_BUTTON)));
     on("stop-reason", "keydown", (event) => event.key === "Enter" && $("stop-yes").click());
-    on("key", "click", () => this.askForToken("It is kept in this tab only. The run prints an address that holds it."));
+    on("key", "click", () => this.askForToken("It is kept in this tab only. It stands in the file that the run was given as token_file."));
     on("token-no", "click", () => $("token-dialog").close());
     on("token-yes", "click", () => this.#useToken());
     on("token", "keydown", (event) => event.key === "Enter" && this.#useToken());
