@@ -203,6 +203,16 @@ class Frames(unittest.TestCase):
         self.assertGreater(count, 150)
         self.assertEqual(self.server.http("GET /healthz")[0], 200)
 
+    def test_a_client_is_told_why_it_is_closed(self):
+        with Served() as server:
+            client = WebSocket(server)
+            client.next()
+            server.close()
+            self.assertEqual(client.next(), (CLOSE, struct.pack("!H", 1001)))
+        with Served(address="0.0.0.0", patience_ms=1000) as server:
+            client = WebSocket(server)  # it should give the token now
+            self.assertEqual(client.next(), (CLOSE, struct.pack("!H", 1008)))
+
     def test_a_hand_shake_is_whole_or_refused(self):
         for name, changed, expected, *rest in HANDSHAKES:
             headers = {"Host": "localhost", "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="} | changed

@@ -36,6 +36,8 @@ constexpr auto kSilence = 3s;
 constexpr std::size_t kMostHandedOver = 8U << 20;
 /// Who has taken nothing for so long is not waited for when a run ends.
 constexpr auto kNoProgress = 100ms;
+/// Why a WebSocket is closed: the server goes, or the client took too long.
+constexpr std::uint16_t kGoingAway = 1001, kPolicy = 1008;
 /// What the system keeps of a stream that a client does not read; it doubles this.
 constexpr int kSendBuffer = 64 << 10;
 
@@ -73,6 +75,12 @@ void StreamClient::close() {
     news.cancel();
 }
 
+void StreamClient::say_close(std::uint16_t code) {
+    if (!std::exchange(is_between_messages, false)) return;
+    const unsigned char frame[] = {0x88, 2, static_cast<unsigned char>(code >> 8), static_cast<unsigned char>(code & 0xff)};
+    [[maybe_unused]] const ssize_t sent = ::send(socket.native_handle(), frame, sizeof frame, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
 StreamServer::Implementation::Implementation(StreamServerOptions options, std::function<void(const StreamCommand&)> control)
     : options_(std::move(options)), control_(std::move(control)), histories_(options_.history_bytes), runs_(options_.curve_points), beside_(std::make_unique<MessageWriter>(StreamSource{})) {
     listen();
@@ -90,7 +98,10 @@ StreamServer::Implementation::~Implementation() {
         unix_acceptor_.close(ignored);
         sweep_timer_.cancel();
         const auto all = clients_;
-        for (const ClientPointer& client : all) client->close();
+        for (const ClientPointer& client : all) {
+            client->say_close(kGoingAway);
+            client->close();
+        }
         asio::post(io_, [this] { io_.stop(); });
     });
     thread_.join();
@@ -206,6 +217,7 @@ asio::awaitable<void> StreamServer::Implementation::sweep() {
         for (const ClientPointer& client : all) {
             if (client->deadline > now) continue;
             if (client->socket.is_open()) ++cut_off_;
+            client->say_close(kPolicy);
             client->close();
         }
     }

@@ -2,6 +2,7 @@
 /// The server's own side: all of it runs on its thread.
 
 #include <condition_variable>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -38,6 +39,8 @@ struct StreamClient {
     StreamClient(asio::generic::stream_protocol::socket&& its_socket, std::string its_place) : socket(std::move(its_socket)), place(std::move(its_place)), news(socket.get_executor()) {}
     /// Cuts it off; what waits for it ends with an error.
     void close();
+    /// To a WebSocket that is between two messages: why it is closed, as RFC 6455 numbers it. Does not wait, and so may fail.
+    void say_close(std::uint16_t code);
     void expires_in(ServerClock::duration time) { deadline = ServerClock::now() + time; }
     void never_expires() { deadline = ServerClock::time_point::max(); }
 
@@ -49,6 +52,7 @@ struct StreamClient {
     Transport transport = Transport::Unknown;
     bool is_authorized = false;
     bool has_all = true;              ///< it has been sent all there is
+    bool is_between_messages = false; ///< of a WebSocket that is open
     std::string line;                 ///< the beginning of the next line of a client of lines
     std::string answers;              ///< to its commands, on their way
 };

@@ -28,8 +28,9 @@ asio::awaitable<std::optional<std::string>> next_message(Socket& socket) {
     co_return boost::beast::buffers_to_string(buffer.data());
 }
 
-asio::awaitable<void> close(Socket& socket, websocket::close_code code, std::string why) {
+asio::awaitable<void> close(StreamClient& client, Socket& socket, websocket::close_code code, std::string why) {
     error_code ignored;
+    client.is_between_messages = false;
     co_await socket.async_close({code, why.substr(0, 120)}, asio::redirect_error(use_awaitable, ignored));
 }
 
@@ -51,6 +52,7 @@ asio::awaitable<void> StreamServer::Implementation::serve_websocket(HttpExchange
     const std::string query(exchange.query());
     client->expires_in(options_.patience);
     co_await socket->async_accept(exchange.parser.get(), use_awaitable);
+    client->is_between_messages = true;
 
     std::optional<Subscription> wanted;
     std::string refusal;
@@ -59,21 +61,22 @@ asio::awaitable<void> StreamServer::Implementation::serve_websocket(HttpExchange
     } catch (const Error& error) {
         refusal = error.what();
     }
-    if (!wanted) co_return co_await close(*socket, websocket::close_code::policy_error, refusal);
+    if (!wanted) co_return co_await close(*client, *socket, websocket::close_code::policy_error, refusal);
     if (rules_.needs_token_to_read && !client->is_authorized) {  // then its first message has the token
         const auto first = co_await next_message(*socket);
         try {
             client->is_authorized = first && is_same_secret(command_from_text(*first).token, rules_.token);
         } catch (const Error&) {  // then it is no token
         }
-        if (!client->is_authorized) co_return co_await close(*socket, websocket::close_code::policy_error, R"(a token is needed: give the header Authorization, or begin with {"token": "..."})");
+        if (!client->is_authorized) co_return co_await close(*client, *socket, websocket::close_code::policy_error, R"(a token is needed: give the header Authorization, or begin with {"token": "..."})");
     }
     auto place = place_for(*wanted, {});
-    if (!place) co_return co_await close(*socket, websocket::close_code::try_again_later, too_many_choices());
+    if (!place) co_return co_await close(*client, *socket, websocket::close_code::try_again_later, too_many_choices());
     client->never_expires();
     client->has_all = false;
     co_spawn(io_, [](Implementation* self, ClientPointer its_client, std::shared_ptr<Socket> its_socket) -> asio::awaitable<void> {
         while (auto message = co_await next_message(*its_socket)) self->obey(*its_client, *message);
+        its_client->is_between_messages = false;
         co_await self->say_goodbye(its_client);
         its_client->close();
     }(this, client, socket), asio::detached);
@@ -82,7 +85,9 @@ asio::awaitable<void> StreamServer::Implementation::serve_websocket(HttpExchange
         for (std::size_t begin = 0; begin < lines.size();) {
             const std::size_t end = lines.find('\n', begin);
             client->expires_in(options_.stall);
+            const bool is_open = std::exchange(client->is_between_messages, false);
             co_await socket->async_write(asio::buffer(lines.data() + begin, end - begin), use_awaitable);
+            client->is_between_messages = is_open;
             begin = end + 1;
             note_taken();
         }
