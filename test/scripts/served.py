@@ -18,9 +18,9 @@ PATIENCE_S = 60
 class Served:
     """The server, told what to do by lines."""
 
-    def __init__(self, token=TOKEN, **variables):
+    def __init__(self, token=TOKEN, umask=-1, **variables):
         environment = os.environ | {f"SERVED_{name.upper()}": str(value) for name, value in variables.items()} | {"SERVED_TOKEN": token}
-        self.process = subprocess.Popen([PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment)
+        self.process = subprocess.Popen([PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment, umask=umask)
         self.commands = []
         self.first = self.process.stdout.readline().strip()
         self.port = int(self.first.rpartition(":")[2]) if self.first.startswith("http") else 0

@@ -120,7 +120,7 @@ class LinesOverTcp(Case):
         stale = socket.socket(socket.AF_UNIX)
         stale.bind(str(path))
         stale.close()
-        server = self.serve(unix=path)
+        server = self.serve(unix=path, umask=0)
         self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o600)
         server.tell("publish 5")
         with socket.socket(socket.AF_UNIX) as connection:

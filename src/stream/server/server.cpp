@@ -7,6 +7,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstdint>
 #include <future>
 #include <optional>
 #include <utility>
@@ -131,14 +133,16 @@ void StreamServer::Implementation::listen() {
 
     if (!options_.unix_socket.empty()) {
         remove_stale(options_.unix_socket);
-        const mode_t before = ::umask(0177);
         try {
-            unix_acceptor_ = asio::local::stream_protocol::acceptor(io_, asio::local::stream_protocol::endpoint(options_.unix_socket.string()));
+            const asio::local::stream_protocol::endpoint place(options_.unix_socket.string());
+            unix_acceptor_.open(place.protocol());
+            // The file that bind() makes has the mode of the socket, less the umask, which is the whole process's.
+            if (::fchmod(unix_acceptor_.native_handle(), S_IRUSR | S_IWUSR) != 0) throw boost::system::system_error(errno, boost::system::system_category());
+            unix_acceptor_.bind(place);
+            unix_acceptor_.listen();
         } catch (const boost::system::system_error& failed) {
-            ::umask(before);
             throw ConfigError(fmt::format("{}: unix_socket: {}: {}; give a path of at most {} bytes that is free", options_.owner, options_.unix_socket.string(), failed.code().message(), sizeof(sockaddr_un::sun_path) - 1));
         }
-        ::umask(before);
     }
     rules_ = {.hosts = {"localhost", "127.0.0.1", "[::1]"}, .origins = options_.origins, .token = options_.token, .needs_token_to_read = !address.is_loopback(), .allows_control = options_.allows_control};
     if (!address.is_unspecified()) rules_.hosts.push_back(address.is_v6() ? fmt::format("[{}]", address.to_string()) : address.to_string());
