@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <array>
+#include <ctime>
 #include <map>
 #include <optional>
+#include <random>
 #include <set>
 #include <utility>
 
@@ -14,6 +16,7 @@
 #include <torchbus/error.hpp>
 #include <torchbus/name_pattern.hpp>
 #include <torchbus/stream/numbers.hpp>
+#include <torchbus/stream/tensorboard_file.hpp>
 
 #include "../stream/json_member.hpp"
 #include "../stream/recording.hpp"
@@ -92,12 +95,32 @@ std::set<std::string> published_by(const std::vector<ComposedCallback>& callback
     return names;
 }
 
-/// Whether it would write where the recording is.
+/// As the run file has it.
+std::string option_of(const ComposedCallback& composed, const char* name, const char* otherwise) { return composed.options.is_object() ? composed.options.value(name, otherwise) : otherwise; }
+
+/// Whether it would write where the recording is, or move its files.
 bool writes_over(const ComposedCallback& composed, const std::filesystem::path& recording) {
-    if (composed.callback->kind() != "event_file") return false;
-    const std::filesystem::path path = composed.options.is_object() ? composed.options.value("path", "events.jsonl") : "events.jsonl";
-    std::error_code none;
-    return std::filesystem::equivalent(path, recording, none);
+    const std::string kind = composed.callback->kind();
+    if (kind != "event_file" && kind != "csv_file") return false;
+    const std::set<std::filesystem::path> own = files_moved_with(option_of(composed, "path", kind == "event_file" ? "events.jsonl" : "metrics.csv")), recorded = files_moved_with(recording);
+    return std::ranges::any_of(own, [&](const std::filesystem::path& file) { return recorded.contains(file); });
+}
+
+/// The folder with a run in it that would be gone on with under a name that the run file gives; empty: none.
+std::filesystem::path taken_folder(const ComposedCallback& composed) {
+    if (composed.callback->kind() != "tensorboard" || option_of(composed, "run_name", "").empty()) return {};
+    const std::filesystem::path folder = std::filesystem::path(option_of(composed, "folder", "tensorboard")) / option_of(composed, "run_name", "");
+    return TensorBoardFile::newest_in(folder) ? folder : std::filesystem::path();
+}
+
+/// What follows a run's id in that of its replay: the time it begins, and four random digits.
+std::string replay_ending() {
+    std::random_device random;
+    const std::time_t now = std::time(nullptr);
+    std::tm parts{};
+    char text[32];
+    std::strftime(text, sizeof text, "%Y%m%dT%H%M%S", ::gmtime_r(&now, &parts));
+    return fmt::format("-replay-{}-{:04x}", text, random() & 0xffffU);
 }
 
 /// What stands against telling it to a callback; empty: nothing.
@@ -115,6 +138,7 @@ std::string refusal_of(const ComposedCallback& composed, const RecordedContent& 
         if (!is_recorded && !anew.contains(value.name)) unknown.push_back(value.name);
     }
     if (writes_over(composed, recording)) return fmt::format("'{}' would write over the recording; give it another path", composed.id);
+    if (const auto folder = taken_folder(composed); !folder.empty()) return fmt::format("'{}' would go on in {}, where a run is already; give it another run_name", composed.id, folder.string());
     if (!reads.empty()) return fmt::format("'{}' reads {}; recorded are numbers of the blackboard and losses; leave it out", composed.id, fmt::join(reads, ", "));
     if (!declared.writes.empty()) return fmt::format("'{}' changes {}, and a run that has been cannot be changed; leave it out", composed.id, fmt::join(declared.writes, ", "));
     if (!declared.views.empty()) return fmt::format("'{}' holds the weights view {}, and weights are not recorded; leave it out", composed.id, fmt::join(declared.views, ", "));
@@ -134,6 +158,11 @@ public:
     }
     void take(const RecordedMessage& message) {
         const std::string_view name = message.name();
+        if (message.is_start() || message.run() != result_.run) {  // one whose first files are gone begins in its middle
+            emit_pending();
+            begin(message);
+        }
+        if (message.is_start()) return;
         if (const auto numbers = numbers_of(message.view())) {
             const bool is_of_pending = pending_ && pending_->name == numbers->after;
             if (!is_of_pending) emit_pending();
@@ -141,7 +170,6 @@ public:
             return emit_pending();
         }
         emit_pending();
-        if (message.is_start()) return begin(message);
         if (name == "gap") return warn_of_gap(message);
         if (name == "accounting") return;
         pending_.emplace(Pending{std::string(name), message.data(), message.seconds().value_or(first_seconds_) - first_seconds_, message.where()});
@@ -160,11 +188,13 @@ private:
         double seconds;
         std::string where;
     };
+    /// Sinks know runs by their ids: they are not to go on with what the run itself has told them.
     void begin(const RecordedMessage& message) {
         result_.run = message.run();
-        bus_.moment().run_id = result_.run;
+        bus_.moment().run_id = result_.run + ending_;
         first_seconds_ = message.seconds().value_or(0);
-        is_resumed_ = is_true(message.data(), "resumed");
+        is_resumed_ = message.is_start() && is_true(message.data(), "resumed");
+        bus_.flush();  // that callbacks were attached is told before any position, so that no sink takes the replay for a run that goes on
     }
     /// The run's savers have the states of callbacks as of here.
     void keep_states() {
@@ -241,6 +271,7 @@ private:
     std::optional<Pending> pending_;  ///< an event whose numbers may follow
     std::set<std::string> anew_, there_;  ///< names that the callbacks publish; those of the recording that are on the blackboard
     double first_seconds_ = 0;
+    const std::string ending_ = replay_ending();
     bool is_resumed_ = false;  ///< the run that has begun goes on from a state
     std::map<std::int64_t, std::map<std::string, SavedState>> states_;  ///< of callbacks by id, by attempts
 };

@@ -240,6 +240,19 @@ bool Recording::go_on() {
     return true;
 }
 
+std::set<Path> files_moved_with(const Path& path) {
+    const auto moved = moved_aside(path);
+    const Path base = std::filesystem::weakly_canonical(std::filesystem::absolute(moved ? moved->first : path));
+    const std::string stem = base.stem().string();
+    std::set<Path> files{base};
+    std::error_code unreadable;
+    for (const auto& entry : std::filesystem::directory_iterator(base.parent_path(), unreadable)) {
+        const std::string its = entry.path().stem().string();
+        if (number_at_end(its, "") && entry.path().extension() == base.extension() && its.substr(0, its.rfind('.')) == stem) files.insert(entry.path());
+    }
+    return files;
+}
+
 std::vector<Path> ranks_beside(const Path& file) {
     std::map<std::int64_t, Path> found;
     const std::string stem = file.stem().string();

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -87,6 +88,9 @@ private:
     bool was_left_ = false;              ///< the file was no longer path_ before it was read to its end
     bool is_over_ = false;
 };
+
+/// The file that a recording grows in, and those that are moved aside from it; `path` is one of them. Absolute, links followed.
+std::set<std::filesystem::path> files_moved_with(const std::filesystem::path& path);
 
 /// The files that other ranks have written beside one: events.rank1.jsonl, … in their order.
 std::vector<std::filesystem::path> ranks_beside(const std::filesystem::path& path);

@@ -71,7 +71,7 @@ class Replayed(unittest.TestCase):
 
     def test_the_sequence_is_that_of_the_run(self):
         self.replay({"kind": "event_file", "path": "replayed.jsonl"}, {"kind": "csv_file", "path": "replayed.csv", "every": "1step"})
-        of = lambda name: [(message["type"], message["run"], message["data"]) for message in self.messages(name) if message["type"].removeprefix("torchbus.") not in NOT_OF_THE_RUN]
+        of = lambda name: [(message["type"], message["data"]) for message in self.messages(name) if message["type"].removeprefix("torchbus.") not in NOT_OF_THE_RUN]
         live, replayed = of("events.jsonl"), of("replayed.jsonl")
         self.assertGreater(len(live), 1000)
         for one, other in zip(live, replayed):
@@ -102,6 +102,61 @@ class Replayed(unittest.TestCase):
         said = self.replay({"kind": "event_file", "keep": 0}, code=2)
         self.assertIn("'event_file' would write over the recording; give it another path", said)
         self.assertEqual((self.folder / "events.jsonl").read_text(), before)
+
+    def test_files_that_were_moved_aside_are_not_written_over_either(self):
+        numbered = {"kind": "event_file", "path": "numbered.jsonl"}
+        run = RUN | {"train": {"epochs": 8, "batch_size": 16}, "callbacks": [numbered | {"max_mib": 0.05, "keep": 100}]}
+        (self.folder / "numbered.json").write_text(json.dumps(run))
+        self.assertEqual(self.torchbus("train", "numbered.json").returncode, 0)
+        files = lambda: {path.name: path.read_bytes() for path in self.folder.glob("numbered*.jsonl")}
+        before = files()
+        oldest = f"numbered.{len(before) - 1}.jsonl"
+        self.assertGreater(len(before), 4)
+        for recording in ("numbered.jsonl", "numbered.3.jsonl", oldest):
+            for path in ("numbered.jsonl", "./numbered.2.jsonl", str(self.folder / "numbered.1.jsonl")):
+                said = self.replay(numbered | {"path": path, "keep": 0}, recording=recording, code=2)
+                self.assertIn("'event_file' would write over the recording; give it another path", said)
+        self.assertIn("'csv_file' would write over the recording", self.replay({"kind": "csv_file", "path": oldest}, recording="numbered.jsonl", code=2))
+        self.assertEqual(files(), before)
+        (self.folder / "numbered.jsonl").unlink()
+        self.assertIn("would write over the recording", self.replay(numbered, recording=oldest, code=2))
+
+    def test_sinks_go_on_with_nothing_that_the_run_has_written(self):
+        sinks = [{"kind": "tensorboard"}, {"kind": "csv_file"}]
+        run = RUN | {"train": {"epochs": 2, "batch_size": 16}, "callbacks": [{"kind": "metrics"}, {"kind": "event_file", "path": "night.jsonl"}, *sinks]}
+        (self.folder / "night.json").write_text(json.dumps(run))
+        self.assertEqual(self.torchbus("train", "night.json").returncode, 0)
+        plots = lambda: {path.relative_to(self.folder): path.read_bytes() for path in self.folder.glob("tensorboard/*/*")}
+        live, table = plots(), (self.folder / "metrics.csv").read_bytes()
+        night = self.messages("night.jsonl")[0]["run"]
+        self.assertEqual({path.parts[1] for path in live}, {night})
+        for times in (1, 2):
+            told = self.replay(*sinks, {"kind": "event_file", "path": "night_replayed.jsonl"}, recording="night.jsonl")
+            self.assertEqual(told["run"], night)
+            own = self.messages("night_replayed.jsonl")[0]["run"]
+            self.assertRegex(own, re.escape(night) + r"-replay-\d{8}T\d{6}-[0-9a-f]{4}$")
+            now = plots()
+            self.assertEqual({path: content for path, content in now.items() if path.parts[1] == night}, live)
+            self.assertEqual(len(now), len(live) * (1 + times))
+            self.assertEqual([len(content) > 1000 for path, content in now.items() if path.parts[1] == own], [True])
+            self.assertEqual((self.folder / f"metrics.{times}.csv").read_bytes(), table)
+        named = sinks[0] | {"run_name": night}
+        self.assertIn(f"'tensorboard' would go on in tensorboard/{night}, where a run is already; give it another run_name", self.replay(named, recording="night.jsonl", code=2))
+
+    def test_a_recording_that_begins_with_a_resumed_run_is_not_taken_for_one_that_goes_on(self):
+        saver = {"kind": "save_training_state", "folder": "tail_states"}
+        run = RUN | {"train": {"epochs": 1, "batch_size": 16}, "callbacks": [{"kind": "metrics"}, saver, {"kind": "event_file", "path": "tail.jsonl"}, {"kind": "csv_file", "path": "tail.csv"}]}
+        (self.folder / "tail.json").write_text(json.dumps(run))
+        self.assertEqual(self.torchbus("train", "tail.json").returncode, 0)
+        (self.folder / "tail.jsonl").unlink()
+        (self.folder / "tail.json").write_text(json.dumps(run | {"train": {"epochs": 2, "batch_size": 16}}))
+        self.assertEqual(self.torchbus("train", "tail.json", "--resume", "auto", "--allow", "train.epochs", "--allow", "plan.epochs").returncode, 0)
+        lines = (self.folder / "tail.jsonl").read_text().splitlines(keepends=True)
+        self.assertIn('"resumed":true', lines[0])
+        (self.folder / "tail.jsonl").write_text("".join(line for line in lines if '"torchbus.subscriber_attached"' not in line))
+        table = (self.folder / "tail.csv").read_bytes()
+        self.replay({"kind": "csv_file", "path": "tail.csv"}, recording="tail.jsonl")
+        self.assertEqual((self.folder / "tail.1.csv").read_bytes(), table)
 
     def test_a_run_that_was_resumed_asks_for_the_same(self):
         saver = {"kind": "save_training_state", "folder": "states", "keep": 100}

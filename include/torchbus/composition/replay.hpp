@@ -28,9 +28,10 @@ struct ReplayResult {
 };
 
 /// Tells the callbacks every event of the recording, with what was on the blackboard then. What they ask for is noted and has no effect:
-/// the run has been.
+/// the run has been. Their run is one of its own, with the id <run>-replay-<time>-<digits>, so that no sink goes on with what the run has
+/// told it. Their messages have the times of the replay.
 /// Throws: ConfigError that names each callback that reads or changes what was not recorded (tensors, weights, gradients), listens
-/// to events that were not, or needs numbers that never were; DataError for a damaged recording.
+/// to events that were not, needs numbers that never were, or would write over the recording or another run; DataError for a damaged recording.
 ReplayResult replay(const std::filesystem::path& recording, std::vector<ComposedCallback> callbacks);
 
 }  // namespace torchbus
