@@ -1,5 +1,6 @@
 #pragma once
-/// What the bus knows of an event: its type is its key, its name is that of the struct in snake_case.
+/// What the bus knows of an event: its type is its key, its name is that of the struct in snake_case; user_gap for a user's own Gap,
+/// whose name is taken by an event of the library or by a message of streams.
 
 #include <concepts>
 #include <string>
@@ -72,6 +73,7 @@ public:
     const E* as() const {
         return type_ == &detail::event_type<E>() ? static_cast<const E*>(event_) : nullptr;
     }
+    bool is_of_library() const { return type_->of_trainer; }
     bool has_json() const { return type_->to_json != nullptr; }
     /// Requires: has_json().
     void write_json(nlohmann::json& out) const { type_->to_json(out, event_); }

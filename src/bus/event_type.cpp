@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <deque>
 #include <mutex>
+#include <set>
 #include <typeindex>
 #include <unordered_map>
 
@@ -45,6 +46,18 @@ std::string snake_case_name(const std::type_info& type) {
     return snake;
 }
 
+template <class... Events>
+std::set<std::string> names_of(std::tuple<Events...>*) {
+    return {snake_case_name(typeid(Events))...};
+}
+
+/// Whether streams have messages of that name that are no event of a user's; see stream/message.hpp.
+bool is_taken(const std::string& name) {
+    static const std::set<std::string> kOfStreams = {"accounting", "answer", "gap", "numbers", "snapshot", "stream_start"};
+    static const std::set<std::string> kOfLibrary = names_of(static_cast<TrainerEvents*>(nullptr));
+    return kOfStreams.contains(name) || kOfLibrary.contains(name);
+}
+
 }  // namespace
 
 const EventType& register_event_type(const std::type_info& type, bool of_trainer, bool is_span, ToJson to_json, AppendJson append_json) {
@@ -57,7 +70,9 @@ const EventType& register_event_type(const std::type_info& type, bool of_trainer
     }
     if (types.size() == kMaxEventTypes)
         throw StateError(fmt::format("more than {} types of events; use one type with a field that tells them apart", kMaxEventTypes));
-    EventType& entry = types.emplace_back(EventType{snake_case_name(type), types.size(), of_trainer, is_span, to_json, append_json});
+    std::string name = snake_case_name(type);
+    if (!of_trainer && !is_span && is_taken(name)) name.insert(0, "user_");
+    EventType& entry = types.emplace_back(EventType{std::move(name), types.size(), of_trainer, is_span, to_json, append_json});
     by_type.emplace(type, &entry);
     return entry;
 }

@@ -5,12 +5,30 @@
 
 #include <fmt/format.h>
 
+#include <torchbus/events_json.hpp>
+
+#include "../json_text.hpp"
+
 namespace torchbus {
 namespace {
 
 using std::chrono::system_clock;
 
 std::int64_t microseconds_of(system_clock::time_point time) { return std::chrono::duration_cast<std::chrono::microseconds>(time.time_since_epoch()).count(); }
+
+/// Makes what stands behind `begin` an object that is read again, whatever a user's to_json gave.
+void make_readable(std::string& out, std::size_t begin) {
+    if (out[begin] != '{') {
+        out.insert(begin, R"({"value":)");
+        out += '}';
+    }
+    if (is_shallow(std::string_view(out).substr(begin), kDeepestMessage - 1)) return;  // the message is a level of its own
+    const std::string deep = out.substr(begin);
+    out.resize(begin);
+    out += R"({"text":)";
+    append_json_text(out, deep);
+    out += '}';
+}
 
 }  // namespace
 
@@ -43,7 +61,9 @@ void MessageWriter::begin(std::string& out, std::string_view name, std::int64_t 
 
 void MessageWriter::append(std::string& out, const AnyEvent& event, system_clock::time_point now) {
     begin(out, event.name(), ++sequence_, "", now);
+    const std::size_t data = out.size();
     event.append_json(out);
+    if (!event.is_of_library()) make_readable(out, data);
     out += "}\n";
 }
 

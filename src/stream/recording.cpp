@@ -11,6 +11,7 @@
 #include <fmt/ranges.h>
 
 #include <torchbus/error.hpp>
+#include <torchbus/stream/message.hpp>
 
 #include "../json_text.hpp"
 #include "numbered_file.hpp"
@@ -21,7 +22,6 @@ namespace {
 using nlohmann::json;
 using Path = std::filesystem::path;
 
-constexpr std::size_t kDeepestMessage = 64;
 constexpr std::int64_t kMostFiles = 100'000;
 constexpr int kMostAttempts = 1000;
 

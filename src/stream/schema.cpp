@@ -96,11 +96,11 @@ json stream_schema() {
     const auto text = [](const char* about) { return json{{"type", "string"}, {"description", about}}; };
     const std::string name = fmt::format("torchbus:events:{}", kStreamVersion);
     json envelope = {{"specversion", {{"const", "1.0"}}}, {"source", text("of one rank of one run")}, {"id", text("of the message within its source")},
-                     {"type", text("torchbus. and the name of an event, numbers, accounting, gap or stream_start; a user's own events are called by their names alike")},
+                     {"type", text("torchbus. and the name of an event, numbers, accounting, gap or stream_start; a user's own events are called by their names alike, behind user_ where the name is taken")},
                      {"time", {{"type", "string"}, {"format", "date-time"}, {"description", "when it was emitted, UTC"}}},
                      {"dataschema", {{"const", name}}},
                      {"sequence", text("number of the message within its source, so that texts sort as numbers do")}, {"run", text("the same on all ranks")},
-                     {"rank", {{"type", "integer"}}}, {"data", {{"type", "object"}}}};
+                     {"rank", {{"type", "integer"}}}, {"data", {{"type", "object"}, {"description", "of a user's own event: what it gives; in value where that is no object, as JSON in text where it is nested too deeply"}}}};
     json required = json::array();
     for (const auto& [field, schema] : envelope.items()) required.push_back(field);
     return {{"$schema", "https://json-schema.org/draft/2020-12/schema"}, {"$id", name}, {"title", "a message of torchbus, a line of JSON in the envelope of CloudEvents 1.0"},

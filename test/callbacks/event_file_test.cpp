@@ -3,11 +3,14 @@
 #include <condition_variable>
 #include <csignal>
 #include <fstream>
+#include <functional>
 #include <mutex>
 #include <sstream>
 #include <thread>
 
 #include <nlohmann/json.hpp>
+
+#include "../../src/stream/recording.hpp"
 
 #include <torchbus/callbacks/event_file.hpp>
 #include <torchbus/callbacks/metrics.hpp>
@@ -29,6 +32,30 @@ using namespace torchbus::test;
 using nlohmann::json;
 
 namespace {
+
+/// Events as users may have them.
+namespace of_a_user {
+
+struct Loose { json value; };
+void to_json(json& out, const Loose& loose) { out = loose.value; }
+struct Gap { int width = 3; };
+struct Numbers { int width = 3; };
+struct Snapshot { int width = 3; };
+struct Answer { int width = 3; };
+struct StreamStart { int width = 3; };
+struct Accounting { int width = 3; };
+struct RunClosed { int width = 3; };
+template <class Event>
+    requires requires(const Event& event) { event.width; }
+void to_json(json& out, const Event& event) { out = {{"width", event.width}}; }
+
+}  // namespace of_a_user
+
+json nested(std::size_t levels, const json& innermost) {
+    json value = innermost;
+    for (std::size_t level = 0; level < levels; ++level) value = level % 2 == 0 ? json{{"inner", std::move(value)}} : json::array({std::move(value)});
+    return value;
+}
 
 std::string content_of(const std::filesystem::path& path) {
     std::ostringstream text;
@@ -55,6 +82,27 @@ RunResult train(std::vector<ComposedCallback> callbacks, TrainOptions options = 
     Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}), .callbacks = std::move(callbacks), .seed = 5, .handle_signals = false});
     options.batch_size = 2;
     return trainer.train(toy_data(16), toy_data(6, 3), options);  // eight steps an epoch
+}
+
+/// What the recording has of a run in which a subscriber emits some events of its own: name and data of each that begins with `wanted`.
+std::vector<std::pair<std::string, json>> recorded_of(std::string_view wanted, const std::function<void(Subscriber&)>& emit) {
+    const TemporaryFolder folder("event_file");
+    train({make_event_file({.path = folder / "events.jsonl"}), callback_of("emitter", [&](Attachment& run, Connections& connections) {
+        connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) {
+            if (event.position.step == 1) emit(run.bus);
+        });
+    })});
+    const JsonSchema schema(stream_schema());
+    for (const json& message : messages_of(content_of(folder / "events.jsonl"))) CHECK(schema.complaint(message) == "");
+    std::vector<std::pair<std::string, json>> found;
+    Recording recording(folder / "events.jsonl");
+    std::string last;
+    while (const RecordedMessage* message = recording.next()) {
+        last = message->name();
+        if (last.starts_with(wanted)) found.emplace_back(last, message->data());
+    }
+    CHECK(last == "run_closed");
+    return found;
 }
 
 }  // namespace
@@ -128,6 +176,42 @@ TEST_CASE("a run that goes on adds to its file, behind the last whole line", "[c
     CHECK(std::ranges::count(types_of(added), "train_step_end") == 8);
     CHECK(added.back().at("data").at("position").at("step") == 16);
     CHECK_FALSE(std::filesystem::exists(folder / "events.1.jsonl"));
+}
+
+TEST_CASE("whatever a user's event gives as JSON is recorded and read again", "[callbacks][event_file]") {
+    const std::vector<json> given = {3, "text", nullptr, true, {1, 2}, json::object(), {{"a", 1}}, std::nan("")};
+    const auto found = recorded_of("loose", [&](Subscriber& bus) {
+        for (const json& value : given) bus.emit(of_a_user::Loose{value});
+    });
+    std::vector<json> data;
+    for (const auto& [name, its] : found) data.push_back(its);
+    CHECK(data == std::vector<json>{{{"value", 3}}, {{"value", "text"}}, {{"value", nullptr}}, {{"value", true}}, {{"value", {1, 2}}}, json::object(), {{"a", 1}}, {{"value", "NaN"}}});
+}
+
+TEST_CASE("a user's event that is nested too deeply is recorded as a text", "[callbacks][event_file]") {
+    const json most = nested(kDeepestMessage - 1, "{[\""), more = nested(kDeepestMessage + 1, 1), list = nested(kDeepestMessage, 1), very = nested(500, 1);
+    REQUIRE(list.is_array());
+    const auto found = recorded_of("loose", [&](Subscriber& bus) {
+        for (const json& value : {most, more, list, very}) bus.emit(of_a_user::Loose{value});
+    });
+    REQUIRE(found.size() == 4);
+    CHECK(found[0].second == most);
+    CHECK(json::parse(found[1].second.at("text").get<std::string>()) == more);
+    CHECK(json::parse(found[2].second.at("text").get<std::string>()) == json{{"value", list}});
+    CHECK(json::parse(found[3].second.at("text").get<std::string>()) == json{{"value", very}});
+}
+
+TEST_CASE("a user's event whose name is taken has another one in streams", "[callbacks][event_file]") {
+    using namespace of_a_user;
+    const auto found = recorded_of("user_", [](Subscriber& bus) {
+        bus.emit(Gap{}), bus.emit(of_a_user::Numbers{}), bus.emit(Snapshot{}), bus.emit(Answer{}), bus.emit(StreamStart{}), bus.emit(Accounting{}), bus.emit(of_a_user::RunClosed{});
+    });
+    std::vector<std::string> names;
+    for (const auto& [name, data] : found) {
+        names.push_back(name);
+        CHECK(data == json{{"width", 3}});
+    }
+    CHECK(names == std::vector<std::string>{"user_gap", "user_numbers", "user_snapshot", "user_answer", "user_stream_start", "user_accounting", "user_run_closed"});
 }
 
 TEST_CASE("a sink that is slow keeps nobody waiting, and is told what was left out", "[stream]") {
