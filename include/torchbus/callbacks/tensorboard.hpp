@@ -16,7 +16,8 @@ namespace torchbus {
 /// and gradients, of which the training thread makes copies, and counts nothing.
 /// Every run has a folder of its own in `folder`: its id, or `run_name`. A run that goes on from a training state goes on in its folder,
 /// once a record that was torn is cut off, and what was told of later steps is obsolete; so it is after a roll-back.
-/// Every record is whole when the process dies. A file that cannot be written is told, and the run goes on without it.
+/// Where the process is killed, every record but the last is whole; TensorBoard passes over a torn one.
+/// A file that cannot be written is told, and the run goes on without it.
 /// Rank: rank 0 writes.
 /// Source: tensorflow/core/util/event.proto, summary.proto; tensorboard/plugins/hparams.
 struct TensorboardOptions {
