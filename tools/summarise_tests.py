@@ -5,8 +5,10 @@ usage: summarise_tests.py FOLDER
 
 FOLDER holds, for each run NAME, the exit status in NAME.rc and the output in NAME.log. A unit test run has Catch2's
 XML report in NAME.xml and counts by test case; any other run counts as one. Skipped is a script that exits with 77,
-its last line being the reason, and a test case that prints a line `SKIPPED: reason`.
+its last line being the reason, a test case that prints a line `SKIPPED: reason`, and what the unittest of a script
+counts as skipped (with verbosity=2 the lines before it give the reasons).
 """
+import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -115,6 +117,11 @@ def count_unit_tests(counts: Counts, name: str, report: Path, status: int, log: 
 def count_script(counts: Counts, name: str, status: int, log: str):
     if status == 0:
         counts.passed += 1
+        count = re.search(r"^OK \(.*\bskipped=(\d+).*\)$", log, re.M)  # what was printed may stand behind it
+        skipped = re.findall(r"^ *(\w+).*? \.\.\. skipped (['\"])(.*)\2$", log, re.M)
+        skipped += [("a test", "", "it did not say why")] * (int(count[1]) - len(skipped) if count else 0)
+        for test, _, reason in skipped:
+            counts.skip(f"{name}: {test}", reason)
     elif status == SKIPPED:
         counts.skip(name, tail(log)[-1].removeprefix(MARK))
     else:

@@ -156,8 +156,7 @@ class Diff(Case):
         self.assertIn("step 1: the samples differ\n", said)
 
     def test_one_flipped_bit_in_one_gradient_is_named_by_step_and_tensor(self):
-        if not FLIP.exists():
-            self.skipTest(f"{FLIP} is not built")
+        self.assertTrue(FLIP.exists(), f"{FLIP} is not built")
         flipped = [self.record(name, plugins=[str(FLIP)], callbacks=RECORDED["callbacks"] + [{"kind": "flip_bit", "step": step, "parameter": "1.weight"}])
                    for name, step in (("a", -1), ("b", 16), ("c", -1))]
         self.assertEqual(self.diff(flipped[0], flipped[2], code=0), "")
@@ -501,8 +500,7 @@ class Watch(Case):
 
     def test_a_server_that_wants_a_token_gets_one(self):
         import served
-        if not served.PROGRAM.exists():
-            self.skipTest(f"{served.PROGRAM} is not built")
+        self.assertTrue(served.PROGRAM.exists(), f"{served.PROGRAM} is not built")
         server = self.enterContext(served.Served(address="0.0.0.0"))
         address = f"127.0.0.1:{server.port}"
         self.assertIn("token", self.torchbus("watch", "--once", address, code=2))
@@ -515,4 +513,4 @@ if __name__ == "__main__":
     if not PROGRAM.exists():
         print(f"{PROGRAM} is not built")
         sys.exit(77)
-    unittest.main()
+    unittest.main(verbosity=2)

@@ -2,6 +2,7 @@
 """Trains with sinks that others have made, and compares what they hold with what the event file of the same run says.
 
 usage: sinks_test.py [CLASS[.test]...]; the program is the one in $TORCHBUS_BUILD, default build/release.
+Exits with 77 where there is no MLflow.
 TORCHBUS_MLFLOW=PROGRAM   an mlflow 3 to start the server with; default build/mlflow-venv/bin/mlflow:
                           python3 -m venv build/mlflow-venv && build/mlflow-venv/bin/pip install mlflow==3.17.2
 """
@@ -12,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -116,7 +118,6 @@ def told_by(events):
     return told
 
 
-@unittest.skipUnless(MLFLOW.exists(), f"there is no {MLFLOW}; the first lines of this script say how to have it")
 class Mlflow(unittest.TestCase):
     def setUp(self):
         self.folder = Path(tempfile.mkdtemp(prefix="torchbus-sinks-"))
@@ -237,4 +238,10 @@ class Mlflow(unittest.TestCase):
 
 
 if __name__ == "__main__":
+    if not PROGRAM.exists():
+        print(f"{PROGRAM} is not built")
+        sys.exit(77)
+    if not MLFLOW.exists():
+        print(f"there is no {MLFLOW}; the first lines of this script say how to have it")
+        sys.exit(77)
     unittest.main(verbosity=2)

@@ -226,4 +226,4 @@ if __name__ == "__main__":
     if not PROGRAM.exists():
         print(f"{PROGRAM} is not built")
         sys.exit(77)
-    unittest.main()
+    unittest.main(verbosity=2)
