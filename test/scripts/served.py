@@ -13,6 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / os.environ.get("TORCHBUS_BUILD", "build/release") / "test/served_stream"
 TOKEN = "0123456789abcdef0123456789abcdef"
 PATIENCE_S = 60
+DEEP = b'{"command": "stop", "reason": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"
+REFUSED_COMMANDS = [  # whichever way they come, each with what the answer says
+    (b" ", "syntax error"), (b"{}", "no command"), (b"[]", "no command"), (b"nonsense", "syntax error"), (b'{"command": "fly"}', "'fly'"), (b'{"command": 1}', "no text"), (b'{"command": "stop", "why": 1}', "'why'"),
+    (b'{"command": "stop", "reason": "refuse"}', "it was refused"), (b'{"command": "stop", "reason": "' + b"x" * 1000 + b'"}', "at most 512"), (b'{"command": "change_option", "subscriber": "clip"}', "needs subscriber"),
+    (b'{"command": "stop", "command": "save"}', "the key 'command' stands twice"), (b'{"command": "stop", "value": {"a": 1, "a": 2}}', "the key 'a' stands twice"), (DEEP, "nested deeper than 16"),
+    (b'{"command": "stop", "reason": "\xff\xfe"}', "ill-formed UTF-8 byte"), (b'{"command": "stop", "reason": "\\ud800"}', "surrogate"), (b'{"command": "stop", "reason": "\x00"}', "control character"),
+    (b'{"command": "stop", "value": 1e999}', "number overflow parsing '1e999'"), (b'{"command": "stop", "value": ' + b"9" * 400 + b"}", "number overflow parsing '999"), (b'{"command": "stop", "value": NaN}', "invalid literal"),
+    (b'{"command": "stop"} {}', "expected end of input"), (b'{"command": "stop"} x', "expected end of input"),
+]
 
 
 class Served:
@@ -22,6 +31,7 @@ class Served:
         environment = os.environ | {f"SERVED_{name.upper()}": str(value) for name, value in variables.items()} | {"SERVED_TOKEN": token}
         self.process = subprocess.Popen([PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, env=environment, umask=umask)
         self.commands = []
+        self.unix = variables.get("unix")
         self.first = self.process.stdout.readline().strip()
         self.port = int(self.first.rpartition(":")[2]) if self.first.startswith("http") else 0
 
@@ -53,6 +63,12 @@ class Served:
 
     def connect(self, timeout=PATIENCE_S):
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
+
+    def connect_unix(self, timeout=PATIENCE_S):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(self.unix))  # waits for a place, as it would not with a timeout
+        connection.settimeout(timeout)
+        return connection
 
     def status(self, field):
         text = Path(f"/proc/{self.process.pid}/status").read_text()

@@ -20,18 +20,22 @@ import unittest
 import zlib
 from pathlib import Path
 
-from served import PATIENCE_S, PROGRAM, ROOT, TOKEN, Lines, Served, abort, eventually, parsed, read_all
+from served import PATIENCE_S, PROGRAM, REFUSED_COMMANDS, ROOT, TOKEN, Lines, Served, abort, eventually, parsed, read_all
 
 sys.path.insert(0, str(ROOT / "examples/clients"))
 import torchbus_events  # noqa: E402
 
 SLOW = os.environ.get("TORCHBUS_SLOW") == "1"
 BEARER = f"Bearer {TOKEN}"
+UPGRADE = b"GET /events HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 
 
 class Case(unittest.TestCase):
     def serve(self, **variables):
         return self.enterContext(Served(**variables))
+
+    def unix_path(self):
+        return Path(self.enterContext(tempfile.TemporaryDirectory())) / "run.sock"
 
     def lines(self, server, first=b"\n"):
         connection = self.enterContext(server.connect())
@@ -77,15 +81,20 @@ class LinesOverTcp(Case):
         client = self.lines(server, b'{"events": ["told"], "fields": ["number"]}\n')
         self.assertEqual(client.next()["type"], "torchbus.snapshot")
         self.assertEqual(client.next()["data"], {"number": 1})
-        for said, answer in [(b'{"evnts": []}\n', "'evnts'"), (b"{\n", "syntax error"), (b'{"events": ["a"], "events": ["b"]}\n', "twice"), (b"[" * 5000 + b"\n", ""), (b'{"every": 1e999}\n', ""),
-                             (b'{"events": ["\xff"]}\n', "")]:
+        rows = [(b'{"evnts": []}', "'evnts' is not known"), (b"{", "syntax error"), (b'{"events": ["a"], "events": ["b"]}', "the key 'events' stands twice"),
+                (b'{"events": {"a": 1, "a": 2}}', "the key 'a' stands twice"), (b'{"events": ["\xff"]}', "ill-formed UTF-8 byte"), (b'{"events": ["\\ud800"]}', "surrogate"),
+                (b'{"every": 1e999}', "number overflow parsing '1e999'"), (b'{"every": ' + b"9" * 400 + b"}", "number overflow parsing '999"), (b'{"every": NaN}', "invalid literal"),
+                (b'{"events": ["a"]} {}', "expected end of input"), (b'{"events": ["a"]} x', "expected end of input"),
+                (b'{"events": ' + b"[" * 30_000 + b"]" * 30_000 + b"}", "events is no list of texts"), (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "'a' is not known")]
+        for said, answer in rows:
             with self.subTest(said=said[:30]), server.connect() as connection:
-                connection.sendall(said)
-                received = read_all(connection)
-                if said.startswith(b"{"):
-                    self.assertIn(answer, json.loads(received)["error"])
-                else:
-                    self.assertEqual(parsed(received)[0], 400)  # it is taken for HTTP
+                connection.sendall(said + b"\n")
+                refusal = json.loads(read_all(connection))["error"]
+                self.assertTrue(refusal.startswith("subscription: "), refusal)
+                self.assertIn(answer, refusal)
+        with server.connect() as connection:
+            connection.sendall(b"[" * 5000 + b"\n")
+            self.assertEqual(parsed(read_all(connection))[0], 400)  # it is taken for HTTP
         with server.connect() as connection:
             try:
                 connection.sendall(b'{"events": ["' + b"a" * 200_000)
@@ -114,18 +123,27 @@ class LinesOverTcp(Case):
         self.assertEqual(server.next_command(), "command save by me at 127.0.0.1 because so .=null")
         self.assertEqual(server.next_command(), "command pause by 127.0.0.1 because  .=null")
 
+    def test_commands_that_are_none_are_refused_as_lines_too(self):
+        server = self.serve()
+        client = self.lines(server, b'{"events": ["nothing"], "token": "%s"}\n' % TOKEN.encode())
+        client.next()
+        for said, answer in REFUSED_COMMANDS:
+            with self.subTest(said=said[:60]):
+                client.connection.sendall(said + b"\n")
+                data = client.next()["data"]
+                self.assertFalse(data["accepted"])
+                self.assertIn(answer, data["error"])
+        self.assertIsNone(server.next_command())
+
     def test_a_unix_socket_is_for_its_user_alone_and_goes_with_the_server(self):
-        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
-        path = folder / "run.sock"
+        path = self.unix_path()
         stale = socket.socket(socket.AF_UNIX)
         stale.bind(str(path))
         stale.close()
         server = self.serve(unix=path, umask=0)
         self.assertEqual(stat.S_IMODE(path.stat().st_mode), 0o600)
         server.tell("publish 5")
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(PATIENCE_S)
-            connection.connect(str(path))
+        with server.connect_unix() as connection:
             self.assertEqual(Lines(connection).until(5), ([1, 2, 3, 4, 5], []))
         with Served(unix=path) as second:
             self.assertIn("Address already in use", second.first)
@@ -289,19 +307,13 @@ class Http(Case):
         status, _, body = server.http("POST /control", b'{"command": "change_option", "subscriber": "clip", "option": "max_norm", "value": 0.5, "by": "me"}', Authorization=BEARER)
         self.assertEqual((status, json.loads(body)["data"]), (202, {"accepted": True}))
         self.assertEqual(server.next_command(), "command change_option by me at 127.0.0.1 because  clip.max_norm=0.5")
-        deep = b'{"command": "stop", "reason": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"
-        rows = [(b"", "syntax error"), (b"{}", "no command"), (b"[]", "no command"), (b"nonsense", "syntax error"), (b'{"command": "fly"}', "'fly'"), (b'{"command": 1}', "no text"),
-                (b'{"command": "stop", "command": "save"}', "twice"), (b'{"command": "stop", "why": 1}', "'why'"), (b'{"command": "stop", "reason": "refuse"}', "it was refused"),
-                (b'{"command": "stop", "reason": "' + b"x" * 1000 + b'"}', "at most 512"), (deep, "deeper"), (b'{"command": "stop", "reason": "\xff\xfe"}', ""),
-                (b'{"command": "change_option", "subscriber": "clip"}', "needs subscriber"), (b'{"command": "stop", "value": 1e999}', ""), (b'{"command": "stop"} {}', ""),
-                (b'{"command": "stop", "value": ' + b"9" * 400 + b"}", "")]
-        for body, answer in rows:
+        for body, answer in REFUSED_COMMANDS:
             with self.subTest(body=body[:60]):
-                status, _, said = server.http("POST /control", body or b" ", Authorization=BEARER)
-                accepted = json.loads(said)["data"].get("accepted")
-                self.assertEqual(status, 202 if accepted else 400)
-                if answer:
-                    self.assertIn(answer, json.loads(said)["data"]["error"])
+                status, _, said = server.http("POST /control", body, Authorization=BEARER)
+                data = json.loads(said)["data"]
+                self.assertEqual((status, data["accepted"]), (400, False))
+                self.assertIn(answer, data["error"])
+        self.assertIsNone(server.next_command())
         self.assertNotIn(TOKEN.encode(), server.http("POST /control", b"{}", Authorization=BEARER + "x")[2])
         with server.connect() as connection:
             connection.sendall(f"POST /control HTTP/1.1\r\nHost: localhost\r\nAuthorization: {BEARER}\r\nContent-Length: 19\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n".encode())
@@ -433,14 +445,12 @@ class Clients(Case):
 
 class BadClients(Case):
     def test_clients_that_never_read_hold_no_memory_and_are_cut_off(self):
-        server = self.serve(history=4 << 20, stall_ms=3000)
+        server = self.serve(history=4 << 20, stall_ms=3000, unix=self.unix_path())
         before = server.status("VmRSS")
         count = 1000 if SLOW else 300
-        ways = [b"", b'{"events": ["*"]}\n', b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n",
-                b"GET /events HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"]
-        clients = [server.connect() for _ in range(count)]
-        for i, client in enumerate(clients):
-            self.addCleanup(client.close)
+        ways = [b"", b'{"events": ["*"]}\n', b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n", UPGRADE]
+        for i in range(count):
+            client = self.enterContext(server.connect_unix() if i // len(ways) % 2 else server.connect())
             client.sendall(ways[i % len(ways)])
         healthy = self.lines(server, b'{"events": ["told"], "fields": ["number"]}\n')
         healthy.next()
@@ -531,15 +541,15 @@ class BadClients(Case):
             self.assertLess(time.monotonic() - began, 20)
 
     def test_connections_that_come_and_go_leave_nothing(self):
-        server = self.serve()
+        server = self.serve(unix=self.unix_path())
         server.tell("publish 100")
-        ways = [b"", b"{}\n", b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /he", b"\x00"]
+        ways = [b"", b"{}\n", b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /he", b"\x00", UPGRADE, UPGRADE[:-40]]
 
         def come_and_go(count):
             for i in range(count):
-                client = server.connect()
+                client = (server.connect, server.connect_unix)[i // len(ways) % 2]()
                 client.sendall(ways[i % len(ways)])
-                (abort if i % 2 else socket.socket.close)(client)
+                (abort, socket.socket.close)[i // len(ways) // 2 % 2](client)
             server.tell("publish 1")
             eventually(lambda: server.descriptors() <= descriptors, "descriptors are left")
 

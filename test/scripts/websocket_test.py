@@ -5,12 +5,13 @@ usage: websocket_test.py [CLASS[.test]...]; programs are those in $TORCHBUS_BUIL
 """
 import base64
 import hashlib
+import json
 import os
 import struct
 import sys
 import unittest
 
-from served import PROGRAM, Served, parsed
+from served import PROGRAM, REFUSED_COMMANDS, TOKEN, Served, parsed
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 COMMAND = b'{"command": "save", "reason": "\xe2\x98\x83 \xf0\x9f\x90\x8d"}'  # a snowman and a snake: three and four bytes
@@ -212,6 +213,21 @@ class Frames(unittest.TestCase):
         with Served(address="0.0.0.0", patience_ms=1000) as server:
             client = WebSocket(server)  # it should give the token now
             self.assertEqual(client.next(), (CLOSE, struct.pack("!H", 1008)))
+
+    def test_commands_that_are_none_are_refused(self):
+        client = WebSocket(self.server)
+        self.addCleanup(client.connection.close)
+        client.next()
+        client.connection.sendall(frame(TEXT, b'{"token": "%s"}' % TOKEN.encode()))
+        for said, answer in REFUSED_COMMANDS:
+            with self.subTest(said=said[:60]):
+                client.connection.sendall(frame(BINARY, said))  # as a text what is no UTF-8 would end it
+                opcode, payload = client.next()
+                self.assertEqual(opcode, TEXT)
+                data = json.loads(payload)["data"]
+                self.assertFalse(data["accepted"])
+                self.assertIn(answer, data["error"])
+        self.assertIsNone(self.server.next_command())
 
     def test_a_hand_shake_is_whole_or_refused(self):
         for name, changed, expected, *rest in HANDSHAKES:
