@@ -1,17 +1,13 @@
 #include "subscription.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstdint>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <torchbus/error.hpp>
-#include <torchbus/events_json.hpp>
-#include <torchbus/name_pattern.hpp>
 
 #include "query.hpp"
 
@@ -21,20 +17,6 @@ namespace {
 using nlohmann::json;
 
 constexpr std::size_t kMostWords = 64;
-
-/// The count that an interval is measured in; nothing for time.
-std::string_view count_of(Interval::Unit unit) {
-    using enum Interval::Unit;
-    switch (unit) {
-        case Attempt: return "attempts";
-        case MicroBatch: return "micro_batch";
-        case Epoch: return "epoch";
-        case Sample: return "samples";
-        case Token: return "tokens";
-        case Second: return {};
-        default: return "step";
-    }
-}
 
 void check(const Subscription& wanted, const std::string& where) {
     if (wanted.events.size() > kMostWords || wanted.fields.size() > kMostWords)
@@ -61,31 +43,6 @@ std::vector<std::string> words_of(std::string_view text) {
 bool from_now(const std::string& from, const std::string& where) {
     if (from == "now" || from == "start") return from == "now";
     throw ConfigError(fmt::format("{}: from: '{}' is not known; give start (with what is kept of the past) or now", where, from));
-}
-
-/// The parts of `data` that are named.
-json chosen_of(const json& data, const std::vector<std::string>& fields) {
-    json chosen = json::object();
-    for (const std::string& field : fields) {
-        const json* value = &data;
-        json* place = &chosen;
-        bool is_there = true;
-        for (std::string_view rest = field; is_there && !rest.empty();) {
-            const std::string name(rest.substr(0, rest.find('.')));
-            rest.remove_prefix(std::min(name.size() + 1, rest.size()));
-            // A name of the blackboard has dots of its own: what is left as a whole comes first.
-            const std::string whole = rest.empty() ? name : name + "." + std::string(rest);
-            const bool has_whole = value->is_object() && value->contains(whole);
-            const std::string& key = has_whole ? whole : name;
-            is_there = value->is_object() && value->contains(key);
-            if (!is_there) break;
-            value = &(*value)[key];
-            if (has_whole) rest = {};
-            if (rest.empty()) (*place)[key] = *value;
-            else place = &(*place)[key];
-        }
-    }
-    return chosen;
 }
 
 }  // namespace
@@ -120,32 +77,6 @@ Subscription subscription_from_query(std::string_view query) {
     }
     check(subscription, "query");
     return subscription;
-}
-
-bool LineFilter::is_due(const MessageView& message) {
-    if (subscription_.every.amount == 0 || !message.is_frequent()) return true;
-    Taken& last = taken_[std::string(message.name)];
-    const std::int64_t attempts = message.position("attempts").value_or(-2);
-    if (last.attempts == attempts) return true;  // of a step that was chosen
-    const std::string_view count = count_of(subscription_.every.unit);
-    double measured = 0;
-    if (count.empty()) measured = seconds_of_time(message.time()).value_or(0);  // not that of now: who comes late is given all of the past at once
-    else if (const auto found = message.position(count)) measured = static_cast<double>(*found);
-    else return true;
-    const double tick = std::floor(measured / subscription_.every.amount);
-    if (std::exchange(last.tick, tick) == tick) return false;
-    last.attempts = attempts;
-    return true;
-}
-
-std::optional<std::string> LineFilter::take(const MessageView& message) {
-    auto wanted = wanted_.find(message.name);
-    if (wanted == wanted_.end()) wanted = wanted_.emplace(message.name, matches_any(subscription_.events, std::string(message.name)) || message.name == "gap").first;
-    if (!wanted->second || !is_due(message)) return std::nullopt;
-    if (subscription_.fields.empty()) return std::string(message.line);
-    std::string line(message.line.substr(0, static_cast<std::size_t>(message.data.data() - message.line.data())));
-    append_json(line, message.name == "gap" ? json::parse(message.data) : chosen_of(json::parse(message.data), subscription_.fields));
-    return line + "}\n";
 }
 
 }  // namespace torchbus

@@ -49,7 +49,7 @@ std::string mutated(std::string bytes, std::mt19937& random) {
 
 TEST_CASE("readers of foreign bytes keep their promises on the corpora and near them", "[checkpoint][fuzz]") {
     for (const auto& [name, run] : {Target{"manifest", fuzz::manifest}, Target{"safetensors_header", fuzz::safetensors_header}, Target{"pickle", fuzz::pickle},
-                                    Target{"request", fuzz::request}, Target{"websocket_message", fuzz::websocket_message}, Target{"command", fuzz::command}, Target{"recording", fuzz::recording}}) {
+                                    Target{"request", fuzz::request}, Target{"subscription", fuzz::subscription}, Target{"websocket_message", fuzz::websocket_message}, Target{"command", fuzz::command}, Target{"recording", fuzz::recording}}) {
         const std::vector<std::string> corpus = corpus_of(name);
         REQUIRE(corpus.size() > 10);
         std::mt19937 random(11);

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 
@@ -17,9 +18,12 @@
 #include <torchbus/error.hpp>
 #include <torchbus/stream/stream_server.hpp>
 
+#include "../../src/json_text.hpp"
 #include "../../src/stream/query.hpp"
 #include "../../src/stream/recording.hpp"
 #include "../../src/stream/server/request_head.hpp"
+#include "../../src/stream/shown_runs.hpp"
+#include "../../src/stream/subscription.hpp"
 #include "targets.hpp"
 
 namespace torchbus::fuzz {
@@ -34,6 +38,25 @@ void demand(bool holds, const char* what) {
     if (holds) return;
     std::fprintf(stderr, "fuzz: %s\n", what);
     std::abort();
+}
+
+void check_subscription(const Subscription& wanted) {
+    demand(wanted.events.size() <= 64 && wanted.fields.size() <= 64, "more was subscribed to than may be");
+    demand(wanted.every.amount >= 0 && std::isfinite(wanted.every.amount), "an interval that is none was taken");
+    demand(!wanted.key().empty(), "a subscription has no key");
+}
+
+/// The query of a request as the server takes it.
+void ask(Route route, std::string_view query) {
+    if (route == Route::Events) return check_subscription(subscription_from_query(query));
+    if (route == Route::Curves) {
+        const CurvesQuery wanted = curves_query(query);
+        demand(!wanted.names.empty() && wanted.names.size() <= 64, "no curve, or more than may be, was asked for");
+        demand(wanted.range.points >= 2 && wanted.range.points <= 4000, "an answer would have no end");
+        for (const auto& limit : {wanted.range.from, wanted.range.to}) demand(!limit || std::isfinite(*limit), "a limit that is no number was taken");
+    } else if (route == Route::State) {
+        parse_query(query);
+    }
 }
 
 /// A file that is nowhere.
@@ -68,9 +91,20 @@ void request(std::string_view bytes) {
         demand(verdict.route != Route::Control || verdict.is_authorized, "control without the token");
         demand(!verdict.is_authorized || bytes.find(kToken) != std::string_view::npos, "a token was taken for another");
     }
+    if (!verdict.route) return;
+    const std::size_t mark = head.target.find('?');
     try {
-        parse_query(head.target.substr(std::min(head.target.find('?'), head.target.size())));
-    } catch (const ConfigError&) {
+        ask(*verdict.route, mark == std::string_view::npos ? std::string_view() : head.target.substr(mark + 1));
+    } catch (const ConfigError& refused) {
+        demand(std::string_view(refused.what()).size() > 10, "the refusal says nothing");
+    }
+}
+
+void subscription(std::string_view bytes) {
+    try {
+        check_subscription(subscription_from_json(json_of_text(std::string(bytes), "subscription"), "subscription"));
+    } catch (const ConfigError& refused) {
+        demand(std::string_view(refused.what()).size() > 10, "the refusal says nothing");
     }
 }
 

@@ -9,8 +9,10 @@ namespace torchbus::fuzz {
 void manifest(std::string_view bytes);
 void safetensors_header(std::string_view bytes);
 void pickle(std::string_view bytes);
-/// A client's HTTP request up to its body, and who may ask for what.
+/// A client's HTTP request up to its body: who may ask for what, and what the query asks for.
 void request(std::string_view bytes);
+/// The first line of a client of lines.
+void subscription(std::string_view bytes);
 /// What a WebSocket's client sends behind its hand-shake.
 void websocket_message(std::string_view bytes);
 void command(std::string_view bytes);
