@@ -39,6 +39,13 @@ COLOURED = """[...document.querySelectorAll('.card canvas')].map((canvas) => {
   for (let i = 0; i < data.length; i += 4) if (data[i + 3] > 99 && Math.max(data[i], data[i + 1], data[i + 2]) - Math.min(data[i], data[i + 1], data[i + 2]) > 60) found++;
   return found;
 })"""
+LEFT = "[...document.querySelectorAll('#facts div')].find((fact) => fact.firstChild.textContent === 'left')?.lastChild.textContent"
+# Every chart's plot by its title, as it is drawn: those that are there are built anew.
+PLOTS = """(() => {
+  window.plots = {};
+  window.uPlot = new Proxy(uPlot, {construct: (target, given) => (plots[given[2].closest('.card').querySelector('h3').textContent] = new target(...given))});
+  document.getElementById('theme').click();
+})()"""
 
 browser = None
 
@@ -81,13 +88,13 @@ class Case(unittest.TestCase):
 
 
 class Training:
-    """A run without an end, and where it serves."""
+    """A run without an end, and where it serves; `server`: options of its event_server."""
 
-    def __init__(self):
+    def __init__(self, **server):
         self.folder = tempfile.TemporaryDirectory(prefix="torchbus-dashboard-")
         folder = Path(self.folder.name)
         (folder / "token").write_text(TOKEN + "\n")
-        (folder / "run.json").write_text(json.dumps(RUN))
+        (folder / "run.json").write_text(json.dumps(RUN | {"callbacks": RUN["callbacks"][:-1] + [RUN["callbacks"][-1] | server]}))
         self.errors = folder / "stderr"
         with open(self.errors, "wb") as errors:
             self.process = subprocess.Popen([TORCHBUS, "train", "run.json"], cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
@@ -133,6 +140,7 @@ class BesideARun(Case):
         page.until(f"{text_of('#facts')} !== {json.dumps(before)}", "it goes on")
         page.until("document.querySelectorAll('#events tbody tr').length > 3", "events")
         page.until("document.querySelectorAll('#accounting tbody tr').length > 3", "accounting")
+        page.until(f"/^[0-9]/.test({LEFT})", "the time left")
         self.saves(page, "run")
         self.assert_calm(page)
 
@@ -240,9 +248,11 @@ class BesideARun(Case):
         page = self.open()
         page.click("#pause")
         page.until(f"{text_of('#state')} === 'paused' && {text_of('#pause')} === 'Resume'", "it is paused")
+        page.until(f"{LEFT} === undefined", "a run that stands has no end in sight")
         self.saves(page, "paused")
         page.click("#pause")
         page.until(f"{text_of('#state')} !== 'paused'", "it goes on")
+        page.until(f"/^[0-9]/.test({LEFT})", "the time left")
         self.assert_calm(page)
 
     def test_a_wrong_token_is_asked_for_again(self):
@@ -270,6 +280,35 @@ class BesideARun(Case):
         page.wait(5)
         self.assertLessEqual(sum("/curves" in url for url in page.requests), 6)
         self.assertLessEqual(len(page.requests), 18)
+
+
+class BesideRecordings(Case):
+    def test_curves_of_recorded_ranks_lie_beside_the_run_and_can_be_hidden(self):
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory(prefix="torchbus-dashboard-")))
+        recorded = RUN | {"train": {"epochs": 2, "batch_size": 32}, "callbacks": [{"kind": "data_parallel"}, {"kind": "metrics", "accuracy": True}, {"kind": "event_file"}]}
+        (folder / "run.json").write_text(json.dumps(recorded))
+        done = subprocess.run([TORCHBUS, "launch", "--nproc-per-node", "2", "--", TORCHBUS, "train", "run.json"], cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        files = [folder / "events.jsonl", folder / "events.rank1.jsonl"]
+        ids = {json.loads(file.read_text().partition("\n")[0])["run"] for file in files}
+        self.assertEqual(len(ids), 1, "it is one run")
+        recorded_run = ids.pop()
+        run = self.enterContext(Training(compare=list(map(str, files))))
+        page = self.page(run.url)
+        page.evaluate(PLOTS)
+        drawn = lambda of_rank_0, of_rank_1, live: (f"((labels) => labels.some((one) => one.includes('events.jsonl')) === {of_rank_0} && labels.some((one) => one.includes('events.rank1.jsonl')) === {of_rank_1}"
+                                                    f" && labels.some((one) => !one.includes('.jsonl')) === {live})((plots.loss?.series ?? []).slice(1).map((one) => one.label ?? ''))")
+        page.until(drawn("true", "true", "true"), "a curve of each rank, and of the run under way")
+        page.until(f"{COLOURED}.some((found) => found > 20)", "curves are drawn")
+        self.saves(page, "beside_recordings")
+        page.click(f'#runs [data-toggles="{recorded_run}:1"]')
+        page.until(drawn("true", "false", "true"), "one rank is hidden")
+        page.click(f'#runs [data-toggles="{recorded_run}"]')
+        page.until(drawn("false", "false", "true"), "the run under way alone")
+        page.press("2")
+        page.until(drawn("true", "true", "true"), "all are there again")
+        self.assert_calm(page)
 
 
 class AtTheEnd(Case):
@@ -406,6 +445,54 @@ class BesideAServer(Case):
         page.until("Number(document.querySelector('#events tbody tr')?.dataset.id) === 100000", "the last one")
         self.assertLess(time.monotonic() - began, 30)
         self.assertLessEqual(page.evaluate("document.querySelectorAll('#events tbody tr').length"), 300)
+
+    def test_a_curve_of_a_million_points_is_drawn_soon_with_its_peak(self):
+        server = self.enterContext(Served())
+        server.tell("numbers 1000000")
+        server.tell(f"drain {PATIENCE_S * 1000}")
+        began = time.monotonic()
+        page = self.page(f"http://127.0.0.1:{server.port}")
+        page.evaluate(PLOTS)
+        page.until(f"plots.loss?.data[0].at(-1) === 1000000 && {COLOURED}.every((found) => found > 20)", "it is drawn")
+        self.assertLess(time.monotonic() - began, 15)
+        points, highest, at = page.evaluate("((x, y) => [x.length, Math.max(...y), x[y.indexOf(Math.max(...y))]])(plots.loss.data[0], plots.loss.data[1])")
+        self.assertLessEqual(points, 1010)
+        self.assertGreater(points, 400)
+        self.assertEqual((highest, at), (50, 777))
+        self.saves(page, "a_million_points")
+        self.assert_calm(page)
+
+    def test_smoothing_and_a_logarithmic_axis_change_what_is_drawn(self):
+        server = self.enterContext(Served())
+        server.tell("numbers 3000")
+        page = self.page(f"http://127.0.0.1:{server.port}")
+        page.evaluate(PLOTS)
+        page.until("plots.loss?.data[0].at(-1) === 3000", "it is drawn")
+        picture = "plots.loss.ctx.canvas.toDataURL()"
+        way = lambda i: page.evaluate(f"plots.loss.data[{i}].filter((y) => y !== null && y !== undefined).reduce(([sum, last], y) => [sum + Math.abs(y - (last ?? y)), y], [0])[0]")
+        plain, rough = page.evaluate(picture), way(1)
+        page.press("s")
+        page.until(f"plots.loss.series.length === 3 && {picture} !== {json.dumps(plain)}", "a smooth curve over the rough one")
+        smooth = page.evaluate(picture)
+        self.assertEqual(way(1), rough)
+        self.assertLess(way(2), 0.2 * rough)
+        page.press("l")
+        page.until(f"plots.loss.scales.y.distr === 3 && {picture} !== {json.dumps(smooth)}", "a logarithmic axis")
+        page.press("l")
+        for _ in range(3):
+            page.press("s")
+        page.until(f"plots.loss.series.length === 2 && {picture} === {json.dumps(plain)}", "as it was")
+        self.assert_calm(page)
+
+    def test_a_server_without_control_offers_none(self):
+        server = self.enterContext(Served(token=""))
+        server.tell("publish 3")
+        page = self.page(f"http://127.0.0.1:{server.port}", token=None)
+        page.until(f"{text_of('#connection')} === 'live' && {text_of('#state')} === 'running'", "there is a run")
+        self.assertEqual(page.evaluate("['save', 'evaluate', 'pause', 'stop', 'key'].filter((id) => document.getElementById(id).offsetParent)"), [])
+        self.assert_calm(page)
+        self.assertEqual(page.evaluate("fetch('/control', {method: 'POST', body: '{\"command\": \"stop\"}'}).then((answer) => answer.status)"), 403)
+        self.assertIsNone(server.next_command())
 
     def test_the_name_of_a_run_is_text(self):
         server, proxy = self.serve()
