@@ -219,6 +219,16 @@ class Reference(Case):
         self.refused(2, "unknown event 'gradients_redy'; did you mean 'gradients_ready'? (torchbus events lists them)",
                      "events", "gradients_redy")
 
+    def test_the_schema_of_the_stream_names_every_event(self):
+        schema = json.loads(self.torchbus("events", "--schema"))
+        self.assertEqual((schema["$schema"], schema["$id"]), ("https://json-schema.org/draft/2020-12/schema", "torchbus:events:1"))
+        self.assertLessEqual({"specversion", "id", "source", "type", "data"}, set(schema["required"]))
+        events = set(re.findall(r"^(\w+)$", self.torchbus("events"), re.M))
+        self.assertLessEqual(events, set(schema["$defs"]))
+        chosen = {one["if"]["properties"]["type"]["const"]: one["then"]["properties"]["data"]["$ref"] for one in schema["allOf"]}
+        for event in events:
+            self.assertEqual(chosen[f"torchbus.{event}"], f"#/$defs/{event}")
+
     def test_callbacks_lists_all_and_the_options_of_one(self):
         listed = re.findall(r"^(\w+) +[A-Z]", self.torchbus("callbacks"), re.M)
         headers = {path.stem for path in (ROOT / "include/torchbus/callbacks").glob("*.hpp")} - {"registry"}

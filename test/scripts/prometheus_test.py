@@ -117,6 +117,17 @@ class Scraped(unittest.TestCase):
         for name in ("run", "rank"):
             self.assertTrue(self.ask(f"/api/v1/label/{name}/values"), name)
 
+    def test_every_alert_can_be_asked_for_and_fires_where_it_should(self):
+        expressions = dict(re.findall(r"- alert: (\w+)\n +expr: (.*)", (MONITORING / "alerts.yml").read_text()))
+        self.assertGreater(len(expressions), 3)
+        for name, expression in expressions.items():
+            answer = self.ask("/api/v1/query", query=expression)
+            self.assertIsNotNone(answer, f"{name}: {expression}")  # an error; an answer may be empty
+            self.assertEqual(answer["result"], [], f"{name} fires in a run that is well")
+        is_running = expressions["TrainingFailed"].replace('"failed"', '"running"')
+        self.assertNotEqual(is_running, expressions["TrainingFailed"])
+        self.assertTrue(self.results(is_running), "an alert of a state that holds does not fire")
+
 
 if __name__ == "__main__":
     if not (PROMETHEUS / "prometheus").exists():
