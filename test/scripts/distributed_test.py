@@ -6,6 +6,7 @@ usage: distributed_test.py; the program is the one in $TORCHBUS_BUILD, default b
 """
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 import unittest
+import urllib.request
 from pathlib import Path
 
 from ranks import exit_where_not_possible, free_port, placement
@@ -329,6 +331,53 @@ class Launched(InFolder):
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=PATIENCE_S)
         self.assertEqual(process.returncode, 128 + signal.SIGTERM, err)
+
+    def test_commands_to_any_rank_take_effect_on_all_at_one_step(self):
+        token = "0123456789abcdef"
+        (self.folder / "token").write_text(token + "\n")
+        run = run_file()
+        run["callbacks"] = [callback for callback in run["callbacks"] if callback["kind"] not in ("fingerprint", "progress_lines")] + [
+            {"kind": "event_file"}, {"kind": "event_server", "control": True, "token_file": "token", "all_ranks": True}]
+        (self.folder / "run.json").write_text(json.dumps(run))
+        process = self.launch("--nproc-per-node", 2, "--", PROGRAM, "train", "run.json", "--set", "train.batch_size=12", "--set", "train.epochs=1000000")
+        files, servers = [self.folder / "events.jsonl", self.folder / "events.rank1.jsonl"], {}
+        while len(servers) < 2:
+            line = process.stderr.readline()
+            self.assertTrue(line, f"{servers} serve, and no more")
+            if found := re.match(r"\[rank (\d)/2\] torchbus: events at (http://[\d.:]+)/events", line):
+                servers[int(found[1])] = found[2]
+
+        def command(rank, name, **more):
+            request = urllib.request.Request(servers[rank] + "/control", json.dumps({"command": name, "by": "me"} | more).encode(), {"Authorization": f"Bearer {token}"})
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+                self.assertEqual(json.load(answer)["data"], {"accepted": True})
+
+        def wait_for(condition, what):
+            deadline = time.monotonic() + PATIENCE_S
+            while not condition():
+                self.assertLess(time.monotonic(), deadline, what)
+                time.sleep(0.05)
+
+        def told(path):
+            """What was decided and changed, and at which step and whose request."""
+            lines = path.read_text().splitlines(keepends=True)
+            data = [json.loads(line)["data"] for line in lines if line.endswith("\n") and re.search(r'"type":"torchbus\.(decision_taken|option_changed)"', line)]
+            return [(one["position"]["step"], one["position"]["attempts"], one.get("decision") or [one["subscriber"], one["option"], one["from"], one["to"], one["error"]], one["requester"]) for one in data]
+
+        wait_for(lambda: all(path.exists() and path.read_text().count('"type":"torchbus.train_step_end"') > 3 for path in files), "no steps are made")
+        command(0, "change_option", subscriber="gradient_clipping", option="max_norm", value=0.25)
+        for count, (rank, name) in enumerate([(0, "pause"), (1, "resume"), (1, "pause"), (0, "resume")], 2):  # the change is told twice: as decided, and as made
+            wait_for(lambda: [len(told(path)) for path in files] == [count, count], f"both ranks tell of {count} things before the next {name}")
+            command(rank, name)
+        wait_for(lambda: [len(told(path)) for path in files] == [6, 6], "they do not go on")
+        command(1, "stop")
+        _, err = process.communicate(timeout=PATIENCE_S)
+        self.assertEqual(process.returncode, 0, err)
+        first = told(files[0])
+        self.assertEqual(told(files[1]), first)
+        self.assertEqual([what for _, _, what, _ in first if isinstance(what, str)], ["change_option", "pause", "resume", "pause", "resume", "stop_run"])
+        self.assertEqual([what for _, _, what, _ in first if not isinstance(what, str)], [["gradient_clipping", "max_norm", "0.5", "0.25", ""]])
+        self.assertEqual({requester for *_, requester in first}, {"event_server: me at 127.0.0.1"})
 
     def test_two_nodes_find_each_other_fail_and_restart_together(self):
         port = free_port()
