@@ -285,10 +285,10 @@ class BesideARun(Case):
 class BesideRecordings(Case):
     def test_curves_of_recorded_ranks_lie_beside_the_run_and_can_be_hidden(self):
         folder = Path(self.enterContext(tempfile.TemporaryDirectory(prefix="torchbus-dashboard-")))
-        recorded = RUN | {"train": {"epochs": 2, "batch_size": 32}, "callbacks": [{"kind": "data_parallel"}, {"kind": "metrics", "accuracy": True}, {"kind": "event_file"}]}
+        recorded = RUN | {"data": RUN["data"] | {"samples": 320}, "train": {"epochs": 2, "batch_size": 16}, "callbacks": [{"kind": "data_parallel"}, {"kind": "metrics", "accuracy": True}, {"kind": "event_file"}]}
         (folder / "run.json").write_text(json.dumps(recorded))
         done = subprocess.run([TORCHBUS, "launch", "--nproc-per-node", "2", "--", TORCHBUS, "train", "run.json"], cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"},
-                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S)
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=3 * PATIENCE_S)
         self.assertEqual(done.returncode, 0, done.stderr)
         files = [folder / "events.jsonl", folder / "events.rank1.jsonl"]
         ids = {json.loads(file.read_text().partition("\n")[0])["run"] for file in files}
