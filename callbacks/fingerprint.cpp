@@ -83,10 +83,9 @@ public:
         run_ = nullptr;
     }
     json change_option(std::string_view option, const json& value) override {
-        if (option != "every") return Callback::change_option(option, value);
-        const Interval before = std::exchange(options_.every, changed_interval(value, kind(), option));
+        const auto before = change_interval(options_.every, "every", kind(), option, value);
         connect_records();
-        return to_string(before);
+        return before;
     }
     /// That the run has begun, so that a resumed one adds to the file.
     SavedState state() const override { return {{{"path", options_.path.string()}}, {}}; }

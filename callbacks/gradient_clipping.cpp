@@ -98,9 +98,8 @@ void require_valid(const GradientClippingOptions& options) {
 
 nlohmann::json GradientClipping::change_option(std::string_view option, const nlohmann::json& value) {
     using Options = GradientClippingOptions;
-    const auto before = change_number(options_, {{"max_norm", &Options::max_norm}, {"max_value", &Options::max_value}, {"ratio", &Options::ratio}}, kind(), option, value,
-                                          [](const Options& changed) { require_valid(changed); });
-    return before ? *before : Callback::change_option(option, value);
+    return change_number(options_, {{"max_norm", &Options::max_norm}, {"max_value", &Options::max_value}, {"ratio", &Options::ratio}}, kind(), option, value,
+                         [](const Options& changed) { require_valid(changed); });
 }
 
 }  // namespace

@@ -125,11 +125,10 @@ public:
     }
 
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        if (option != "every") return Callback::change_option(option, value);
-        const Interval before = std::exchange(options_.every, changed_interval(value, kind(), option));
+        const auto before = change_interval(options_.every, "every", kind(), option, value);
         for (auto& [update, filter] : updates_) filter.reset();
         saved_progress_ = nlohmann::json::object();
-        return to_string(before);
+        return before;
     }
 
 private:

@@ -29,9 +29,8 @@ public:
     }
     void detach() override { connections_.clear(); }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        const auto before = change_number(options_, {{"smoothing", &LabelSmoothingOptions::smoothing}}, kind(), option, value,
-                                          [](const LabelSmoothingOptions& changed) { require_valid(changed); });
-        return before ? *before : Callback::change_option(option, value);
+        return change_number(options_, {{"smoothing", &LabelSmoothingOptions::smoothing}}, kind(), option, value,
+                             [](const LabelSmoothingOptions& changed) { require_valid(changed); });
     }
 
 private:

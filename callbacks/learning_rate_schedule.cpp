@@ -70,7 +70,7 @@ public:
         return findings;
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        if (option != "factor") return Callback::change_option(option, value);
+        if (option != "factor") refuse_change(kind(), option, {"factor"});
         const double factor = changed_number(value, kind(), option);
         require_factor(factor);
         return std::exchange(options_.factor, factor);

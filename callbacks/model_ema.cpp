@@ -71,9 +71,8 @@ public:
         model_ = nullptr;
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        const auto before = change_number(options_, {{"decay", &ModelEmaOptions::decay}}, kind(), option, value,
-                                          [](const ModelEmaOptions& changed) { require_valid(changed); });
-        return before ? *before : Callback::change_option(option, value);
+        return change_number(options_, {{"decay", &ModelEmaOptions::decay}}, kind(), option, value,
+                             [](const ModelEmaOptions& changed) { require_valid(changed); });
     }
     SavedState state() const override {
         SavedState state{{{"steps", steps_}, {"averages", count_}}};

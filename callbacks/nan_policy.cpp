@@ -88,9 +88,8 @@ public:
         run_ = nullptr;
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        const auto before = change_number(options_, {{"spike_factor", &NanPolicyOptions::spike_factor}}, kind(), option, value,
-                                          [](const NanPolicyOptions& changed) { require_valid(changed); });
-        return before ? *before : Callback::change_option(option, value);
+        return change_number(options_, {{"spike_factor", &NanPolicyOptions::spike_factor}}, kind(), option, value,
+                             [](const NanPolicyOptions& changed) { require_valid(changed); });
     }
     SavedState state() const override {
         SavedState state{{{"in_a_row", in_a_row_}, {"faults", faults_}, {"roll_backs", roll_backs_}, {"updates", nlohmann::json::object()}}, {}};

@@ -48,10 +48,9 @@ public:
         run_ = nullptr;
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        if (option != "every") return Callback::change_option(option, value);
-        const Interval before = std::exchange(options_.every, changed_interval(value, kind(), option));
+        const auto before = change_interval(options_.every, "every", kind(), option, value);
         connect_line();
-        return to_string(before);
+        return before;
     }
 
 private:

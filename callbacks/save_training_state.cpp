@@ -105,10 +105,9 @@ public:
         failure_ = nullptr;
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        if (option != "every") return Callback::change_option(option, value);
-        const Interval before = std::exchange(options_.every, changed_interval(value, kind(), option));
+        const auto before = change_interval(options_.every, "every", kind(), option, value);
         connect_interval();
-        return to_string(before);
+        return before;
     }
     SavedState state() const override { return kept_.saved(options_.folder); }
     void load_state(const SavedState& state) override {

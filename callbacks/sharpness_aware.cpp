@@ -54,9 +54,8 @@ public:
     }
 
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        const auto before = change_number(options_, {{"rho", &SharpnessAwareOptions::rho}}, kind(), option, value,
-                                          [](const SharpnessAwareOptions& changed) { require_valid(changed); });
-        return before ? *before : Callback::change_option(option, value);
+        return change_number(options_, {{"rho", &SharpnessAwareOptions::rho}}, kind(), option, value,
+                             [](const SharpnessAwareOptions& changed) { require_valid(changed); });
     }
 
 private:

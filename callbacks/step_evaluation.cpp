@@ -1,7 +1,5 @@
 #include <torchbus/callbacks/step_evaluation.hpp>
 
-#include <utility>
-
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -27,10 +25,9 @@ public:
         run_ = nullptr;
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        if (option != "every") return Callback::change_option(option, value);
-        const Interval before = std::exchange(options_.every, changed_interval(value, kind(), option));
+        const auto before = change_interval(options_.every, "every", kind(), option, value);
         connect();
-        return to_string(before);
+        return before;
     }
 
 private:

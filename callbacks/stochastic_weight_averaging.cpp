@@ -68,10 +68,9 @@ public:
         run_ = nullptr;
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        if (option != "every") return Callback::change_option(option, value);
-        const Interval before = std::exchange(options_.every, changed_interval(value, kind(), option));
+        const auto before = change_interval(options_.every, "every", kind(), option, value);
         ticks_ = ticks_now();
-        return to_string(before);
+        return before;
     }
     SavedState state() const override {
         SavedState state{{{"averages", count_}, {"ticks", ticks_}, {"batches", kept_.size()}}};

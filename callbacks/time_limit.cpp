@@ -36,10 +36,11 @@ public:
     }
     void detach() override { connections_.clear(); }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        if (option != "limit") return Callback::change_option(option, value);
-        const Interval limit = changed_interval(value, kind(), option);
+        Interval limit = options_.limit;
+        const auto before = change_interval(limit, "limit", kind(), option, value);
         require_duration(limit);
-        return to_string(std::exchange(options_.limit, limit));
+        options_.limit = limit;
+        return before;
     }
 
 private:

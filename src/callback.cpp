@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <torchbus/changed_option.hpp>
 #include <torchbus/error.hpp>
 
 namespace torchbus {
@@ -9,7 +10,7 @@ namespace torchbus {
 void Callback::load_state(const SavedState&) {}
 
 nlohmann::json Callback::change_option(std::string_view option, const nlohmann::json& /*value*/) {
-    throw ConfigError(fmt::format("{}: the option '{}' cannot be changed while a run is under way", kind(), option));
+    refuse_change(kind(), option);
 }
 
 CallbackClaim::CallbackClaim(std::shared_ptr<Callback> callback, const std::string& id) : callback_(std::move(callback)) {

@@ -40,9 +40,8 @@ public:
     void detach() override { connections_.clear(); }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
         using Options = MixingOptions;
-        const auto before = change_number(options_, {{"alpha", &Options::alpha}, {"probability", &Options::probability}, {"label_smoothing", &Options::label_smoothing}}, kind_, option, value,
-                                          [this](const Options& options) { require_valid(kind_, options); });
-        return before ? *before : Callback::change_option(option, value);
+        return change_number(options_, {{"alpha", &Options::alpha}, {"probability", &Options::probability}, {"label_smoothing", &Options::label_smoothing}}, kind_, option, value,
+                             [this](const Options& options) { require_valid(kind_, options); });
     }
 
 private:

@@ -2,9 +2,9 @@
 /// New values of options of a callback at work, for Callback::change_option.
 
 #include <initializer_list>
-#include <optional>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -15,14 +15,18 @@ namespace torchbus {
 /// Throws: ConfigError for what is no number.
 double changed_number(const nlohmann::json& value, std::string_view kind, std::string_view option);
 
-/// A number or a text such as "100step". Throws: ConfigError for what is no interval, or is not positive.
-Interval changed_interval(const nlohmann::json& value, std::string_view kind, std::string_view option);
+/// Throws: ConfigError that names the options of this kind that can be changed.
+[[noreturn]] void refuse_change(std::string_view kind, std::string_view option, const std::vector<std::string_view>& changeable = {});
 
-/// Sets the number that is called `option`, where it is among `numbers`, once `require_valid` has taken the options as a whole.
-/// Returns the value until now, or nothing where it is called otherwise. Throws: ConfigError; the options are then as before.
+/// Sets `interval`, the only option that can be changed, which is called `name`; `value` is a number or a text such as "100step".
+/// Returns the value until now. Throws: ConfigError for another option, for what is no interval, or is not positive.
+nlohmann::json change_interval(Interval& interval, std::string_view name, std::string_view kind, std::string_view option, const nlohmann::json& value);
+
+/// Sets the one of `numbers` that is called `option`, once `require_valid` has taken the options as a whole. Returns the value
+/// until now. Throws: ConfigError, also for an option that is not among them; the options are then as before.
 template <class Options, class Require>
-std::optional<nlohmann::json> change_number(Options& options, std::initializer_list<std::pair<std::string_view, double Options::*>> numbers, std::string_view kind,
-                                            std::string_view option, const nlohmann::json& value, const Require& require_valid) {
+nlohmann::json change_number(Options& options, std::initializer_list<std::pair<std::string_view, double Options::*>> numbers, std::string_view kind,
+                             std::string_view option, const nlohmann::json& value, const Require& require_valid) {
     for (const auto& [name, place] : numbers) {
         if (name != option) continue;
         Options changed = options;
@@ -31,7 +35,9 @@ std::optional<nlohmann::json> change_number(Options& options, std::initializer_l
         options = std::move(changed);
         return before;
     }
-    return std::nullopt;
+    std::vector<std::string_view> changeable;
+    for (const auto& [name, place] : numbers) changeable.push_back(name);
+    refuse_change(kind, option, changeable);
 }
 
 }  // namespace torchbus

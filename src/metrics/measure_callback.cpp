@@ -88,10 +88,10 @@ public:
         });
     }
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override {
-        if (option != "every" || schedule_.every.amount == 0) return Callback::change_option(option, value);  // who counts every batch publishes from the first one on
-        const Interval before = std::exchange(schedule_.every, changed_interval(value, kind_, option));
+        if (schedule_.every.amount == 0) return Callback::change_option(option, value);  // who counts every batch publishes from the first one on
+        const auto before = change_interval(schedule_.every, "every", kind_, option, value);
         connect_training();
-        return to_string(before);
+        return before;
     }
     void detach() override {
         training_.disconnect();

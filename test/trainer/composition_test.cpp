@@ -164,7 +164,7 @@ TEST_CASE("an option changes at a decision point, with an event that says who ch
     toy.finish();
     changed.get();
     CHECK(told == std::vector<std::string>{"clip.max_norm 1 -> 0.25 by dashboard"});
-    CHECK_THROWS_WITH(unknown.get(), "gradient_clipping: the option 'max_nrom' cannot be changed while a run is under way");
+    CHECK_THROWS_WITH(unknown.get(), "gradient_clipping: the option 'max_nrom' cannot be changed while a run is under way (those that can: max_norm, max_value, ratio)");
     CHECK_THROWS_WITH(wrong.get(), "gradient_clipping: max_norm: -1 is not positive; give the largest allowed gradient norm, e.g. 1.0");
     CHECK_THROWS_WITH(nobody.get(), "no callback 'clipp' is attached; did you mean 'clip'?");
     CHECK(toy.trainer->result().outcome == Outcome::Finished);
