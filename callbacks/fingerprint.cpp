@@ -162,7 +162,7 @@ std::unique_ptr<Callback> make_fingerprint(FingerprintOptions options) {
 std::unique_ptr<Callback> fingerprint_from_json(OptionReader& reader) {
     FingerprintOptions options;
     std::string name = options.path.string();
-    reader.interval("every", options.every, "between two records, e.g. 1step or 1epoch; > 0")
+    reader.interval("every", options.every, "between two records, e.g. 1step or 1epoch; > 0").changeable()
         .text("path", name, "the file, one JSON object a line");
     options.path = name;
     return make_fingerprint(std::move(options));

@@ -113,10 +113,10 @@ std::unique_ptr<Callback> gradient_clipping_from_json(OptionReader& reader) {
     GradientClippingOptions options;
     std::string by = "norm";
     reader.choice("by", by, {"norm", "value", "adaptive"}, "what is bounded")
-        .number("max_norm", options.max_norm, "largest total norm, after unscaling; > 0", Range::positive())
+        .number("max_norm", options.max_norm, "largest total norm, after unscaling; > 0", Range::positive()).changeable()
         .number("norm_type", options.norm_type, "p of the p-norm; > 0", Range::positive())
-        .number("max_value", options.max_value, "largest absolute value of an element, with by = value; > 0", Range::positive())
-        .number("ratio", options.ratio, "largest share of the weights' norm, with by = adaptive; > 0", Range::positive())
+        .number("max_value", options.max_value, "largest absolute value of an element, with by = value; > 0", Range::positive()).changeable()
+        .number("ratio", options.ratio, "largest share of the weights' norm, with by = adaptive; > 0", Range::positive()).changeable()
         .number("epsilon", options.epsilon, "smallest weight norm, with by = adaptive; > 0", Range::positive());
     options.by = by == "norm" ? By::Norm : by == "value" ? By::Value : By::Adaptive;
     return make_gradient_clipping(options);

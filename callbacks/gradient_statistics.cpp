@@ -240,7 +240,7 @@ std::unique_ptr<Callback> make_gradient_statistics(GradientStatisticsOptions opt
 std::unique_ptr<Callback> gradient_statistics_from_json(OptionReader& reader) {
     GradientStatisticsOptions options;
     std::string when = "before_clipping";
-    reader.interval("every", options.every, "between measured updates")
+    reader.interval("every", options.every, "between measured updates").changeable()
         .choice("when", when, {"before_clipping", "after_clipping"}, "which gradients are measured")
         .boolean("per_parameter", options.per_parameter, "every parameter, beside the total")
         .boolean("gradients", options.gradients, "norm, mean, largest absolute value and share of zeros of the gradients")

@@ -128,7 +128,7 @@ std::unique_ptr<Callback> make_learning_rate_schedule(LearningRateScheduleOption
 std::unique_ptr<Callback> learning_rate_schedule_from_json(OptionReader& reader) {
     LearningRateScheduleOptions options;
     reader.text("update", options.update, "name of the update; empty: all of them")
-        .number("factor", options.factor, "of the whole curve; may be changed while a run is under way", Range::at_least(0))
+        .number("factor", options.factor, "of the whole curve", Range::at_least(0)).changeable()
         .boolean("save_around_decay", options.save_around_decay, "whether a save is asked for before a warm-up-stable-decay schedule's decay, and after one that it goes on from");
     const nlohmann::json* part = reader.part("schedule", "object", fmt::format("kind ({}) and its options", fmt::join(schedule_table().kinds(), ", ")));
     options.schedule = schedule_from_json(part ? *part : nlohmann::json::object(), reader.path_of("schedule"));

@@ -288,7 +288,7 @@ std::unique_ptr<Callback> nan_policy_from_json(OptionReader& reader) {
     std::string non_finite = "skip", spike = "warn", usual = "median";
     reader.choice("non_finite", non_finite, actions, "what is done about a loss or gradient norm that is not finite")
         .choice("spike", spike, actions, "what is done about a loss or gradient norm far above the usual")
-        .number("spike_factor", options.spike_factor, "how many times the usual is a spike; > 1, or 0 to look for none", Range::at_least(0))
+        .number("spike_factor", options.spike_factor, "how many times the usual is a spike; > 1, or 0 to look for none", Range::at_least(0)).changeable()
         .choice("usual", usual, {"median", "moving_average"}, "what is usual")
         .integer("window", options.window, "updates of which the usual is taken; ≥ 1", Range::at_least(1))
         .integer("warmup", options.warmup, "updates that are made before spikes are looked for; ≥ 1", Range::at_least(1))

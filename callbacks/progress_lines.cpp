@@ -77,7 +77,7 @@ std::unique_ptr<Callback> make_progress_lines(ProgressLinesOptions options) {
 
 std::unique_ptr<Callback> progress_lines_from_json(OptionReader& reader) {
     ProgressLinesOptions options;
-    reader.interval("every", options.every, "between lines within an epoch; 0: none");
+    reader.interval("every", options.every, "between lines within an epoch; 0: none").changeable();
     return make_progress_lines(std::move(options));
 }
 

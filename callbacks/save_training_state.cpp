@@ -287,7 +287,7 @@ std::unique_ptr<Callback> save_training_state_from_json(OptionReader& reader) {
     SaveTrainingStateOptions options;
     std::string mode = "min", folder = options.folder.string();
     reader.text("folder", folder, "where the folders step_<n> go; made when something is saved")
-        .interval("every", options.every, "between saves within an epoch, e.g. 1000step or 30min; 0: only where asked for")
+        .interval("every", options.every, "between saves within an epoch, e.g. 1000step or 30min; 0: only where asked for").changeable()
         .integer("every_epochs", options.every_epochs, "epochs between saves after epochs; 0: none", Range::at_least(0))
         .boolean("at_end", options.at_end, "whether it is saved after the last epoch, too")
         .integer("keep", options.keep, "how many of the newest are kept; 0: all", Range::at_least(0))

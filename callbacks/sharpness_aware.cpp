@@ -115,7 +115,7 @@ std::unique_ptr<Callback> make_sharpness_aware(SharpnessAwareOptions options) {
 
 std::unique_ptr<Callback> sharpness_aware_from_json(OptionReader& reader) {
     SharpnessAwareOptions options;
-    reader.number("rho", options.rho, "length of the climb; > 0", Range::positive())
+    reader.number("rho", options.rho, "length of the climb; > 0", Range::positive()).changeable()
         .boolean("adaptive", options.adaptive, "whether large weights climb further (ASAM)")
         .text("update", options.update, "name of the update; empty: each");
     return make_sharpness_aware(std::move(options));

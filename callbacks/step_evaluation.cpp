@@ -58,7 +58,7 @@ std::unique_ptr<Callback> make_step_evaluation(StepEvaluationOptions options) {
 
 std::unique_ptr<Callback> step_evaluation_from_json(OptionReader& reader) {
     StepEvaluationOptions options;
-    reader.interval("every", options.every, "between evaluations within an epoch, e.g. 1000step or 10min; > 0");
+    reader.interval("every", options.every, "between evaluations within an epoch, e.g. 1000step or 10min; > 0").changeable();
     return make_step_evaluation(options);
 }
 

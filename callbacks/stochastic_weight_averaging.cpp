@@ -205,7 +205,7 @@ std::unique_ptr<Callback> make_stochastic_weight_averaging(Options options) {
 std::unique_ptr<Callback> stochastic_weight_averaging_from_json(OptionReader& reader) {
     Options options;
     reader.interval("start", options.start, "where the first average is taken")
-        .interval("every", options.every, "between two averages; > 0")
+        .interval("every", options.every, "between two averages; > 0").changeable()
         .integer("batches", options.batches, "training batches kept to compute the statistics of batch norm", Range::at_least(0))
         .text("view", options.view, "name of the weights view")
         .boolean("evaluate", options.evaluate, "whether evaluations go through the view");

@@ -64,7 +64,7 @@ std::unique_ptr<Callback> make_time_limit(TimeLimitOptions options) {
 
 std::unique_ptr<Callback> time_limit_from_json(OptionReader& reader) {
     TimeLimitOptions options;
-    reader.interval("limit", options.limit, "how long the run may take, e.g. 90min or 2h; > 0")
+    reader.interval("limit", options.limit, "how long the run may take, e.g. 90min or 2h; > 0").changeable()
         .boolean("save", options.save, "whether a save is asked for with the stop");
     return make_time_limit(options);
 }

@@ -44,7 +44,7 @@ std::string OptionReader::path_of(std::string_view name) const {
 
 const json* OptionReader::find(std::string_view name, std::string_view type, const json& fallback, std::string_view about,
                                Range range, std::vector<std::string> allowed) {
-    described_.push_back({std::string(name), std::string(type), fallback.dump(), std::string(about), range, std::move(allowed), {}});
+    described_.push_back({std::string(name), std::string(type), fallback.dump(), std::string(about), range, std::move(allowed)});
     taken_.emplace_back(name);
     const auto found = options_->find(std::string(name));
     return found == options_->end() ? nullptr : &*found;
@@ -154,6 +154,12 @@ void OptionReader::each_object(std::string_view name, std::string_view about, co
         read(one, false);
         one.finish();
     }
+}
+
+OptionReader& OptionReader::changeable() {
+    described_.back().changeable = true;
+    described_.back().about += "; may be changed while a run is under way";
+    return *this;
 }
 
 bool OptionReader::has(std::string_view name) const { return options_->contains(name); }

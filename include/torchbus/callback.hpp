@@ -95,6 +95,7 @@ public:
     virtual std::shared_ptr<Consensus> consensus() { return nullptr; }
     /// Changes a number or an interval while a run is under way, at a decision point; `value` as in a run file.
     /// Returns the value until now. Throws: ConfigError for an option that cannot be changed so, or a value out of range.
+    /// An option that can be is marked where it is read, by OptionReader::changeable().
     virtual nlohmann::json change_option(std::string_view option, const nlohmann::json& value);
 
 private:

@@ -38,6 +38,7 @@ struct OptionDescription {
     Range range = {};           ///< of numbers, integers and arrays of them
     std::vector<std::string> allowed = {};  ///< the only values, where there is a choice
     std::vector<OptionDescription> members = {};  ///< of each object, where it is an array of objects
+    bool changeable = false;    ///< while a run is under way; `about` says so, too
 };
 
 /// A key that is not read is an error of finish(), with a suggestion. All errors name the JSON path.
@@ -73,6 +74,8 @@ public:
         });
         return *this;
     }
+    /// Marks the option that was read last: Trainer::change_option takes it while a run is under way.
+    OptionReader& changeable();
     /// Whether the option is given.
     bool has(std::string_view name) const;
     /// A part with a form of its own; the caller reads it. nullptr where it is absent.

@@ -87,9 +87,9 @@ void print_markdown() {
     for (const CallbackEntry& entry : callback_registry()) {
         const Declaration declared = with_defaults(entry)->declare();
         std::vector<std::string> options;
-        for (const OptionDescription& option : describe_callback(entry.kind)) options.push_back(option.name);
+        for (const OptionDescription& option : describe_callback(entry.kind)) options.push_back(fmt::format("`{}`{}", option.name, option.changeable ? "*" : ""));
         std::printf("| `%s` | %s | %s | %s | %s | %s | %s |\n", std::string(entry.kind).c_str(), std::string(entry.summary).c_str(), cell(declared.listens).c_str(),
-                    cell(declared.reads).c_str(), cell(declared.writes).c_str(), cell(declared.publishes).c_str(), cell(options).c_str());
+                    cell(declared.reads).c_str(), cell(declared.writes).c_str(), cell(declared.publishes).c_str(), fmt::format("{}", fmt::join(options, " ")).c_str());
     }
 }
 

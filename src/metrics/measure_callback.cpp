@@ -287,7 +287,7 @@ private:
 
 void read_schedule(OptionReader& reader, MeasureSchedule& schedule) {
     reader.texts("splits", schedule.splits, "train and evaluation splits that count; empty: all")
-        .interval("every", schedule.every, "training batches that count: one whenever this has passed; 0: all")
+        .interval("every", schedule.every, "training batches that count: one whenever this has passed; 0: all, and then it stays so").changeable()
         .integer("window", schedule.window, "train.running.<metric> is that of the last so many training batches that counted; 0: none",
                  Range::at_least(0))
         .text("suffix", schedule.suffix, "goes behind each name, so that two of one kind stand side by side");

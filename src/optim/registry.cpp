@@ -19,23 +19,23 @@ namespace {
 using Tensors = std::vector<at::Tensor>;
 
 void read_rate_and_decay(OptionReader& reader, double& rate, double& decay) {
-    reader.number("learning_rate", rate, "base learning rate; >= 0", Range::at_least(0))
-        .number("weight_decay", decay, "weight decay; >= 0", Range::at_least(0));
+    reader.number("learning_rate", rate, "base learning rate; >= 0", Range::at_least(0)).changeable()
+        .number("weight_decay", decay, "weight decay; >= 0", Range::at_least(0)).changeable();
 }
 
 OptimizerMaker sgd_from_json(OptionReader& reader) {
     SgdOptions options;
     read_rate_and_decay(reader, options.learning_rate, options.weight_decay);
-    reader.number("momentum", options.momentum, "momentum; >= 0", Range::at_least(0)).boolean("nesterov", options.nesterov, "Nesterov's momentum");
+    reader.number("momentum", options.momentum, "momentum; >= 0", Range::at_least(0)).changeable().boolean("nesterov", options.nesterov, "Nesterov's momentum");
     return [options](Tensors parameters) { return make_sgd(std::move(parameters), options); };
 }
 
 AdamOptions read_adam(OptionReader& reader, double weight_decay) {
     AdamOptions options{.weight_decay = weight_decay};
     read_rate_and_decay(reader, options.learning_rate, options.weight_decay);
-    reader.number("beta1", options.beta1, "decay of the mean; in [0, 1)", Range::between(0, 1))
-        .number("beta2", options.beta2, "decay of the variance; in [0, 1)", Range::between(0, 1))
-        .number("epsilon", options.epsilon, "added to the root of the variance; > 0", Range::positive())
+    reader.number("beta1", options.beta1, "decay of the mean; in [0, 1)", Range::between(0, 1)).changeable()
+        .number("beta2", options.beta2, "decay of the variance; in [0, 1)", Range::between(0, 1)).changeable()
+        .number("epsilon", options.epsilon, "added to the root of the variance; > 0", Range::positive()).changeable()
         .boolean("amsgrad", options.amsgrad, "the AMSGrad variant");
     return options;
 }

@@ -3,6 +3,8 @@
 #include <fstream>
 #include <set>
 
+#include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
 #include <torchbus/arrangement.hpp>
@@ -23,13 +25,14 @@ using nlohmann::json;
 
 namespace {
 
-std::shared_ptr<Callback> from_defaults(const CallbackEntry& entry) {
-    const json options = json::object();
+std::shared_ptr<Callback> from_options(const CallbackEntry& entry, const json& options) {
     OptionReader reader(options, std::string(entry.kind));
     std::shared_ptr<Callback> callback = entry.from_json(reader);
     reader.finish();
     return callback;
 }
+
+std::shared_ptr<Callback> from_defaults(const CallbackEntry& entry) { return from_options(entry, json::object()); }
 
 /// A temporary folder that the program runs in meanwhile.
 class WorkingFolder {
@@ -159,6 +162,29 @@ TEST_CASE("every option has a line about it", "[callbacks][registry]") {
             INFO(entry.kind << "." << option.name);
             CHECK(option.about.size() > 5);
         }
+}
+
+TEST_CASE("the options that are marked as changeable are those that change_option takes", "[callbacks][registry]") {
+    for (const CallbackEntry& entry : callback_registry()) {
+        json given = json::object();
+        std::vector<std::string> marked;
+        for (const OptionDescription& option : describe_callback(entry.kind)) {
+            if (!option.changeable) continue;
+            marked.push_back(option.name);
+            const json value = json::parse(option.default_value);
+            given[option.name] = value == "0" ? json("2step") : value;  // an interval of 0 cannot be set
+        }
+        const std::string refusal = marked.empty() ? "(none of its options can)" : fmt::format("(those that can: {})", fmt::join(marked, ", "));
+        AloneOnBus alone(from_options(entry, given));
+        for (const OptionDescription& option : describe_callback(entry.kind)) {
+            INFO(entry.kind << "." << option.name);
+            if (option.changeable)
+                CHECK(alone.callback().change_option(option.name, given[option.name]) == given[option.name]);
+            else
+                CHECK_THROWS_WITH(alone.callback().change_option(option.name, json::parse(option.default_value)),
+                                  fmt::format("{}: the option '{}' cannot be changed while a run is under way {}", entry.kind, option.name, refusal));
+        }
+    }
 }
 
 TEST_CASE("the registry and the folders name the same callbacks", "[callbacks][registry]") {

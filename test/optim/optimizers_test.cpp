@@ -1,7 +1,9 @@
 #include <nlohmann/json.hpp>
 
 #include <torchbus/error.hpp>
+#include <torchbus/optim/group_options.hpp>
 #include <torchbus/optim/optimizers.hpp>
+#include <torchbus/optim/registry.hpp>
 
 #include "support/catch.hpp"
 #include "support/toy.hpp"
@@ -82,6 +84,17 @@ TEST_CASE("what the kernels do not serve is updated by torch::optim's own step",
     make_sgd({ours}, {.learning_rate = 0.5})->step();
     torch::optim::SGD({theirs}, 0.5).step();
     CHECK(ours.equal(theirs));
+}
+
+TEST_CASE("the options of an optimizer that are marked as changeable are those that its groups have by name", "[optim]") {
+    for (const OptimizerEntry& entry : optimizer_table().entries()) {
+        const auto optimizer = optimizer_from_json({{"kind", entry.kind}}, "optimizer", toy_model()->parameters());
+        const auto known = group_options(optimizer->param_groups().front());
+        for (const OptionDescription& option : optimizer_table().describe(entry)) {
+            INFO(entry.kind << "." << option.name);
+            CHECK(option.changeable == known.contains(option.name));
+        }
+    }
 }
 
 TEST_CASE("optimizers refuse what they cannot mean", "[optim][errors]") {

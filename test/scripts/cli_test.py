@@ -233,7 +233,8 @@ class Reference(Case):
         listed = re.findall(r"^(\w+) +[A-Z]", self.torchbus("callbacks"), re.M)
         headers = {path.stem for path in (ROOT / "include/torchbus/callbacks").glob("*.hpp")} - {"registry"}
         self.assertEqual(sorted(listed), sorted(headers))
-        self.assertRegex(self.torchbus("callbacks", "gradient_clipping"), r"(?m)^  max_norm +number +default 1\.0 ")
+        self.assertRegex(self.torchbus("callbacks", "gradient_clipping"), r"(?m)^  max_norm +number +default 1\.0 .*; may be changed while a run is under way$")
+        self.assertRegex(self.torchbus("callbacks", "gradient_clipping"), r"(?m)^  norm_type +number .*; > 0$")
         for title, words in [("listens", "gradients_ready"), ("reads", "gradients"), ("writes", "gradients.change"),
                              ("publishes", r"grad_norm \(at gradients_ready, transform\)")]:
             self.assertRegex(self.torchbus("callbacks", "gradient_clipping"), rf"(?m)^{title} +{words}$")

@@ -15,7 +15,7 @@ struct GroupSchedule {
 };
 
 /// Sets the learning rate of every parameter group before each update: its base value times the schedule's value times
-/// `factor`, which may be changed while a run is under way.
+/// `factor`. A schedule is changed while a run is under way by its `factor`, and by nothing else: the curve keeps its shape.
 /// The base is the rate that the optimizer came with; a second run starts from it again.
 /// Listens: RunConfigured, TrainStepStart (interceptors); with save_around_decay TrainStepEnd. Asks for: with it SaveNow,
 /// before the first update of a decay and after the last one of a decay that the schedule goes on from. Writes: learning_rate.
