@@ -128,6 +128,7 @@ private:
     /// What `accelerate config` writes whether it was asked for or not says nothing.
     static bool says_something(const Entry& entry, const AccelerateKey& key) {
         if (entry.value().IsSequence() || entry.value().IsMap()) return entry.value().size() > 0;
+        if (std::string_view(key.otherwise) == "any") return false;
         if (key.type == YamlType::Bool) return entry.flag() != (std::string_view(key.otherwise) == "true");
         return Entry::lower(entry.text()) != key.otherwise;
     }

@@ -27,7 +27,7 @@ inline constexpr AccelerateKey kAccelerateKeys[] = {
     {"debug", YamlType::Bool, false, "false"},
     {"gpu_ids", YamlType::Text, true},
     {"rdzv_backend", YamlType::Text, false, "static"},
-    {"same_network", YamlType::Bool, false, "true"},
+    {"same_network", YamlType::Bool, false, "any"},  // Accelerate itself writes either
     {"main_training_function", YamlType::Text, false, "main"},
     {"enable_cpu_affinity", YamlType::Bool, false, "false"},
     {"downcast_bf16", YamlType::Bool, false, "false"},

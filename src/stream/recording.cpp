@@ -11,7 +11,7 @@
 #include <fmt/ranges.h>
 
 #include <torchbus/error.hpp>
-#include <torchbus/stream/message.hpp>
+#include <torchbus/stream/format.hpp>
 
 #include "../json_text.hpp"
 #include "numbered_file.hpp"

@@ -58,7 +58,7 @@ TEST_CASE("Accelerate's files of the field are read", "[composition][accelerate]
     CHECK(two.main_port == 29517);
     CHECK(two.mixed_precision == "bf16");
     CHECK(two.gpu_ids.empty());  // all
-    CHECK(two.not_supported == std::vector<std::string>{"debug", "enable_cpu_affinity", "rdzv_backend", "same_network"});
+    CHECK(two.not_supported == std::vector<std::string>{"debug", "enable_cpu_affinity", "rdzv_backend"});
     const AccelerateConfig old = read_accelerate_config(configurations() / "legacy.yaml");
     CHECK(old.mixed_precision == "fp16");  // fp16: true, from before mixed_precision was there
     CHECK(old.processes == 4);
@@ -75,12 +75,12 @@ TEST_CASE("what is asked for in an Accelerate file and has no effect is named, w
         std::ofstream(folder / "a.yaml") << "distributed_type: 'NO'\n" << text;
         return read_accelerate_config(folder / "a.yaml").not_supported;
     };
-    for (const char* asked : {"debug: true", "rdzv_backend: c10d", "same_network: false", "main_training_function: train", "enable_cpu_affinity: yes", "downcast_bf16: 'yes'", "dynamo_backend: INDUCTOR",
+    for (const char* asked : {"debug: true", "rdzv_backend: c10d", "main_training_function: train", "enable_cpu_affinity: yes", "downcast_bf16: 'yes'", "dynamo_backend: INDUCTOR",
                               "tpu_name: a", "tpu_use_cluster: true", "tpu_use_sudo: true", "tpu_env: [a]", "command_file: 'no'", "dynamo_config: {dynamo_backend: INDUCTOR}"}) {
         const std::string text = asked;
         CHECK(not_supported(text) == std::vector<std::string>{text.substr(0, text.find(':'))});
     }
-    CHECK(not_supported("debug: false\nrdzv_backend: static\nsame_network: true\nmain_training_function: main\nenable_cpu_affinity: false\ndowncast_bf16: 'no'\ndynamo_backend: 'NO'\n"
+    CHECK(not_supported("debug: false\nrdzv_backend: static\nsame_network: false\nmain_training_function: main\nenable_cpu_affinity: false\ndowncast_bf16: 'no'\ndynamo_backend: 'NO'\n"
                         "tpu_name: null\ntpu_use_cluster: false\ntpu_use_sudo: no\ntpu_env: []\ncommand_file: null\ndynamo_config: {}\n")
               .empty());
     CHECK(not_supported("use_cpu: true\n").empty());

@@ -1,6 +1,8 @@
 // What leaves the process: every event of runs that end in every way, as text, as JSON, and by its schema.
+#include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <set>
 
@@ -25,6 +27,26 @@ using namespace torchbus::test;
 using nlohmann::json;
 
 namespace {
+
+/// The first place where `newer` lacks or changes what readers of `older` know; descriptions may change. Empty: none.
+std::string broken_at(const json& older, const json& newer, const std::string& at = "/") {
+    if (older.type() != newer.type()) return at;
+    if (older.is_object()) {
+        for (const auto& [key, value] : older.items()) {
+            if (key == "description" && value.is_string()) continue;
+            const std::string place = at + (at == "/" ? "" : "/") + key;
+            if (!newer.contains(key)) return place;
+            if (std::string broken = broken_at(value, newer[key], place); !broken.empty()) return broken;
+        }
+        return "";
+    }
+    if (older.is_array() && (at.ends_with("/required") || at.ends_with("/allOf"))) {  // these may grow
+        for (const json& one : older)
+            if (std::ranges::find(newer, one) == newer.end()) return at + " " + one.dump();
+        return "";
+    }
+    return older == newer ? "" : at;
+}
 
 struct Told {
     double value = 0;
@@ -129,10 +151,40 @@ TEST_CASE("what is no number is written as a text", "[stream]") {
     CHECK(text == R"({"a":[1,2.5,null,true],"b":{},"c":[],"d":"NaN"})");
 }
 
-// A change here is a change for whoever reads streams: kStreamVersion counts up where a field went or changed, and the
-// file is written anew with TORCHBUS_UPDATE_GOLDEN=1.
+// A change here is a change for whoever reads streams. TORCHBUS_UPDATE_GOLDEN=1 writes the file anew where something was added; where a
+// field went or changed kStreamVersion counts up, and the file of the version before stays as it was.
 TEST_CASE("the schema is that of its version", "[stream][golden]") {
     const auto path = std::filesystem::path(source_root()) / fmt::format("test/golden/stream_schema_{}.json", kStreamVersion);
-    if (std::getenv("TORCHBUS_UPDATE_GOLDEN")) std::ofstream(path) << stream_schema().dump(1) << '\n';
-    CHECK(json::parse(std::ifstream(path)) == stream_schema());
+    const json schema = stream_schema();
+    if (std::filesystem::exists(path)) {
+        INFO("this went or changed since version " << kStreamVersion << "; count kStreamVersion up, or leave it as it was");
+        REQUIRE(broken_at(json::parse(std::ifstream(path)), schema) == "");
+    }
+    if (std::getenv("TORCHBUS_UPDATE_GOLDEN")) std::ofstream(path) << schema.dump(1) << '\n';
+    CHECK(json::parse(std::ifstream(path)) == schema);
+}
+
+TEST_CASE("what readers of a schema know may gain fields, and lose or change none", "[stream]") {
+    const json schema = stream_schema();
+    CHECK(broken_at(schema, schema) == "");
+    const auto broken_by = [&](const std::function<void(json& position)>& change) {
+        json changed = schema;
+        bool has_changed = false;
+        const std::function<void(json&)> walk = [&](json& value) {
+            if (has_changed || !value.is_structured()) return;
+            if (value.is_object() && value.contains("properties") && value["properties"].contains("attempts")) {
+                change(value);
+                has_changed = true;
+                return;
+            }
+            for (auto& inner : value) walk(inner);
+        };
+        walk(changed);
+        CHECK(has_changed);
+        return broken_at(schema, changed);
+    };
+    CHECK_THAT(broken_by([](json& position) { position["properties"].erase("attempts"); }), containing("/attempts"));
+    CHECK_THAT(broken_by([](json& position) { position["properties"]["attempts"]["type"] = "string"; }), containing("/attempts/type"));
+    CHECK(broken_by([](json& position) { position["properties"]["attempts"]["description"] = "in other words"; }) == "");
+    CHECK(broken_by([](json& position) { position["properties"]["tries"] = {{"type", "integer"}}; }) == "");
 }

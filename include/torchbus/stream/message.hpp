@@ -19,13 +19,9 @@
 #include <nlohmann/json_fwd.hpp>
 
 #include <torchbus/event_type.hpp>
+#include <torchbus/stream/format.hpp>
 
 namespace torchbus {
-
-/// Grows when a field changes its name, type or meaning, or goes; not when one is added.
-inline constexpr int kStreamVersion = 1;
-/// Levels of brackets in a message; readers refuse more.
-inline constexpr std::size_t kDeepestMessage = 64;
 
 /// Whose messages they are.
 struct StreamSource {
