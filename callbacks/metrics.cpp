@@ -117,11 +117,19 @@ private:
         return prefix;
     }
 
+    /// Samples that fill up a rank's part of a batch weigh in the update, as its loader says, and not here.
+    static double weight_of(const Batch& batch) {
+        const auto valid = static_cast<double>(batch.valid);
+        const BatchOverRanks& over_ranks = batch.over_ranks;
+        const bool is_filled_up = over_ranks.weight > over_ranks.own_weight && over_ranks.own_weight == batch.weight && batch.weight > valid;
+        return is_filled_up ? valid : batch.weight;
+    }
+
     void add(const ForwardEnd& event) {
         Sums& sums = sums_of(event);
         const Batch& batch = event.batch;
         if (options_.loss && event.loss.defined()) {
-            const double weight = batch.samples > 0 ? batch.weight * static_cast<double>(batch.valid) / static_cast<double>(batch.samples) : batch.weight;
+            const double weight = weight_of(batch);
             sums.loss.add(event.loss, weight);
             sums.weight += weight;
         }

@@ -113,13 +113,13 @@ struct RunClock {
     double seconds = 0;
     double seconds_since_end() const { return seconds_since(ended); }
     ComposedCallback callback() {
-        auto clock = std::make_shared<FunctionCallback>("clock");
-        clock->on<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart&) { began = std::chrono::steady_clock::now(); });
-        clock->on<TrainingRunEnd>(Stage::Observe, [this](const TrainingRunEnd&) {
+        FunctionCallback clock("clock");
+        clock.on<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart&) { began = std::chrono::steady_clock::now(); });
+        clock.on<TrainingRunEnd>(Stage::Observe, [this](const TrainingRunEnd&) {
             ended = std::chrono::steady_clock::now();
             seconds = std::chrono::duration<double>(ended - began).count();
         });
-        return ComposedCallback(std::shared_ptr<Callback>(clock));
+        return ComposedCallback(clock);
     }
 };
 

@@ -208,6 +208,7 @@ class Frames(unittest.TestCase):
         with Served() as server:
             client = WebSocket(server)
             client.next()
+            server.tell("drain 1000")
             server.close()
             self.assertEqual(client.next(), (CLOSE, struct.pack("!H", 1001)))
         with Served(address="0.0.0.0", patience_ms=1000) as server:

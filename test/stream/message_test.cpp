@@ -12,6 +12,7 @@
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/nan_policy.hpp>
 #include <torchbus/callbacks/save_training_state.hpp>
+#include <torchbus/error.hpp>
 #include <torchbus/optim/optimizers.hpp>
 #include <torchbus/stream/message.hpp>
 

@@ -241,7 +241,8 @@ TEST_CASE("a history knows the last message that it lost, and one of rare messag
     CHECK(from_the_beginning->at(0)->first == 21);  // after ten steps of two messages each
 
     const auto late = histories.of(subscription_from_query("events=eval_epoch_end"));
-    CHECK(late->last_gone().sequence == all->last_gone().sequence);
+    CHECK(late->last_gone().sequence >= all->last_gone().sequence);  // of the past it has read what its share has place for
+    CHECK(late->last_gone().sequence < all->at(all->next_number() - 1)->first);
     CHECK(late->at(0)->first > late->last_gone().sequence);
 }
 
