@@ -25,7 +25,7 @@ namespace {
 using Action = NanPolicyOptions::Action;
 
 /// What is wrong with an update; nothing where `what` is empty.
-struct Fault {
+struct FaultOfUpdate {
     bool finite = true;
     std::string what;
 };
@@ -157,7 +157,7 @@ private:
 
     void judge(GradientsReady& event) {
         measured_ = measure(event);
-        const Fault fault = find_fault(event.update.name);
+        const FaultOfUpdate fault = find_fault(event.update.name);
         if (fault.what.empty()) {
             in_a_row_ = 0;
             return;
@@ -170,7 +170,7 @@ private:
         act(fault.finite ? options_.spike : options_.non_finite, event, reason);
     }
 
-    Fault find_fault(const std::string& update) const {
+    FaultOfUpdate find_fault(const std::string& update) const {
         const auto [loss, norm] = measured_;
         if (!std::isfinite(loss)) return {false, fmt::format("the training loss is {}", loss)};
         if (!std::isfinite(norm)) return {false, fmt::format("the gradient norm is {}", norm)};
@@ -179,7 +179,7 @@ private:
         const auto usual_of = [this](const UsualValue& value) { return options_.usual == NanPolicyOptions::Usual::Median ? value.median() : value.average(); };
         const double usual_loss = usual_of(known->second.first), usual_norm = usual_of(known->second.second);
         const auto spike = [&](const char* what, double value, double usual) {
-            return Fault{true, fmt::format("the {} is {:.6g}, {:.3g} times the usual {:.6g}", what, value, value / usual, usual)};
+            return FaultOfUpdate{true, fmt::format("the {} is {:.6g}, {:.3g} times the usual {:.6g}", what, value, value / usual, usual)};
         };
         if (usual_loss > 0 && loss > options_.spike_factor * usual_loss) return spike("training loss", loss, usual_loss);
         if (usual_norm > 0 && norm > options_.spike_factor * usual_norm) return spike("gradient norm", norm, usual_norm);
