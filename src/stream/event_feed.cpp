@@ -1,6 +1,5 @@
 #include <torchbus/stream/event_feed.hpp>
 
-#include <cmath>
 #include <optional>
 #include <set>
 #include <unordered_map>
@@ -14,6 +13,7 @@
 #include <torchbus/stream/message.hpp>
 #include <torchbus/version.hpp>
 
+#include "chosen_steps.hpp"
 #include "message_view.hpp"
 #include "text_queue.hpp"
 
@@ -41,8 +41,7 @@ struct EventFeed::State {
     /// Of one event.
     struct Chosen {
         bool is_chosen = false, is_frequent = false, has_numbers = false, has_accounting = false, is_start = false;
-        double last_tick = -1;
-        std::int64_t last_attempts = -1;  ///< of the step that was chosen last
+        ChosenSteps steps = {};
     };
     std::unordered_map<const std::string*, Chosen> chosen;  ///< by its name, which stays where it is: texts are not compared at every event
     bool takes_numbers, takes_accounting, is_resumed = false, has_warned = false;
@@ -62,13 +61,8 @@ struct EventFeed::State {
         if (found != chosen.end()) return found->second;
         return chosen.emplace(&event, Chosen{matches_any(options.events, event), comes_often(event), kWithNumbers.contains(event), kWithAccounting.contains(event), event == "training_run_start"}).first->second;
     }
-    /// All of a step's events of that name are, or none.
     bool is_due(Chosen& event) const {
-        if (!event.is_frequent || event.last_attempts == run->moment.position.attempts) return true;
-        const double tick = std::floor(measure(options.every.unit, run->moment) / options.every.amount);
-        if (std::exchange(event.last_tick, tick) == tick) return false;
-        event.last_attempts = run->moment.position.attempts;
-        return true;
+        return !event.is_frequent || event.steps.take(run->moment.position.attempts, [this] { return measure(options.every.unit, run->moment) / options.every.amount; });
     }
     void take(const AnyEvent& event) {
         if (!writer || run_id != run->moment.run_id) begin_run();
@@ -146,7 +140,7 @@ struct EventFeed::State {
         writer.emplace(StreamSource{run_id, run->consensus.rank()});
         left_out_since = 0;
         has_warned = false;
-        for (auto& [name, event] : chosen) event.last_tick = -1, event.last_attempts = -1;
+        for (auto& [name, event] : chosen) event.steps = {};
         publications = 0;
         accounted = system_clock::now();
         is_resumed = moment.position.attempts > 0;

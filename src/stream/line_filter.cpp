@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <utility>
 
@@ -59,18 +58,13 @@ json chosen_of(const json& data, const std::vector<std::string>& fields) {
 
 bool LineFilter::is_due(const MessageView& message) {
     if (subscription_.every.amount == 0 || !message.is_frequent()) return true;
-    Taken& last = taken_[std::string(message.name)];
-    const std::int64_t attempts = message.position("attempts").value_or(-2);
-    if (last.attempts == attempts) return true;  // of a step that was chosen
     const std::string_view count = count_of(subscription_.every.unit);
-    double measured = 0;
-    if (count.empty()) measured = seconds_of_time(message.time()).value_or(0);  // not that of now: who comes late is given all of the past at once
-    else if (const auto found = message.position(count)) measured = static_cast<double>(*found);
-    else return true;
-    const double tick = std::floor(measured / subscription_.every.amount);
-    if (std::exchange(last.tick, tick) == tick) return false;
-    last.attempts = attempts;
-    return true;
+    const auto found = count.empty() ? std::nullopt : message.position(count);
+    if (!count.empty() && !found) return true;
+    return steps_[std::string(message.name)].take(message.position("attempts").value_or(-2), [&] {
+        // The time is that of the message: who comes late is given all of the past at once.
+        return (found ? static_cast<double>(*found) : seconds_of_time(message.time()).value_or(0)) / subscription_.every.amount;
+    });
 }
 
 std::optional<std::string> LineFilter::take(const MessageView& message) {

@@ -11,6 +11,7 @@
 
 #include <torchbus/interval.hpp>
 
+#include "chosen_steps.hpp"
 #include "message_view.hpp"
 
 namespace torchbus {
@@ -44,11 +45,7 @@ private:
 
     Subscription subscription_;
     std::map<std::string, bool, std::less<>> wanted_;  ///< by name
-    struct Taken {
-        double tick = -1;
-        std::int64_t attempts = -1;  ///< of the step
-    };
-    std::map<std::string, Taken, std::less<>> taken_;  ///< what was taken last, by name
+    std::map<std::string, ChosenSteps, std::less<>> steps_;  ///< by name
 };
 
 }  // namespace torchbus

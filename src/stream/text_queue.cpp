@@ -37,7 +37,7 @@ void TextQueue::run() {
     std::string spare;
     std::unique_lock lock(mutex_);
     while (!is_closing_ || (!waiting_.empty() && failures_in_a_row_ == 0)) {
-        const milliseconds pause = failures_in_a_row_ == 0 ? pace_ : std::clamp(pace_ * (1 << std::min<std::int64_t>(failures_in_a_row_, 10)), pace_, std::max(pace_, kLongestWait));
+        const milliseconds pause = failures_in_a_row_ == 0 ? pace_ : std::min(pace_ * (1 << std::min<std::int64_t>(failures_in_a_row_, 10)), std::max(pace_, kLongestWait));
         changed_.wait_for(lock, pause, [this] { return is_asked_ || is_closing_; });
         is_asked_ = false;
         if (waiting_.empty()) {
