@@ -57,12 +57,6 @@ json nested(std::size_t levels, const json& innermost) {
     return value;
 }
 
-std::string content_of(const std::filesystem::path& path) {
-    std::ostringstream text;
-    text << std::ifstream(path).rdbuf();
-    return text.str();
-}
-
 std::vector<json> messages_of(const std::string& text) {
     std::vector<json> messages;
     std::istringstream lines(text);
@@ -93,7 +87,7 @@ std::vector<std::pair<std::string, json>> recorded_of(std::string_view wanted, c
         });
     })});
     const JsonSchema schema(stream_schema());
-    for (const json& message : messages_of(content_of(folder / "events.jsonl"))) CHECK(schema.complaint(message) == "");
+    for (const json& message : messages_of(bytes_of(folder / "events.jsonl"))) CHECK(schema.complaint(message) == "");
     std::vector<std::pair<std::string, json>> found;
     Recording recording(folder / "events.jsonl");
     std::string last;
@@ -110,7 +104,7 @@ std::vector<std::pair<std::string, json>> recorded_of(std::string_view wanted, c
 TEST_CASE("an event file has every event, a line each, in order and without a gap", "[callbacks][event_file]") {
     const TemporaryFolder folder("event_file");
     train({make_event_file({.path = folder / "deep/events.jsonl"})});
-    const auto messages = messages_of(content_of(folder / "deep/events.jsonl"));
+    const auto messages = messages_of(bytes_of(folder / "deep/events.jsonl"));
     const JsonSchema schema(stream_schema());
     std::int64_t number = 0;
     for (const json& message : messages) {
@@ -133,7 +127,7 @@ TEST_CASE("an event file has every event, a line each, in order and without a ga
 TEST_CASE("an event file takes chosen events, at an interval", "[callbacks][event_file]") {
     const TemporaryFolder folder("event_file");
     train({make_event_file({.path = folder / "events.jsonl", .events = {"train_step_*", "training_run_*"}, .every = "4step"})});
-    const auto messages = messages_of(content_of(folder / "events.jsonl"));
+    const auto messages = messages_of(bytes_of(folder / "events.jsonl"));
     CHECK(types_of(messages) == std::vector<std::string>{"stream_start", "training_run_start", "train_step_start", "train_step_end", "train_step_end", "train_step_start", "train_step_end", "training_run_epoch_end", "training_run_end"});
 }
 
@@ -142,10 +136,10 @@ TEST_CASE("a run that begins anew moves the file of the run before aside, and no
     std::vector<std::string> contents;
     for (int run = 0; run < 4; ++run) {
         train({make_event_file({.path = folder / "events.jsonl", .keep = 2})});
-        contents.push_back(content_of(folder / "events.jsonl"));
+        contents.push_back(bytes_of(folder / "events.jsonl"));
     }
-    CHECK(content_of(folder / "events.1.jsonl") == contents[2]);
-    CHECK(content_of(folder / "events.2.jsonl") == contents[1]);
+    CHECK(bytes_of(folder / "events.1.jsonl") == contents[2]);
+    CHECK(bytes_of(folder / "events.2.jsonl") == contents[1]);
     CHECK_FALSE(std::filesystem::exists(folder / "events.3.jsonl"));
     CHECK(messages_of(contents[0]).front().at("run") != messages_of(contents[1]).front().at("run"));
 }
@@ -155,8 +149,8 @@ TEST_CASE("a file that has grown is moved aside between two lines", "[callbacks]
     train({make_event_file({.path = folder / "events.jsonl", .max_mib = 0.01, .keep = 100})}, {.epochs = 3});
     std::string all;
     for (std::int64_t number = 100; number > 0; --number)
-        if (const auto path = folder / fmt::format("events.{}.jsonl", number); std::filesystem::exists(path)) all += content_of(path);
-    all += content_of(folder / "events.jsonl");
+        if (const auto path = folder / fmt::format("events.{}.jsonl", number); std::filesystem::exists(path)) all += bytes_of(path);
+    all += bytes_of(folder / "events.jsonl");
     const auto messages = messages_of(all);
     std::int64_t expected = 0;
     for (const json& message : messages) CHECK(message.at("id") == std::to_string(++expected));
@@ -167,10 +161,10 @@ TEST_CASE("a run that goes on adds to its file, behind the last whole line", "[c
     const TemporaryFolder folder("event_file");
     const auto callbacks = [&]() -> std::vector<ComposedCallback> { return {make_event_file({.path = folder / "events.jsonl"}), make_save_training_state({.folder = folder / "states"})}; };
     train(callbacks());
-    const std::string before = content_of(folder / "events.jsonl");
+    const std::string before = bytes_of(folder / "events.jsonl");
     std::ofstream(folder / "events.jsonl", std::ios::app) << R"({"specversion":"1.0","torn)";
     train(callbacks(), {.epochs = 2, .resume = ResumeOptions{(folder / "states").string()}});
-    const std::string after = content_of(folder / "events.jsonl");
+    const std::string after = bytes_of(folder / "events.jsonl");
     REQUIRE(after.starts_with(before));
     const auto added = messages_of(after.substr(before.size()));
     CHECK(std::ranges::count(types_of(added), "train_step_end") == 8);
@@ -282,7 +276,7 @@ TEST_CASE("what a full disk has not taken is written when it does again", "[call
     })});
     std::signal(SIGXFSZ, former);
     std::int64_t expected = 0;
-    for (const json& message : messages_of(content_of(folder / "events.jsonl"))) CHECK(message.at("id") == std::to_string(++expected));
+    for (const json& message : messages_of(bytes_of(folder / "events.jsonl"))) CHECK(message.at("id") == std::to_string(++expected));
     CHECK(expected > 50);
     CHECK_THAT(captured.text(), containing("cannot write it: File too large"));
 }
