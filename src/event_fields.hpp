@@ -2,6 +2,7 @@
 /// The fields that an event has outside of this process, each once: its JSON, the text of that and its schema are made from them.
 /// What holds tensors is left out, except scalars that lie on the CPU: nobody waits for a device here.
 
+#include <concepts>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -33,6 +34,14 @@ struct FieldsOf;
 
 template <class T>
 concept HasFields = requires { FieldsOf<std::remove_cvref_t<T>>::kFields; };
+
+/// What a field may be, besides numbers and what has fields itself.
+template <class T>
+concept IsText = std::convertible_to<const T&, std::string_view>;
+template <class T>
+concept IsOptional = requires(const T& value) { value.has_value(); *value; };
+template <class T>
+concept IsList = !IsText<T> && requires(const T& value) { value.begin(); value.end(); };
 
 std::string_view name_of(Mode mode);
 /// Nothing where it would have to be waited for.

@@ -5,6 +5,7 @@
 #include <iterator>
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/DynamicCast.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
@@ -25,7 +26,7 @@ std::string_view name_of(Mode mode) {
 
 std::optional<double> readable_scalar(const at::Tensor& value) {
     if (!value.defined() || !value.device().is_cpu() || value.numel() != 1) return std::nullopt;
-    return value.item<double>();
+    return c10::fetch_and_cast<double>(value.scalar_type(), value.const_data_ptr());  // item() goes through the dispatcher
 }
 
 std::vector<std::int64_t> samples_of(const Window& window) {
@@ -37,13 +38,6 @@ std::vector<std::int64_t> samples_of(const Window& window) {
 namespace {
 
 const char* name_of_no_number(double value) { return std::isnan(value) ? "NaN" : value > 0 ? "Infinity" : "-Infinity"; }
-
-template <class T>
-concept IsText = std::convertible_to<const T&, std::string_view>;
-template <class T>
-concept IsOptional = requires(const T& value) { value.has_value(); *value; };
-template <class T>
-concept IsList = !IsText<T> && requires(const T& value) { value.begin(); value.end(); };
 
 // ── as values ────────────────────────────────────────────────────────────────────────────────────────────────────
 template <class T>

@@ -14,8 +14,9 @@
 #include <torchbus/version.hpp>
 
 #include "chosen_steps.hpp"
+#include "event_queue.hpp"
+#include "event_record.hpp"
 #include "message_view.hpp"
-#include "text_queue.hpp"
 
 namespace torchbus {
 namespace {
@@ -27,6 +28,7 @@ const std::set<std::string, std::less<>> kWithNumbers = {"train_step_end", "trai
 /// After which it is told what subscribers cost; after steps no more often than this.
 const std::set<std::string, std::less<>> kWithAccounting = {"training_run_epoch_end", "training_run_end", "evaluation_run_end", "prediction_run_end"};
 constexpr std::chrono::seconds kAccountingPace(10);
+const std::string kAccounting = "accounting", kStreamStart = "stream_start";
 
 }  // namespace
 
@@ -34,79 +36,67 @@ struct EventFeed::State {
     EventFeedOptions options;
     std::function<void(const std::string&, int, bool)> begin;
     std::function<void()> end;
-    TextQueue queue;
+    std::optional<MessageWriter> writer;  ///< of the queue's thread, while something waits
+    EventQueue queue;
     Attachment* run = nullptr;
-    std::optional<MessageWriter> writer;
-    std::string run_id;  ///< that it writes of
+    std::string run_id;  ///< that is written of; empty: none yet
     /// Of one event.
     struct Chosen {
         bool is_chosen = false, is_frequent = false, has_numbers = false, has_accounting = false, is_start = false;
+        const CapturedForm* form = nullptr;
         ChosenSteps steps = {};
     };
     std::unordered_map<const std::string*, Chosen> chosen;  ///< by its name, which stays where it is: texts are not compared at every event
     bool takes_numbers, takes_accounting, is_resumed = false, has_warned = false;
     std::int64_t publications = 0;    ///< of the blackboard, at the last numbers
     system_clock::time_point accounted = {};
-    std::int64_t left_out_since = 0;  ///< the first message that the queue had no place for, or 0
+    std::int64_t left_out = 0;        ///< messages that the queue had no place for, since the last one that it had
     Connections connections;
 
-    State(EventFeedOptions its_options, std::function<void(const std::string&, int, bool)> its_begin, TextQueue::Work work, std::function<void()> its_end)
-        : options(std::move(its_options)), begin(std::move(its_begin)), end(std::move(its_end)), queue(options.limit_bytes, options.pace, std::move(work)),
+    State(EventFeedOptions its_options, std::function<void(const std::string&, int, bool)> its_begin, EventQueue::Work work, std::function<void()> its_end)
+        : options(std::move(its_options)), begin(std::move(its_begin)), end(std::move(its_end)), queue(options.limit_bytes, options.pace, [this](std::string_view records, std::string& text) { return write_first_record(records, *writer, text); }, std::move(work)),
           takes_numbers(matches_any(options.events, "numbers")), takes_accounting(matches_any(options.events, "accounting")) {
         if (options.every.unit == Interval::Unit::Natural) options.every.unit = Interval::Unit::Step;
     }
 
-    Chosen& chosen_of(const std::string& event) {
-        const auto found = chosen.find(&event);
+    Chosen& chosen_of(const AnyEvent& event) {
+        const std::string& name = event.name();
+        const auto found = chosen.find(&name);
         if (found != chosen.end()) return found->second;
-        return chosen.emplace(&event, Chosen{matches_any(options.events, event), comes_often(event), kWithNumbers.contains(event), kWithAccounting.contains(event), event == "training_run_start"}).first->second;
+        Chosen its{matches_any(options.events, name), comes_often(name), kWithNumbers.contains(name), kWithAccounting.contains(name), name == "training_run_start"};
+        if (event.is_of_library()) its.form = captured_form(name);
+        return chosen.emplace(&name, its).first->second;
     }
     bool is_due(Chosen& event) const {
         return !event.is_frequent || event.steps.take(run->moment.position.attempts, [this] { return measure(options.every.unit, run->moment) / options.every.amount; });
     }
     void take(const AnyEvent& event) {
-        if (!writer || run_id != run->moment.run_id) begin_run();
-        Chosen& its = chosen_of(event.name());
+        if (run_id != run->moment.run_id) begin_run();
+        Chosen& its = chosen_of(event);
         if (is_resumed && its.is_start) publications = run->blackboard.publications();  // what was put back is not new
-        write_chosen(event, its);
+        record_chosen(event, its);
         queue.rethrow_failure();
     }
-    void write_chosen(const AnyEvent& event, Chosen& its) {
+    void record_chosen(const AnyEvent& event, Chosen& its) {
         const bool is_written = its.is_chosen && event.has_json(), numbers = takes_numbers && its.has_numbers;
         const bool accounting = takes_accounting && (its.has_accounting || its.has_numbers);
         if ((!is_written && !numbers && !accounting) || !is_due(its)) return;
         const auto now = system_clock::now();
-        if (is_written) write([&](std::string& out) { writer->append(out, event, now); }, now);
-        if (numbers) write([&](std::string& out) { writer->append(out, "numbers", numbers_after(event.name()), now); }, now);
+        if (is_written) record(now, [&](std::string& out) { record_event(out, event, its.form, now); });
+        if (numbers) record(now, [&](std::string& out) { record_numbers(out, run->moment.position, run->blackboard, std::exchange(publications, run->blackboard.publications()), event.name(), now); });
         if (!accounting || !(its.has_accounting || now - accounted >= kAccountingPace)) return;
         accounted = now;
-        write([&](std::string& out) { writer->append(out, "accounting", accounting_text(), now); }, now);
+        record(now, [&](std::string& out) { record_text(out, kAccounting, accounting_text(), now); });
     }
     template <class Append>
-    void write(Append&& append, system_clock::time_point now) {
+    void record(system_clock::time_point now, Append&& append) {
         const bool has_place = queue.add([&](std::string& out) {
-            if (left_out_since > 0) writer->append_gap(out, std::exchange(left_out_since, 0), writer->sequence(), now);
+            if (left_out > 0) record_gap(out, std::exchange(left_out, 0), now);
             append(out);
         });
         if (has_place) return;
-        writer->skip();
-        if (left_out_since == 0) left_out_since = writer->sequence();
+        ++left_out;
         if (!std::exchange(has_warned, true)) warn(fmt::format("{}: {} MiB of messages wait, as they come faster than they are taken; those that come now are left out", options.owner, options.limit_bytes >> 20));
-    }
-    std::string numbers_after(const std::string& event) {
-        std::string fresh, older;
-        run->blackboard.for_each(std::exchange(publications, run->blackboard.publications()), [&](std::string_view name, double number, bool is_new) {
-            std::string& out = is_new ? fresh : older;
-            out += out.empty() ? "" : ",";
-            append_json_text(out, name);
-            out += ':';
-            append_json_number(out, number);
-        });
-        std::string data = "{\"position\":";
-        append_json(data, run->moment.position);
-        data += ",\"numbers\":{" + fresh + "},\"older\":{" + older + "},\"after\":";
-        append_json_text(data, event);
-        return data + "}";
     }
     std::string accounting_text() const {
         std::string data = "{\"position\":";
@@ -138,14 +128,14 @@ struct EventFeed::State {
         const Moment& moment = run->moment;
         run_id = moment.run_id;
         writer.emplace(StreamSource{run_id, run->consensus.rank()});
-        left_out_since = 0;
+        left_out = 0;
         has_warned = false;
         for (auto& [name, event] : chosen) event.steps = {};
         publications = 0;
         accounted = system_clock::now();
         is_resumed = moment.position.attempts > 0;
         begin(run_id, run->consensus.rank(), is_resumed);
-        write([&](std::string& out) { writer->append(out, "stream_start", start_text(), accounted); }, accounted);
+        record(accounted, [&](std::string& out) { record_text(out, kStreamStart, start_text(), accounted); });
     }
 };
 
@@ -172,7 +162,7 @@ void EventFeed::attach(Attachment& run) {
 void EventFeed::detach() {
     state_->connections.clear();
     state_->queue.drain();
-    state_->writer.reset();
+    state_->run_id.clear();
     state_->run = nullptr;
 }
 

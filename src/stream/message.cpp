@@ -2,6 +2,7 @@
 
 #include <ctime>
 #include <iterator>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -15,20 +16,6 @@ namespace {
 using std::chrono::system_clock;
 
 std::int64_t microseconds_of(system_clock::time_point time) { return std::chrono::duration_cast<std::chrono::microseconds>(time.time_since_epoch()).count(); }
-
-/// Makes what stands behind `begin` an object that is read again, whatever a user's to_json gave.
-void make_readable(std::string& out, std::size_t begin) {
-    if (out[begin] != '{') {
-        out.insert(begin, R"({"value":)");
-        out += '}';
-    }
-    if (is_shallow(std::string_view(out).substr(begin), kDeepestMessage - 1)) return;  // the message is a level of its own
-    const std::string deep = out.substr(begin);
-    out.resize(begin);
-    out += R"({"text":)";
-    append_json_text(out, deep);
-    out += '}';
-}
 
 }  // namespace
 
@@ -60,11 +47,9 @@ void MessageWriter::begin(std::string& out, std::string_view name, std::int64_t 
 }
 
 void MessageWriter::append(std::string& out, const AnyEvent& event, system_clock::time_point now) {
-    begin(out, event.name(), ++sequence_, "", now);
-    const std::size_t data = out.size();
-    event.append_json(out);
-    if (!event.is_of_library()) make_readable(out, data);
-    out += "}\n";
+    std::string data;
+    event.append_json(data);
+    append(out, event.name(), event.is_of_library() ? std::move(data) : readable_data(std::move(data)), now);
 }
 
 void MessageWriter::append(std::string& out, std::string_view name, std::string_view data, system_clock::time_point now) {
@@ -82,6 +67,14 @@ void MessageWriter::append_beside(std::string& out, std::string_view name, std::
 void MessageWriter::append_gap(std::string& out, std::int64_t first, std::int64_t last, system_clock::time_point now) {
     begin(out, "gap", last, ".gap", now);
     fmt::format_to(std::back_inserter(out), R"({{"first":{},"last":{},"count":{}}}}})" "\n", first, last, last - first + 1);
+}
+
+std::string readable_data(std::string json) {
+    if (!json.starts_with('{')) json = R"({"value":)" + json + '}';
+    if (is_shallow(json, kDeepestMessage - 1)) return json;  // the message is a level of its own
+    std::string text = R"({"text":)";
+    append_json_text(text, json);
+    return text + '}';
 }
 
 }  // namespace torchbus

@@ -1,5 +1,5 @@
 // What leaving the process costs a training: each sink alone, all of them together, and a thousand clients that never read.
-// Run: build/release/test/bench/stream_bench [sinks|everything|clients] [rounds]
+// Run: build/release/test/bench/stream_bench [sinks|everything|clients] [rounds] [sink]
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -176,38 +176,46 @@ std::vector<double> ratios_of(int rounds, const std::function<double()>& with, c
 // ── each sink alone ──────────────────────────────────────────────────────────────────────────────────────────────
 struct Sink {
     const char* name;
-    bool takes_events;  ///< or numbers alone
+    bool takes_events, takes_numbers;
     std::function<ComposedCallback(Interval every)> make;
+};
+
+/// What an event costs any subscriber: being called, and accounted for.
+struct Idle final : Callback {
+    std::string kind() const override { return "idle"; }
+    Declaration declare() const override { return {.listens = {"*"}}; }
+    void attach(Attachment& run) override { connections += run.bus.observe_all(Stage::Persist, [](const AnyEvent&) {}); }
+    void detach() override { connections.clear(); }
+    Connections connections;
 };
 
 std::vector<Sink> sinks(const Answering& receiver) {
     return {
-        {"event_file", true, [](Interval every) { return ComposedCallback(make_event_file({.path = kFolder / "events.jsonl", .every = every, .keep = 0})); }},
-        {"event_server", true, [](Interval every) { return ComposedCallback(make_event_server({.every = every})); }},
-        {"tensorboard", false, [](Interval every) { return ComposedCallback(make_tensorboard({.folder = kFolder / "tensorboard", .every = every})); }},
-        {"csv_file", false, [](Interval every) { return ComposedCallback(make_csv_file({.path = kFolder / "metrics.csv", .every = every, .keep = 0})); }},
-        {"mlflow", false, [&receiver](Interval every) { return ComposedCallback(make_mlflow({.url = receiver.url(), .every = every, .spool = kFolder / "mlflow"})); }},
-        {"webhook", true, [&receiver](Interval every) { return ComposedCallback(make_webhook({.url = receiver.url() + "/hook", .events = {"*"}, .every = every})); }},
+        {"event_file", true, true, [](Interval every) { return ComposedCallback(make_event_file({.path = kFolder / "events.jsonl", .every = every, .keep = 0})); }},
+        {"event_server", true, true, [](Interval every) { return ComposedCallback(make_event_server({.every = every})); }},
+        {"tensorboard", false, true, [](Interval every) { return ComposedCallback(make_tensorboard({.folder = kFolder / "tensorboard", .every = every})); }},
+        {"csv_file", false, true, [](Interval every) { return ComposedCallback(make_csv_file({.path = kFolder / "metrics.csv", .every = every, .keep = 0})); }},
+        {"mlflow", false, true, [&receiver](Interval every) { return ComposedCallback(make_mlflow({.url = receiver.url(), .every = every, .spool = kFolder / "mlflow"})); }},
+        {"webhook", true, true, [&receiver](Interval every) { return ComposedCallback(make_webhook({.url = receiver.url() + "/hook", .events = {"*"}, .every = every})); }},
     };
 }
 
-/// What its accounting says of a sink.
+/// What its accounting says of a sink: of the events of steps; and of those of a run's start and end, where files are opened and it is waited for.
 struct SinkCost {
-    double events = 0, messages = 0, seconds = 0, end_seconds = 0;
+    double events = 0, messages = 0, seconds = 0, around_seconds = 0;
 };
 SinkCost cost_of(const Sink& sink, const std::vector<AccountingRow>& accounting) {
-    const std::set<std::string, std::less<>> with_numbers = {"train_step_end", "train_epoch_end", "eval_epoch_end", "training_run_epoch_end"};
     SinkCost cost;
     for (const AccountingRow& row : accounting) {
         if (row.subscriber != sink.name) continue;
-        if (row.event == "run_closed" || row.event.ends_with("_checkpoint")) {  // there the sink is waited for
-            cost.end_seconds += row.seconds;
+        const auto calls = static_cast<double>(row.calls);
+        if (calls < static_cast<double>(kSmall.steps)) {
+            cost.around_seconds += row.seconds;
             continue;
         }
-        const auto calls = static_cast<double>(row.calls);
         cost.events += calls;
         cost.seconds += row.seconds;
-        cost.messages += (sink.takes_events ? calls : 0) + (with_numbers.contains(row.event) ? calls : 0);
+        cost.messages += (sink.takes_events ? calls : 0) + (sink.takes_numbers && row.event == "train_step_end" ? calls : 0);
     }
     return cost;
 }
@@ -257,11 +265,13 @@ double number_rate(const Sink& sink) {
     return static_cast<double>(kSteps) / seconds_since(begin);
 }
 
-void each_sink(int rounds) {
+void each_sink(int rounds, const std::string& only) {
     const Answering receiver;
     const auto data = data_for(kSmall);
     torch::set_num_threads(1);
-    const auto all = sinks(receiver);
+    auto all = sinks(receiver);
+    all.insert(all.begin(), {"idle", true, false, [](Interval) { return ComposedCallback(std::make_shared<Idle>()); }});
+    std::erase_if(all, [&](const Sink& sink) { return !only.empty() && only != sink.name; });
     std::vector<std::vector<double>> per_event(all.size()), per_message(all.size()), ends(all.size()), rates(all.size());
     for (int round = -1; round < rounds; ++round) {  // the first one warms up
         for (std::size_t i = 0; i < all.size(); ++i) {
@@ -270,11 +280,11 @@ void each_sink(int rounds) {
             if (round < 0) continue;
             per_event[i].push_back(cost.seconds * 1e9 / cost.events);
             per_message[i].push_back(cost.seconds * 1e9 / cost.messages);
-            ends[i].push_back(cost.end_seconds * 1e3);
+            ends[i].push_back(cost.around_seconds * 1e3);
             rates[i].push_back(rate);
         }
     }
-    std::printf("| sink | ns an event of the bus | (smallest to largest) | ns a message | ms at the end of a run | messages a second |\n");
+    std::printf("| sink | ns an event of the bus | (smallest to largest) | ns a message | ms at a run's start and end | messages a second |\n");
     for (std::size_t i = 0; i < all.size(); ++i)
         std::printf("| `%s` | %.0f | %.0f to %.0f | %.0f | %.1f | %.0f |\n", all[i].name, median_of(per_event[i]), *std::ranges::min_element(per_event[i]), *std::ranges::max_element(per_event[i]),
                     median_of(per_message[i]), median_of(ends[i]), median_of(rates[i]));
@@ -399,10 +409,10 @@ void clients(int rounds) {
 
 int main(int argc, char** argv) {
     const std::string what = argc > 1 ? argv[1] : "all";
-    const int rounds = argc > 2 ? std::atoi(argv[2]) : 11;
+    const int rounds = argc > 2 ? std::max(1, std::atoi(argv[2])) : 11;
     fs::remove_all(kFolder);
     fs::create_directories(kFolder);
-    if (what == "sinks" || what == "all") each_sink(rounds);
+    if (what == "sinks" || what == "all") each_sink(rounds, argc > 3 ? argv[3] : "");
     if (what == "everything" || what == "all") everything(rounds);
     if (what == "clients" || what == "all") clients(rounds);
     fs::remove_all(kFolder);

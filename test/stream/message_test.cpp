@@ -16,6 +16,8 @@
 #include <torchbus/optim/optimizers.hpp>
 #include <torchbus/stream/message.hpp>
 
+#include "../../src/stream/captured_event.hpp"
+
 #include "support/callback_of.hpp"
 #include "support/catch.hpp"
 #include "support/json_schema.hpp"
@@ -103,6 +105,23 @@ TEST_CASE("the text of an event is its JSON", "[stream]") {
     CHECK(seen.size() >= 36);
     CHECK(seen.contains("told"));
     CHECK_FALSE(seen.contains("untold"));
+}
+
+TEST_CASE("what is captured of an event has the same text", "[stream]") {
+    std::set<std::string> seen;
+    for (const bool fails : {false, true})
+        look_at_run([&](const AnyEvent& event) {
+            const CapturedForm* form = captured_form(event.name());
+            CHECK((form != nullptr) == event.is_of_library());
+            if (!form) return;
+            std::string bytes = "behind what is there", text = bytes, expected = bytes;
+            form->capture(bytes, event);
+            form->append_json(text, std::string_view(bytes).substr(expected.size()));
+            event.append_json(expected);
+            CHECK(text == expected);
+            seen.insert(event.name());
+        }, fails);
+    CHECK(seen.size() >= 35);
 }
 
 TEST_CASE("every message is a CloudEvent, as the schema has it", "[stream]") {

@@ -41,8 +41,8 @@ public:
     void append_gap(std::string& out, std::int64_t first, std::int64_t last, std::chrono::system_clock::time_point now);
     /// What stands beside the messages, after this one: a snapshot, an answer.
     void append_beside(std::string& out, std::string_view name, std::int64_t sequence, std::string_view data, std::chrono::system_clock::time_point now);
-    /// Counts a message that is not written.
-    void skip() { ++sequence_; }
+    /// Counts messages that are not written.
+    void skip(std::int64_t count) { sequence_ += count; }
     /// Of the last message.
     std::int64_t sequence() const { return sequence_; }
 
@@ -55,6 +55,9 @@ private:
     std::int64_t second_ = -1;   ///< that second_text_ is of
     std::string second_text_;
 };
+
+/// What a user's to_json gave, as the `data` of a message that is read again.
+std::string readable_data(std::string json);
 
 /// JSON Schema (2020-12) of a message: its envelope, and its data by type.
 nlohmann::json stream_schema();

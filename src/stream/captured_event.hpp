@@ -1,0 +1,22 @@
+#pragma once
+/// The fields of an event as bytes: the training thread copies them, and another one makes JSON of them, which takes ten times as long.
+
+#include <string>
+#include <string_view>
+
+#include <torchbus/event_type.hpp>
+
+namespace torchbus {
+
+/// Of one event of the library. The bytes are for this process alone.
+struct CapturedForm {
+    /// Puts the fields behind `bytes`.
+    void (*capture)(std::string& bytes, const AnyEvent& event);
+    /// Puts the JSON of those fields, the same as the event's own, behind `json`.
+    void (*append_json)(std::string& json, std::string_view bytes);
+};
+
+/// Null for an event that is not the library's.
+const CapturedForm* captured_form(std::string_view event);
+
+}  // namespace torchbus
