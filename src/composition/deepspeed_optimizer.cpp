@@ -56,7 +56,8 @@ public:
             const json first = file_.of_run("optimizer", "beta1"), second = file_.of_run("optimizer", "beta2");
             betas = json::array({first.is_null() ? json(0.9) : first, second.is_null() ? json(0.999) : second});
         }
-        if (!betas.is_array() || betas.size() != 2 || !betas[0].is_number() || !betas[1].is_number()) file_.refuse_value(path_of("betas"), betas, "two numbers, e.g. [0.9, 0.999]");
+        const auto is_decay = [](const json& beta) { return beta.is_number() && beta >= 0.0 && beta < 1.0; };
+        if (!betas.is_array() || betas.size() != 2 || !is_decay(betas[0]) || !is_decay(betas[1])) file_.refuse_value(path_of("betas"), betas, "two numbers in [0, 1), e.g. [0.9, 0.999]");
         made["beta1"] = betas[0];
         made["beta2"] = betas[1];
     }

@@ -1,10 +1,10 @@
 #include "captured_event.hpp"
 
 #include <concepts>
-#include <cstring>
 #include <map>
 #include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -19,12 +19,10 @@ namespace {
 template <class T>
 concept IsCopied = std::is_arithmetic_v<T> || std::same_as<T, Position> || std::same_as<T, Counts>;
 
-void put(std::string& bytes, const void* from, std::size_t count) { bytes.append(static_cast<const char*>(from), count); }
-
 template <class T>
 void capture(std::string& bytes, const T& value) {
     if constexpr (IsCopied<T>) {
-        put(bytes, &value, sizeof value);
+        append_bytes(bytes, value);
     } else if constexpr (HasFields<T>) {
         std::apply([&](const auto&... field) { (capture(bytes, field.get(value)), ...); }, FieldsOf<T>::kFields);
     } else if constexpr (IsOptional<T>) {
@@ -33,7 +31,7 @@ void capture(std::string& bytes, const T& value) {
     } else if constexpr (IsText<T>) {
         const std::string_view text = value;
         capture(bytes, text.size());
-        put(bytes, text.data(), text.size());
+        bytes += text;
     } else {
         static_assert(IsList<T>);
         capture(bytes, value.size());
@@ -41,18 +39,10 @@ void capture(std::string& bytes, const T& value) {
     }
 }
 
-template <IsCopied T>
-T take(std::string_view& bytes) {
-    T value;
-    std::memcpy(&value, bytes.data(), sizeof value);
-    bytes.remove_prefix(sizeof value);
-    return value;
-}
-
 template <class T>
 void append_captured(std::string& json, std::string_view& bytes) {
     if constexpr (IsCopied<T>) {
-        const T value = take<T>(bytes);
+        const T value = take_bytes<T>(bytes);
         if constexpr (HasFields<T>) append_json(json, value);
         else if constexpr (std::same_as<T, bool>) json += value ? "true" : "false";
         else if constexpr (std::floating_point<T>) append_json_number(json, value);
@@ -67,14 +57,14 @@ void append_captured(std::string& json, std::string_view& bytes) {
         std::apply([&](const auto&... field) { (append_field(field), ...); }, FieldsOf<T>::kFields);
         json += '}';
     } else if constexpr (IsOptional<T>) {
-        if (take<bool>(bytes)) append_captured<typename T::value_type>(json, bytes);
+        if (take_bytes<bool>(bytes)) append_captured<typename T::value_type>(json, bytes);
         else json += "null";
     } else if constexpr (IsText<T>) {
-        const auto length = take<std::size_t>(bytes);
+        const auto length = take_bytes<std::size_t>(bytes);
         append_json_text(json, bytes.substr(0, length));
         bytes.remove_prefix(length);
     } else {
-        const auto length = take<std::size_t>(bytes);
+        const auto length = take_bytes<std::size_t>(bytes);
         json += '[';
         for (std::size_t i = 0; i < length; ++i) {
             if (i > 0) json += ',';

@@ -1,12 +1,26 @@
 #pragma once
 /// The fields of an event as bytes: the training thread copies them, and another one makes JSON of them, which takes ten times as long.
 
+#include <cstring>
 #include <string>
 #include <string_view>
 
 #include <torchbus/event_type.hpp>
 
 namespace torchbus {
+
+/// As it lies in memory, behind `bytes`; and taken from the front of them again.
+template <class T>
+void append_bytes(std::string& bytes, const T& value) {
+    bytes.append(reinterpret_cast<const char*>(&value), sizeof value);
+}
+template <class T>
+T take_bytes(std::string_view& bytes) {
+    T value;
+    std::memcpy(&value, bytes.data(), sizeof value);
+    bytes.remove_prefix(sizeof value);
+    return value;
+}
 
 /// Of one event of the library. The bytes are for this process alone.
 struct CapturedForm {

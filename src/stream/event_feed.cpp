@@ -15,7 +15,7 @@
 
 #include "chosen_steps.hpp"
 #include "event_queue.hpp"
-#include "event_record.hpp"
+#include "queued_event.hpp"
 #include "message_view.hpp"
 
 namespace torchbus {
@@ -54,7 +54,7 @@ struct EventFeed::State {
     Connections connections;
 
     State(EventFeedOptions its_options, std::function<void(const std::string&, int, bool)> its_begin, EventQueue::Work work, std::function<void()> its_end)
-        : options(std::move(its_options)), begin(std::move(its_begin)), end(std::move(its_end)), queue(options.limit_bytes, options.pace, [this](std::string_view records, std::string& text) { return write_first_record(records, *writer, text); }, std::move(work)),
+        : options(std::move(its_options)), begin(std::move(its_begin)), end(std::move(its_end)), queue(options.limit_bytes, options.pace, [this](std::string_view records, std::string& text) { return write_first_queued(records, *writer, text); }, std::move(work)),
           takes_numbers(matches_any(options.events, "numbers")), takes_accounting(matches_any(options.events, "accounting")) {
         if (options.every.unit == Interval::Unit::Natural) options.every.unit = Interval::Unit::Step;
     }
@@ -82,16 +82,16 @@ struct EventFeed::State {
         const bool accounting = takes_accounting && (its.has_accounting || its.has_numbers);
         if ((!is_written && !numbers && !accounting) || !is_due(its)) return;
         const auto now = system_clock::now();
-        if (is_written) record(now, [&](std::string& out) { record_event(out, event, its.form, now); });
-        if (numbers) record(now, [&](std::string& out) { record_numbers(out, run->moment.position, run->blackboard, std::exchange(publications, run->blackboard.publications()), event.name(), now); });
+        if (is_written) record(now, [&](std::string& out) { queue_event(out, event, its.form, now); });
+        if (numbers) record(now, [&](std::string& out) { queue_numbers(out, run->moment.position, run->blackboard, std::exchange(publications, run->blackboard.publications()), event.name(), now); });
         if (!accounting || !(its.has_accounting || now - accounted >= kAccountingPace)) return;
         accounted = now;
-        record(now, [&](std::string& out) { record_text(out, kAccounting, accounting_text(), now); });
+        record(now, [&](std::string& out) { queue_text(out, kAccounting, accounting_text(), now); });
     }
     template <class Append>
     void record(system_clock::time_point now, Append&& append) {
         const bool has_place = queue.add([&](std::string& out) {
-            if (left_out > 0) record_gap(out, std::exchange(left_out, 0), now);
+            if (left_out > 0) queue_gap(out, std::exchange(left_out, 0), now);
             append(out);
         });
         if (has_place) return;
@@ -135,7 +135,7 @@ struct EventFeed::State {
         accounted = system_clock::now();
         is_resumed = moment.position.attempts > 0;
         begin(run_id, run->consensus.rank(), is_resumed);
-        record(accounted, [&](std::string& out) { record_text(out, kStreamStart, start_text(), accounted); });
+        record(accounted, [&](std::string& out) { queue_text(out, kStreamStart, start_text(), accounted); });
     }
 };
 

@@ -1,8 +1,8 @@
 #include <torchbus/stream/message.hpp>
 
 #include <ctime>
+#include <exception>
 #include <iterator>
-#include <utility>
 
 #include <fmt/format.h>
 
@@ -47,9 +47,7 @@ void MessageWriter::begin(std::string& out, std::string_view name, std::int64_t 
 }
 
 void MessageWriter::append(std::string& out, const AnyEvent& event, system_clock::time_point now) {
-    std::string data;
-    event.append_json(data);
-    append(out, event.name(), event.is_of_library() ? std::move(data) : readable_data(std::move(data)), now);
+    append(out, event.name(), data_of(event), now);
 }
 
 void MessageWriter::append(std::string& out, std::string_view name, std::string_view data, system_clock::time_point now) {
@@ -69,11 +67,22 @@ void MessageWriter::append_gap(std::string& out, std::int64_t first, std::int64_
     fmt::format_to(std::back_inserter(out), R"({{"first":{},"last":{},"count":{}}}}})" "\n", first, last, last - first + 1);
 }
 
-std::string readable_data(std::string json) {
-    if (!json.starts_with('{')) json = R"({"value":)" + json + '}';
-    if (is_shallow(json, kDeepestMessage - 1)) return json;  // the message is a level of its own
+std::string data_of(const AnyEvent& event) {
+    std::string data;
+    if (event.is_of_library()) {
+        event.append_json(data);
+        return data;
+    }
+    try {
+        event.append_json(data);
+    } catch (const std::exception& error) {
+        append_json_text(data = R"({"error":)", error.what());
+        return data + '}';
+    }
+    if (!data.starts_with('{')) data = R"({"value":)" + data + '}';
+    if (is_shallow(data, kDeepestMessage - 1)) return data;  // the message is a level of its own
     std::string text = R"({"text":)";
-    append_json_text(text, json);
+    append_json_text(text, data);
     return text + '}';
 }
 

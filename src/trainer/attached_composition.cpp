@@ -271,6 +271,8 @@ nlohmann::json AttachedComposition::change_optimizer(Update& update, const std::
         throw ConfigError(fmt::format("optimizer: {}: {} is not a number of at least 0", option, value.dump()));
     const double wanted = value.get<double>();
     auto& groups = update.optimizer->param_groups();
+    const bool is_beta = option == "beta1" || option == "beta2" || (option == "momentum" && group_options(groups.front()).contains("beta1"));
+    if (is_beta && wanted >= 1) throw ConfigError(fmt::format("optimizer: {}: {} is out of range; give a number in [0, 1), e.g. 0.9", option, value.dump()));
     const double before = group_option(groups.front(), option);
     for (auto& group : groups) {
         double& place = group_option(group, option);

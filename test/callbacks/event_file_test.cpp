@@ -38,6 +38,11 @@ namespace of_a_user {
 
 struct Loose { json value; };
 void to_json(json& out, const Loose& loose) { out = loose.value; }
+struct Broken { std::string word; };
+void to_json(json& out, const Broken& broken) {
+    if (broken.word.empty()) throw std::runtime_error("there is \"no\" word");
+    out = {{"word", broken.word}};
+}
 struct Gap { int width = 3; };
 struct Numbers { int width = 3; };
 struct Snapshot { int width = 3; };
@@ -180,6 +185,14 @@ TEST_CASE("whatever a user's event gives as JSON is recorded and read again", "[
     std::vector<json> data;
     for (const auto& [name, its] : found) data.push_back(its);
     CHECK(data == std::vector<json>{{{"value", 3}}, {{"value", "text"}}, {{"value", nullptr}}, {{"value", true}}, {{"value", {1, 2}}}, json::object(), {{"a", 1}}, {{"value", "NaN"}}});
+}
+
+TEST_CASE("a user's event whose to_json throws says why, and the sink goes on", "[callbacks][event_file]") {
+    const auto found = recorded_of("broken", [](Subscriber& bus) { bus.emit(of_a_user::Broken{"a"}), bus.emit(of_a_user::Broken{}), bus.emit(of_a_user::Broken{"b"}); });
+    REQUIRE(found.size() == 3);
+    CHECK(found[0].second == json{{"word", "a"}});
+    CHECK(found[1].second == json{{"error", "there is \"no\" word"}});
+    CHECK(found[2].second == json{{"word", "b"}});
 }
 
 TEST_CASE("a user's event that is nested too deeply is recorded as a text", "[callbacks][event_file]") {

@@ -127,8 +127,8 @@ TEMPLATE_TEST_CASE("ranks make the same updates, which are those of one process 
     const auto divided_with_more = [=](const std::shared_ptr<World>& world) { return and_more(divided(world), Callbacks{make_gradient_accumulation({2}), make_freeze({.groups = {{.names = {"0.*"}, .unfreeze_at = Interval{1, Interval::Unit::Epoch}}}})}); };
     const auto synchronized_with_more = [=](const std::shared_ptr<World>& world) { return and_more(synchronized(world), Callbacks{make_gradient_accumulation({2}), make_gradient_clipping({.max_norm = 0.1})}); };
     // On the last rank only; its sum is no number on any.
-    const auto overflowing = [](const std::shared_ptr<World>& world) -> Callbacks {
-        return {make_mixed_precision({.precision = MixedPrecisionOptions::Precision::Bf16, .scale_loss = true}), callback_of("overflow", [=](Attachment& run, Connections& connections) {
+    const auto overflowing = [](const std::shared_ptr<World>& world, MixedPrecisionOptions::Precision precision) -> Callbacks {
+        return {make_mixed_precision({.precision = precision, .scale_loss = true}), callback_of("overflow", [=](Attachment& run, Connections& connections) {
                     connections += run.bus.intercept<BackwardStart>([=](BackwardStart& event) {
                         if (event.position.attempts == 2 && (!world || world->rank() == world->size() - 1)) event.root = event.root * std::numeric_limits<float>::infinity();
                     });
@@ -141,7 +141,8 @@ TEMPLATE_TEST_CASE("ranks make the same updates, which are those of one process 
         {"layers unfrozen later", with([](const auto&) -> Callbacks { return {make_freeze({.groups = {{.names = {"0.*"}, .unfreeze_at = Interval{1, Interval::Unit::Epoch}}}})}; })},
         {"buckets of one parameter", {.gradients = {.bucket_mib = 1e-6, .first_bucket_mib = 1e-6}}},
         {"bf16 on the way", {.gradients = {.bf16 = true}}, 2e-2},
-        {"an update skipped by its loss scale", with(overflowing), 2e-2, 1},
+        {"bf16, an update skipped by its loss scale", with([=](const auto& world) { return overflowing(world, MixedPrecisionOptions::Precision::Bf16); }), 2e-2, 1},
+        {"fp16, an update skipped by its loss scale", with([=](const auto& world) { return overflowing(world, MixedPrecisionOptions::Precision::Fp16); }), 2e-2, 1},
         {"updates skipped as a loss is not finite", {.more = [](const auto&) -> Callbacks { return {make_nan_policy()}; }, .data = data_with_nan()}, 1e-6, 2},
         {"unused looked for", {.gradients = {.find_unused = true}}},
         {"the optimizer's state divided, with clipping", with(divided)},

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -79,14 +80,34 @@ class Processes(InFolder):
         path = self.folder / ("prints.jsonl" if rank == 0 else f"prints.jsonl.rank{rank}")
         return [json.loads(line) for line in path.read_text().splitlines()]
 
+    def weights(self):
+        """The numbers of each tensor in the run's model.safetensors."""
+        content = (self.folder / "out/model.safetensors").read_bytes()
+        (length,) = struct.unpack_from("<Q", content)
+        tensors = {}
+        for name, about in json.loads(content[8:8 + length]).items():
+            if name != "__metadata__":
+                self.assertEqual(about["dtype"], "F32")
+                begin, end = about["data_offsets"]
+                tensors[name] = struct.unpack(f"<{(end - begin) // 4}f", content[8 + length + begin:8 + length + end])
+        return tensors
+
+    def assert_near(self, weights, alone, tolerance, message):
+        """Relative to the largest weight of each tensor."""
+        self.assertEqual(weights.keys(), alone.keys())
+        for name, numbers in weights.items():
+            difference = max(abs(a - b) for a, b in zip(numbers, alone[name], strict=True))
+            self.assertLessEqual(difference / max(map(abs, alone[name])), tolerance, f"{name}, {message}")
+
     def test_as_many_processes_as_one_likes_make_the_same_run(self):
-        histories = {}
+        histories, weights = {}, {}
         for size in (1, 2, 3, 4):
             for old in self.folder.glob("prints*"):
                 old.unlink()
             codes, said = self.end(self.start(size, run_file(), "--set", f"train.batch_size={24 // size}"))
             self.assertEqual(codes, [0] * size, said)
             histories[size] = json.loads((self.folder / "out/history.json").read_text())
+            weights[size] = self.weights()
             first = [line["parameters"] for line in self.prints(0)]
             self.assertGreater(len(first), 10)
             for rank in range(1, size):
@@ -97,18 +118,21 @@ class Processes(InFolder):
                 self.assertEqual(own["metrics"]["eval.accuracy"], alone["metrics"]["eval.accuracy"], f"{size} processes")
                 for name in ("train.loss", "eval.loss"):
                     self.assertAlmostEqual(own["metrics"][name] / alone["metrics"][name], 1, delta=1e-6, msg=f"{name} of {size} processes")
+            self.assert_near(weights[size], weights[1], 1e-6, f"{size} processes")
 
     def test_ranks_in_bf16_are_near_one_process_in_bf16(self):
-        losses = {}
+        losses, weights = {}, {}
         for size in (1, 2, 4):
             run = run_file()
             run["callbacks"].append({"kind": "mixed_precision", "precision": "bf16"})
             codes, said = self.end(self.start(size, run, "--set", f"train.batch_size={24 // size}"))
             self.assertEqual(codes, [0] * size, said)
             losses[size] = json.loads((self.folder / "out/history.json").read_text())[-1]["metrics"]
+            weights[size] = self.weights()
         for size in (2, 4):
             for name in ("train.loss", "eval.loss"):
                 self.assertAlmostEqual(losses[size][name] / losses[1][name], 1, delta=2e-2, msg=f"{name} of {size} processes")
+            self.assert_near(weights[size], weights[1], 2e-2, f"{size} processes")
 
     def test_a_signal_to_one_rank_stops_all_at_one_step(self):
         for rank in (0, 1):

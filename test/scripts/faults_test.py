@@ -54,13 +54,15 @@ class Faults(unittest.TestCase):
             self.running.remove(process)
         return [process.returncode for process in processes], said
 
-    def others_say(self, fault, times, pattern, of_host="", within=TIMEOUT_S + 12):
-        """`pattern` has {rank} and {step}; `of_host` is what may be said as well of rank 0, which hosts the meeting point. Of the ranks that are not at fault, those that did not die of it say so."""
+    def others_say(self, fault, times, pattern, of_host="", within=TIMEOUT_S + 12, event="train_step_end"):
+        """`pattern` has {rank}, {step} and {event}; `of_host` is what may be said as well of rank 0, which hosts the meeting point. Of the ranks that are not at fault, those that did not die of it say so."""
         for attempt in range(times):
             rank, step = attempt % RANKS, self.draw.randrange(3, 40)
-            with self.subTest(fault=fault, rank=rank, step=step):
+            if event == "eval_step_end":
+                step = 8 * self.draw.randrange(1, 5)  # at the end of an epoch
+            with self.subTest(fault=fault, rank=rank, step=step, event=event):
                 began = time.monotonic()
-                processes = self.start("--fault", fault, "--rank", rank, "--step", step)
+                processes = self.start("--fault", fault, "--rank", rank, "--step", step, "--event", event)
                 if fault in ("stop", "hang"):  # it ends when it is let go
                     others = [process for number, process in enumerate(processes) if number != rank]
                     codes, said = self.ended(others, within)
@@ -71,24 +73,37 @@ class Faults(unittest.TestCase):
                     codes = [code for number, code in enumerate(codes) if number != rank]
                     said = [one for number, one in enumerate(said) if number != rank]
                 self.assertLess(time.monotonic() - began, within)
-                expected = (pattern + (f"|{of_host}" if rank == 0 and of_host else "")).format(rank=rank, step=step)
+                expected = (pattern + (f"|{of_host}" if rank == 0 and of_host else "")).format(rank=rank, step=step, event=event)
                 telling = [err for code, (_, err) in zip(codes, said) if code != -signal.SIGABRT]  # Gloo ends who gets less than it sends
                 self.assertTrue(telling, said)
                 self.assertTrue(all(code in (1, -signal.SIGABRT) for code in codes), (codes, said))
                 for err in telling:
                     self.assertRegex(err, expected)
 
+    THROWN = r"rank {rank} failed at epoch \d+, step {step}, event {event}: subscriber 'faulty' failed at .*: the cat sat on the keyboard"
+    DIED = r"rank {rank} does not answer: it has died, .*last seen at epoch \d+, step {step}, event {event}"
+    HOST_DIED = "the meeting point is gone, and with it rank 0, which hosted it"
+    STOPPED = r"rank {rank} does not answer: it has died, is stopped or cannot be reached; it was last seen at epoch \d+, step {step}, event {event}"
+    HOST_STOPPED = r"the meeting point 127\.0\.0\.1:\d+ does not answer: rank 0, which hosts it, is stopped"
+    HANGS = r"rank {rank} has not come to it: it is at epoch \d+, step {step}, event {event}, since [2-9]"
+
     def test_an_exception_ends_the_others_with_its_words(self):
-        self.others_say("throw", 50 if SLOW else 2, r"rank {rank} failed at epoch \d+, step {step}, event train_step_end: subscriber 'faulty' failed at .*: the cat sat on the keyboard", within=10)
+        self.others_say("throw", 50 if SLOW else 2, self.THROWN, within=10)
 
     def test_a_death_ends_the_others(self):
-        self.others_say("die", 20 if SLOW else 2, r"rank {rank} does not answer: it has died, .*last seen at epoch \d+, step {step}, event train_step_end", of_host="the meeting point is gone, and with it rank 0, which hosted it")
+        self.others_say("die", 20 if SLOW else 2, self.DIED, of_host=self.HOST_DIED)
 
     def test_a_rank_that_is_stopped_is_named(self):
-        self.others_say("stop", 20 if SLOW else 2, r"rank {rank} does not answer: it has died, is stopped or cannot be reached; it was last seen at epoch \d+, step {step}, event train_step_end", of_host=r"the meeting point 127\.0\.0\.1:\d+ does not answer: rank 0, which hosts it, is stopped")
+        self.others_say("stop", 20 if SLOW else 2, self.STOPPED, of_host=self.HOST_STOPPED)
 
     def test_a_rank_that_hangs_is_named_with_where_it_is(self):
-        self.others_say("hang", 20 if SLOW else 2, r"rank {rank} has not come to it: it is at epoch \d+, step {step}, event train_step_end, since [2-9]")
+        self.others_say("hang", 20 if SLOW else 2, self.HANGS)
+
+    def test_a_fault_within_a_step_or_an_evaluation_is_named_as_well(self):
+        for event in ("forward_start", "backward_end", "eval_step_end"):
+            for fault, pattern, of_host in (("throw", self.THROWN, ""), ("die", self.DIED, self.HOST_DIED), ("stop", self.STOPPED, self.HOST_STOPPED), ("hang", self.HANGS, "")):
+                if SLOW or (event, fault) in (("forward_start", "hang"), ("backward_end", "throw"), ("eval_step_end", "stop")):
+                    self.others_say(fault, 6 if SLOW else 2, pattern, of_host, event=event)
 
     def test_a_collective_that_one_rank_leaves_out_is_named(self):
         self.others_say("skip", 20 if SLOW else 2, r"rank {rank} \(epoch \d+, step {step}, event \w+\) began .* of step {step} where a sum of 7 numbers was due")

@@ -1,5 +1,6 @@
 // What a trainer does with its composition: sorts, refuses, and changes it while a run is under way.
 #include <atomic>
+#include <future>
 #include <random>
 #include <thread>
 
@@ -252,6 +253,21 @@ TEST_CASE("the learning rate changes in a running trainer, unless a callback set
     CHECK_THROWS_WITH(refused.get(), "'schedule' sets learning_rate of the optimizer as the run goes on; change an option of 'schedule', or detach it first");
     scaled.get();
     CHECK(rates[1] == rates[0] * 0.5);
+}
+
+TEST_CASE("a decay of Adam's means changes in a running trainer to what it may be at its start", "[trainer][composition]") {
+    auto model = toy_model();
+    auto optimizer = make_adamw(model->parameters(), {});
+    Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = optimizer, .handle_signals = false});
+    trainer.start_training(toy_data(16), toy_data(8), {.batch_size = 4});
+    trainer.advance();
+    auto taken = trainer.change_option("optimizer", "beta1", 0.5, "dashboard");
+    std::vector<std::future<void>> refused;
+    for (const char* option : {"beta1", "beta2", "momentum"}) refused.push_back(trainer.change_option("optimizer", option, 1.0, "dashboard"));
+    while (trainer.advance()) {}
+    taken.get();
+    CHECK(std::get<0>(static_cast<torch::optim::AdamWOptions&>(optimizer->param_groups().front().options()).betas()) == 0.5);
+    for (auto& answer : refused) CHECK_THROWS_WITH(answer.get(), Catch::Matchers::EndsWith(": 1.0 is out of range; give a number in [0, 1), e.g. 0.9"));
 }
 
 TEST_CASE("intervals change in a running trainer, and count from there", "[trainer][composition]") {

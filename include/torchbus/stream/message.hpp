@@ -6,7 +6,7 @@
 ///
 /// `data` is as events_json.hpp has it: stable names; no units but those in the schema; "NaN", "Infinity" and "-Infinity" for what is
 /// no number. A user's own event with a to_json is one as well: where that gives no object, `data` is {"value": …}, and where it is
-/// nested too deeply to be read, {"text": "…"}, its JSON as a text; one whose name is taken, a Gap, is `torchbus.user_gap`. Beside the
+/// nested too deeply to be read, {"text": "…"}, its JSON as a text; where it throws, {"error": "…"}; one whose name is taken, a Gap, is `torchbus.user_gap`. Beside the
 /// events there are `torchbus.stream_start`, the first message of a run, `torchbus.numbers`, what is on the blackboard,
 /// `torchbus.accounting`, what subscribers cost, and `torchbus.gap`, where a stream had to leave messages out.
 
@@ -56,8 +56,8 @@ private:
     std::string second_text_;
 };
 
-/// What a user's to_json gave, as the `data` of a message that is read again.
-std::string readable_data(std::string json);
+/// The `data` of an event's message. Requires: it has JSON.
+std::string data_of(const AnyEvent& event);
 
 /// JSON Schema (2020-12) of a message: its envelope, and its data by type.
 nlohmann::json stream_schema();
