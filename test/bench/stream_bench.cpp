@@ -110,14 +110,16 @@ std::shared_ptr<TensorDataset> data_for(const Case& of) {
     return std::make_shared<TensorDataset>(torch::rand({of.steps * of.batch, of.inputs}), torch::randint(10, {of.steps * of.batch}));
 }
 
-/// The time between a run's start event and its end event.
+/// The time between the end of a run's first step, when files are open and connections made, and its end event.
 struct RunClock {
     std::chrono::steady_clock::time_point began, ended;
     double seconds = 0;
     double seconds_since_end() const { return seconds_since(ended); }
     ComposedCallback callback() {
         FunctionCallback clock("clock");
-        clock.on<TrainingRunStart>(Stage::Observe, [this](const TrainingRunStart&) { began = std::chrono::steady_clock::now(); });
+        clock.on<TrainStepEnd>(Stage::Persist, [this](const TrainStepEnd& event) {
+            if (event.position.in_epoch.step == 1) began = std::chrono::steady_clock::now();
+        });
         clock.on<TrainingRunEnd>(Stage::Observe, [this](const TrainingRunEnd&) {
             ended = std::chrono::steady_clock::now();
             seconds = std::chrono::duration<double>(ended - began).count();
@@ -127,7 +129,7 @@ struct RunClock {
 };
 
 struct Trained {
-    double seconds = 0;      ///< from the run's start event to its end
+    double seconds = 0;      ///< as RunClock has it
     double end_seconds = 0;  ///< from there on: sinks are given time to tell all
     std::vector<AccountingRow> accounting;
 };
