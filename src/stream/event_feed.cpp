@@ -1,7 +1,9 @@
 #include <torchbus/stream/event_feed.hpp>
 
+#include <algorithm>
 #include <optional>
 #include <set>
+#include <tuple>
 #include <unordered_map>
 
 #include <fmt/format.h>
@@ -28,6 +30,8 @@ const std::set<std::string, std::less<>> kWithNumbers = {"train_step_end", "trai
 /// After which it is told what subscribers cost; after steps no more often than this.
 const std::set<std::string, std::less<>> kWithAccounting = {"training_run_epoch_end", "training_run_end", "evaluation_run_end", "prediction_run_end"};
 constexpr std::chrono::seconds kAccountingPace(10);
+/// With which a run begins and ends.
+const std::set<std::string, std::less<>> kOfRuns = {"subscriber_attached", "run_configured", "training_run_start", "run_closed"};
 const std::string kAccounting = "accounting", kStreamStart = "stream_start";
 
 }  // namespace
@@ -59,6 +63,30 @@ struct EventFeed::State {
         if (options.every.unit == Interval::Unit::Natural) options.every.unit = Interval::Unit::Step;
     }
 
+    /// Whether an event of a user's own may be chosen.
+    bool may_take_users() const {
+        return std::ranges::any_of(options.events, [](const std::string& pattern) { return !captured_form(pattern) && pattern != "numbers" && pattern != kAccounting && pattern != kStreamStart; });
+    }
+    bool needs(const std::string& event) const {
+        return matches_any(options.events, event) || kOfRuns.contains(event) || ((takes_numbers || takes_accounting) && kWithNumbers.contains(event)) || (takes_accounting && kWithAccounting.contains(event));
+    }
+    /// Connects to these alone: to be called for an event costs as much as a third of what it takes to queue it.
+    template <class... Events>
+    void observe_needed(std::tuple<Events...>*) {
+        const auto observe = [&]<class Event>() {
+            const detail::EventType& type = detail::event_type<Event>();
+            if (needs(type.name)) connections += run->bus.observe<Event>(Stage::Persist, [this, &type](const Event& event) { hear(AnyEvent(type, &event)); });
+        };
+        (observe.template operator()<Events>(), ...);
+    }
+    void hear(const AnyEvent& event) {
+        const bool is_last = event.name() == "run_closed";
+        if (is_last) queue.drain();  // so that there is place for it
+        take(event);
+        if (!is_last) return;
+        queue.drain();
+        end();
+    }
     Chosen& chosen_of(const AnyEvent& event) {
         const std::string& name = event.name();
         const auto found = chosen.find(&name);
@@ -149,14 +177,8 @@ void EventFeed::attach(Attachment& run) {
         state_->connections += run.bus.observe<StepCheckpoint>(Stage::Report, [this](const StepCheckpoint&) { state_->queue.drain(); });
         state_->connections += run.bus.observe<EpochCheckpoint>(Stage::Report, [this](const EpochCheckpoint&) { state_->queue.drain(); });
     }
-    state_->connections += run.bus.observe_all(Stage::Persist, [this](const AnyEvent& event) {
-        const bool is_last = event.name() == "run_closed";
-        if (is_last) state_->queue.drain();  // so that there is place for it
-        state_->take(event);
-        if (!is_last) return;
-        state_->queue.drain();
-        state_->end();
-    });
+    if (state_->may_take_users()) state_->connections += run.bus.observe_all(Stage::Persist, [this](const AnyEvent& event) { state_->hear(event); });
+    else state_->observe_needed(static_cast<TrainerEvents*>(nullptr));
 }
 
 void EventFeed::detach() {

@@ -213,13 +213,14 @@ struct SinkCost {
 SinkCost cost_of(const Sink& sink, const std::vector<AccountingRow>& accounting) {
     SinkCost cost;
     for (const AccountingRow& row : accounting) {
-        if (row.subscriber != sink.name) continue;
         const auto calls = static_cast<double>(row.calls);
-        if (calls < static_cast<double>(kSmall.steps)) {
+        const bool is_of_steps = calls >= static_cast<double>(kSmall.steps);
+        if (row.subscriber == "idle" && is_of_steps) cost.events += calls;
+        if (row.subscriber != sink.name) continue;
+        if (!is_of_steps) {
             cost.around_seconds += row.seconds;
             continue;
         }
-        cost.events += calls;
         cost.seconds += row.seconds;
         cost.messages += (sink.takes_events ? calls : 0) + (sink.takes_numbers && row.event == "train_step_end" ? calls : 0);
     }
@@ -281,7 +282,9 @@ void each_sink(int rounds, const std::string& only) {
     std::vector<std::vector<double>> per_event(all.size()), per_message(all.size()), ends(all.size()), rates(all.size());
     for (int round = -1; round < rounds; ++round) {  // the first one warms up
         for (std::size_t i = 0; i < all.size(); ++i) {
-            const SinkCost cost = cost_of(all[i], train(kSmall, data, {all[i].make(kEveryStep)}).accounting);
+            Callbacks callbacks = {all[i].make(kEveryStep)};
+            if (all[i].name != std::string("idle")) callbacks.emplace_back(std::make_shared<Idle>());  // it counts the events
+            const SinkCost cost = cost_of(all[i], train(kSmall, data, std::move(callbacks)).accounting);
             const double rate = all[i].takes_events ? flood_rate(all[i]) : number_rate(all[i]);
             if (round < 0) continue;
             per_event[i].push_back(cost.seconds * 1e9 / cost.events);

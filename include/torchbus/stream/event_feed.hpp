@@ -21,8 +21,9 @@ struct EventFeedOptions {
     bool comes_before_saves = false;          ///< a save waits until the sink has all from before it: a run that goes on from there misses nothing
 };
 
-/// Connects to every event in the last stage, and hands batches of whole lines to a sink. A sink that throws fails the subscriber at
-/// the next event, by its fault policy, once for all failures in a row; what it has left of its batch it is given again after a while. Whoever owns it drains it before what it stands on goes.
+/// Connects in the last stage to every event, or to the chosen ones alone where a user's own cannot be among them, and hands batches of
+/// whole lines to a sink. A sink that throws fails the subscriber at the next event, by its fault policy, once for all failures in a
+/// row; what it has left of its batch it is given again after a while. Whoever owns it drains it before what it stands on goes.
 class EventFeed {
 public:
     /// `begin`: a run begins, before its first message; `end`: it is over, and its last message was worked on; both by the training
