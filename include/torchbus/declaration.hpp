@@ -34,7 +34,7 @@ struct Exclusion {
 /// gradients.decide, states, parameters, trainable, learning_rate, optimizer_options, callback_options; for reads also gradients and blackboard.
 /// A resource may be narrowed to one update or group with a colon: learning_rate:generator.
 struct Declaration {
-    std::vector<std::string> listens = {};    ///< events and spans, in snake_case; "*" for observe_all
+    std::vector<std::string> listens = {};    ///< events and spans, in snake_case; "*": any event, as its options choose
     std::vector<std::string> reads = {};
     std::vector<std::string> writes = {};
     std::vector<Value> publishes = {};        ///< numbers it puts on the blackboard
