@@ -70,7 +70,7 @@ std::unique_ptr<Callback> event_file_from_json(OptionReader& reader) {
         .interval("every", options.every, "of what comes with every step or batch; all else is written always")
         .number("max_mib", options.max_mib, "size above which the file is moved aside", Range::positive())
         .integer("keep", options.keep, "files moved aside that stay", Range::at_least(0))
-        .number("limit_mib", options.limit_mib, "messages that may wait for the disk; what comes then is left out, and told", Range::positive())
+        .number("limit_mib", options.limit_mib, "events that may wait for the disk, as copied: about a third of their text; what comes then is left out, and told", Range::positive())
         .interval("sync", options.sync, "how long messages may be in memory only, in time");
     options.path = path;
     return make_event_file(std::move(options));

@@ -26,6 +26,8 @@ std::string_view name_of(Mode mode) {
 
 std::optional<double> readable_scalar(const at::Tensor& value) {
     if (!value.defined() || !value.device().is_cpu() || value.numel() != 1) return std::nullopt;
+    const bool is_plain = value.layout() == at::kStrided && !value.is_complex() && !value.is_conj() && !value.is_neg();
+    if (!is_plain) return value.item<double>();
     return c10::fetch_and_cast<double>(value.scalar_type(), value.const_data_ptr());  // item() goes through the dispatcher
 }
 

@@ -88,7 +88,7 @@ std::map<std::string_view, CapturedForm> forms_by_name(std::tuple<Es...>*) {
 }  // namespace
 
 const CapturedForm* captured_form(std::string_view event) {
-    static const auto kForms = forms_by_name(static_cast<TrainerEvents*>(nullptr));
+    static const auto& kForms = *new auto(forms_by_name(static_cast<TrainerEvents*>(nullptr)));  // never destroyed: events come after main(), too
     const auto known = kForms.find(event);
     return known == kForms.end() ? nullptr : &known->second;
 }

@@ -1,9 +1,10 @@
 #pragma once
-/// The fields of an event as bytes: the training thread copies them, and another one makes JSON of them, which takes ten times as long.
+/// The fields of an event as bytes: the training thread copies them, and another one makes JSON of them, which takes several times as long.
 
 #include <cstring>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 #include <torchbus/event_type.hpp>
 
@@ -12,10 +13,12 @@ namespace torchbus {
 /// As it lies in memory, behind `bytes`; and taken from the front of them again.
 template <class T>
 void append_bytes(std::string& bytes, const T& value) {
+    static_assert(std::is_trivially_copyable_v<T>);
     bytes.append(reinterpret_cast<const char*>(&value), sizeof value);
 }
 template <class T>
 T take_bytes(std::string_view& bytes) {
+    static_assert(std::is_trivially_copyable_v<T>);
     T value;
     std::memcpy(&value, bytes.data(), sizeof value);
     bytes.remove_prefix(sizeof value);

@@ -17,8 +17,8 @@
 
 #include "chosen_steps.hpp"
 #include "event_queue.hpp"
-#include "queued_event.hpp"
 #include "message_view.hpp"
+#include "queued_event.hpp"
 
 namespace torchbus {
 namespace {
@@ -43,7 +43,7 @@ struct EventFeed::State {
     std::optional<MessageWriter> writer;  ///< of the queue's thread, while something waits
     EventQueue queue;
     Attachment* run = nullptr;
-    std::string run_id;  ///< that is written of; empty: none yet
+    std::string run_id;  ///< that is written of
     /// Of one event.
     struct Chosen {
         bool is_chosen = false, is_frequent = false, has_numbers = false, has_accounting = false, is_start = false;
@@ -99,7 +99,7 @@ struct EventFeed::State {
         return !event.is_frequent || event.steps.take(run->moment.position.attempts, [this] { return measure(options.every.unit, run->moment) / options.every.amount; });
     }
     void take(const AnyEvent& event) {
-        if (run_id != run->moment.run_id) begin_run();
+        if (!writer || run_id != run->moment.run_id) begin_run();
         Chosen& its = chosen_of(event);
         if (is_resumed && its.is_start) publications = run->blackboard.publications();  // what was put back is not new
         record_chosen(event, its);
@@ -184,7 +184,7 @@ void EventFeed::attach(Attachment& run) {
 void EventFeed::detach() {
     state_->connections.clear();
     state_->queue.drain();
-    state_->run_id.clear();
+    state_->writer.reset();
     state_->run = nullptr;
 }
 

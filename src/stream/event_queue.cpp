@@ -49,6 +49,7 @@ void EventQueue::run() {
         std::string records = std::exchange(records_, std::exchange(spare, {})), text = std::exchange(text_, {});
         const std::size_t length = std::min(records.size(), kKeptBytes);
         is_working_ = true;
+        taken_ = failures_in_a_row_ > 0 ? records.size() + text.size() : 0;
         lock.unlock();
         std::exception_ptr failure;
         try {
@@ -59,6 +60,7 @@ void EventQueue::run() {
         if (!failure) spare = emptied(std::move(records), length);
         lock.lock();
         is_working_ = false;
+        taken_ = 0;
         failures_in_a_row_ = failure ? failures_in_a_row_ + 1 : 0;
         if (failure) {
             text_ = std::move(text);
@@ -76,7 +78,15 @@ void EventQueue::work_off(std::string& records, std::string& text) {
     std::size_t written = 0;
     try {
         do {
-            while (written < records.size() && text.size() < kTextBytes) written += write_(std::string_view(records).substr(written), text);
+            while (written < records.size() && text.size() < kTextBytes) {
+                const std::size_t whole = text.size();
+                try {
+                    written += write_(std::string_view(records).substr(written), text);
+                } catch (...) {
+                    text.resize(whole);
+                    throw;
+                }
+            }
             work_(text);
             text.clear();
         } while (written < records.size());

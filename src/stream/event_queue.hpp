@@ -34,7 +34,7 @@ public:
     template <class Append>
     bool add(Append&& append) {
         const std::lock_guard lock(mutex_);
-        if (records_.size() + text_.size() >= limit_) return false;
+        if (records_.size() + text_.size() + taken_ >= limit_) return false;
         append(records_);
         // Where the next record goes, the sink's thread has been: the lines are fetched while the step goes on.
         for (std::size_t line = 0; line < 4; ++line) __builtin_prefetch(records_.data() + records_.size() + 64 * line, /*rw=*/1);
@@ -63,6 +63,7 @@ private:
     std::condition_variable changed_;
     std::string records_;  // guarded by mutex_, like all below
     std::string text_;     // what `work` left when it threw; older than the records
+    std::size_t taken_ = 0;  // bytes of both that are being worked off after a failure
     std::exception_ptr failure_, newest_failure_;  // the first in a row, until it is told; any
     std::int64_t failures_ = 0, failures_in_a_row_ = 0;
     std::atomic<bool> has_failed_{false};          // there is a failure_; read without the mutex

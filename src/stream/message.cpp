@@ -4,6 +4,7 @@
 #include <exception>
 #include <iterator>
 
+#include <c10/util/Exception.h>
 #include <fmt/format.h>
 
 #include <torchbus/events_json.hpp>
@@ -16,6 +17,13 @@ namespace {
 using std::chrono::system_clock;
 
 std::int64_t microseconds_of(system_clock::time_point time) { return std::chrono::duration_cast<std::chrono::microseconds>(time.time_since_epoch()).count(); }
+
+/// Of a user's event whose to_json throws.
+std::string error_data(std::string_view what) {
+    std::string data = R"({"error":)";
+    append_json_text(data, what);
+    return data + '}';
+}
 
 }  // namespace
 
@@ -75,9 +83,12 @@ std::string data_of(const AnyEvent& event) {
     }
     try {
         event.append_json(data);
+    } catch (const c10::Error& error) {
+        return error_data(error.what_without_backtrace());
     } catch (const std::exception& error) {
-        append_json_text(data = R"({"error":)", error.what());
-        return data + '}';
+        return error_data(error.what());
+    } catch (...) {
+        return error_data("to_json threw what is no std::exception");
     }
     if (!data.starts_with('{')) data = R"({"value":)" + data + '}';
     if (is_shallow(data, kDeepestMessage - 1)) return data;  // the message is a level of its own

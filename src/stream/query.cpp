@@ -21,6 +21,7 @@ std::string decoded(std::string_view text) {
         const std::string_view digits = text.substr(i + 1, 2);
         const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value, 16);
         if (error != std::errc() || digits.size() != 2 || end != digits.data() + 2) throw ConfigError(fmt::format("query: '%{}' is no encoded character; write a percent sign as %25", digits));
+        if (value == 0) throw ConfigError("query: '%00' is no character of a text; leave it out");
         out += static_cast<char>(value);
         i += 2;
     }

@@ -100,7 +100,7 @@ json stream_schema() {
                      {"time", {{"type", "string"}, {"format", "date-time"}, {"description", "when it was emitted, UTC"}}},
                      {"dataschema", {{"const", name}}},
                      {"sequence", text("number of the message within its source, so that texts sort as numbers do")}, {"run", text("the same on all ranks")},
-                     {"rank", {{"type", "integer"}}}, {"data", {{"type", "object"}, {"description", "of a user's own event: what it gives; in value where that is no object, as JSON in text where it is nested too deeply"}}}};
+                     {"rank", {{"type", "integer"}}}, {"data", {{"type", "object"}, {"description", "of a user's own event: what it gives; in value where that is no object, as JSON in text where it is nested too deeply; why there is none in error"}}}};
     json required = json::array();
     for (const auto& [field, schema] : envelope.items()) required.push_back(field);
     return {{"$schema", "https://json-schema.org/draft/2020-12/schema"}, {"$id", name}, {"title", "a message of torchbus, a line of JSON in the envelope of CloudEvents 1.0"},

@@ -272,13 +272,14 @@ nlohmann::json AttachedComposition::change_optimizer(Update& update, const std::
     const double wanted = value.get<double>();
     auto& groups = update.optimizer->param_groups();
     const bool is_beta = option == "beta1" || option == "beta2" || (option == "momentum" && group_options(groups.front()).contains("beta1"));
-    if (is_beta && wanted >= 1) throw ConfigError(fmt::format("optimizer: {}: {} is out of range; give a number in [0, 1), e.g. 0.9", option, value.dump()));
     const double before = group_option(groups.front(), option);
-    for (auto& group : groups) {
-        double& place = group_option(group, option);
-        place = before > 0 ? place / before * wanted : wanted;
-    }
-    group_option(groups.front(), option) = wanted;  // to the last bit
+    std::vector<double> changed;
+    for (auto& group : groups) changed.push_back(before > 0 ? group_option(group, option) / before * wanted : wanted);
+    changed.front() = wanted;  // to the last bit
+    for (std::size_t i = 0; i < groups.size(); ++i)
+        if (is_beta && changed[i] >= 1)
+            throw ConfigError(fmt::format("optimizer: {}: {} is out of range{}; give a number in [0, 1), e.g. 0.9", option, value.dump(), i == 0 ? "" : fmt::format(", as it makes {} of that of group {}", changed[i], i)));
+    for (std::size_t i = 0; i < groups.size(); ++i) group_option(groups[i], option) = changed[i];
     return before;
 }
 

@@ -187,6 +187,22 @@ TEST_CASE("whatever a user's event gives as JSON is recorded and read again", "[
     CHECK(data == std::vector<json>{{{"value", 3}}, {{"value", "text"}}, {{"value", nullptr}}, {{"value", true}}, {{"value", {1, 2}}}, json::object(), {{"a", 1}}, {{"value", "NaN"}}});
 }
 
+TEST_CASE("events that come before any run are recorded as well", "[callbacks][event_file]") {
+    const TemporaryFolder folder("event_file");
+    const ComposedCallback file = make_event_file({.path = folder / "events.jsonl"});
+    for (int time = 0; time < 2; ++time) {  // the same callback for another trainer
+        auto model = toy_model();
+        Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {}), .callbacks = {file}, .handle_signals = false});
+        Subscriber me = trainer.subscribe("me");
+        me.emit(of_a_user::Broken{"early"});
+        trainer.train(toy_data(16), {.batch_size = 2});
+    }
+    const auto types = types_of(messages_of(bytes_of(folder / "events.jsonl")));
+    CHECK(std::ranges::count(types, "train_step_end") == 8);
+    const auto before = types_of(messages_of(bytes_of(folder / "events.1.jsonl")));
+    CHECK(std::ranges::count(before, "broken") == 1);
+}
+
 TEST_CASE("a user's event whose to_json throws says why, and the sink goes on", "[callbacks][event_file]") {
     const auto found = recorded_of("broken", [](Subscriber& bus) { bus.emit(of_a_user::Broken{"a"}), bus.emit(of_a_user::Broken{}), bus.emit(of_a_user::Broken{"b"}); });
     REQUIRE(found.size() == 3);

@@ -16,7 +16,7 @@ struct EventFeedOptions {
     std::string owner;                        ///< whose sink it is, for warnings
     std::vector<std::string> events = {"*"};  ///< patterns of their names; "numbers" is one of them
     Interval every = {1, Interval::Unit::Step};  ///< of what comes more often than an epoch or a decision: each such event of the first step of every interval
-    std::size_t limit_bytes = 64U << 20;      ///< of messages that wait for the sink; what comes then is left out, and a gap says so
+    std::size_t limit_bytes = 64U << 20;      ///< of events that wait for the sink, as copied: about a third of their text; what comes then is left out, and a gap says so
     std::chrono::milliseconds pace{50};       ///< how often the sink is given what waits
     bool comes_before_saves = false;          ///< a save waits until the sink has all from before it: a run that goes on from there misses nothing
 };

@@ -5,10 +5,10 @@
 ///      "dataschema":"torchbus:events:1","sequence":"0000000000000017","run":"RUN","rank":0,"data":{…}}
 ///
 /// `data` is as events_json.hpp has it: stable names; no units but those in the schema; "NaN", "Infinity" and "-Infinity" for what is
-/// no number. A user's own event with a to_json is one as well: where that gives no object, `data` is {"value": …}, and where it is
-/// nested too deeply to be read, {"text": "…"}, its JSON as a text; where it throws, {"error": "…"}; one whose name is taken, a Gap, is `torchbus.user_gap`. Beside the
-/// events there are `torchbus.stream_start`, the first message of a run, `torchbus.numbers`, what is on the blackboard,
-/// `torchbus.accounting`, what subscribers cost, and `torchbus.gap`, where a stream had to leave messages out.
+/// no number. A user's own event with a to_json is one as well: where that gives no object, `data` is {"value": …}, where it is nested
+/// too deeply to be read, {"text": "…"}, its JSON as a text, and where it throws, {"error": "…"}; one whose name is taken, a Gap, is
+/// `torchbus.user_gap`. Beside the events there are `torchbus.stream_start`, the first message of a run, `torchbus.numbers`, what is on
+/// the blackboard, `torchbus.accounting`, what subscribers cost, and `torchbus.gap`, where a stream had to leave messages out.
 
 #include <chrono>
 #include <cstddef>
