@@ -10,7 +10,7 @@ using std::chrono::milliseconds;
 
 constexpr std::size_t kKeptBytes = 4U << 20;
 constexpr std::size_t kTextBytes = 4U << 20;  ///< of text at a time
-constexpr milliseconds kLongestWait{5000};    ///< after failures
+constexpr milliseconds kLongestPause{5000};    ///< after failures
 
 /// An empty text with place for so many bytes, in memory that was written to before: the first write to a page takes longer than a
 /// record, and is not for the training thread to make.
@@ -39,7 +39,7 @@ void EventQueue::run() {
     std::string spare;
     std::unique_lock lock(mutex_);
     while (!is_closing_ || (!has_nothing() && failures_in_a_row_ == 0)) {
-        const milliseconds pause = failures_in_a_row_ == 0 ? pace_ : std::min(pace_ * (1 << std::min<std::int64_t>(failures_in_a_row_, 10)), std::max(pace_, kLongestWait));
+        const milliseconds pause = failures_in_a_row_ == 0 ? pace_ : std::min(pace_ * (1 << std::min<std::int64_t>(failures_in_a_row_, 10)), std::max(pace_, kLongestPause));
         changed_.wait_for(lock, pause, [this] { return is_asked_ || is_closing_; });
         is_asked_ = false;
         if (has_nothing()) {
