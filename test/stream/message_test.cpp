@@ -121,7 +121,7 @@ TEST_CASE("what is captured of an event has the same text", "[stream]") {
         seen.insert(event.name());
     };
     for (const bool fails : {false, true}) look_at_run(look, fails);
-    const auto look_at = [&]<class Event>(const Event& event) { look(AnyEvent(detail::event_type<Event>(), &event)); };
+    const auto look_at = [&]<class Event>(const Event& event) { look(AnyEvent(torchbus::detail::event_type<Event>(), &event)); };
     const Position at = {{3, 4, 7, 28, 0}, 1, {1, 1, 2, 8, 0}};
     const LeftOut left_out = {{1, 2, 3}, "nan_policy", "a \"spike\""};
     Window window;
@@ -135,7 +135,8 @@ TEST_CASE("what is captured of an event has the same text", "[stream]") {
     look_at(ParametersChanged{at, {at::Tensor(), at::Tensor()}});
     look_at(WeightsViewChanged{at, "training", "ema"});
     look_at(SubscriberFailed{at, "csv_file", "train_step_end", "a full disk", true});
-    const auto all = [&]<class... Events>(std::tuple<Events...>*) { return std::set<std::string>{detail::event_type<Events>().name...}; }(static_cast<TrainerEvents*>(nullptr));
+    look_at(SubscriberDetached{"csv_file", "me"});
+    const auto all = [&]<class... Events>(std::tuple<Events...>*) { return std::set<std::string>{torchbus::detail::event_type<Events>().name...}; }(static_cast<TrainerEvents*>(nullptr));
     std::vector<std::string> unseen;
     std::ranges::set_difference(all, seen, std::back_inserter(unseen));
     CHECK(unseen == std::vector<std::string>{});
