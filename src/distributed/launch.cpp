@@ -5,15 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
-#include <atomic>
-#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -27,6 +23,8 @@
 
 #include "c10d_process.hpp"
 #include "child_process.hpp"
+#include "meeting_point.hpp"
+#include "passed_on_signals.hpp"
 #include "process_guard.hpp"
 #include "rank_output.hpp"
 
@@ -40,43 +38,6 @@ using std::chrono::steady_clock;
 constexpr milliseconds kTick{50};
 constexpr milliseconds kSilence{1000};  ///< how long other nodes are waited for without a word
 constexpr milliseconds kSpare{10000};   ///< beyond the grace, for a node to say that its ranks have ended
-
-struct PassedOnSignal {
-    int number;
-    int for_ranks;
-    bool ends;
-};
-/// Ranks save and stop at SIGINT and SIGTERM; that a terminal has gone is no signal of theirs.
-constexpr auto kPassedOn = std::to_array<PassedOnSignal>({{SIGINT, SIGINT, true}, {SIGTERM, SIGTERM, true}, {SIGHUP, SIGTERM, true}, {SIGQUIT, SIGTERM, true}, {SIGUSR1, SIGUSR1, false}, {SIGUSR2, SIGUSR2, false}});
-
-std::array<std::atomic<int>, kPassedOn.size()> arrived{};
-
-extern "C" void note_for_ranks(int number) {
-    for (std::size_t i = 0; i < kPassedOn.size(); ++i)
-        if (kPassedOn[i].number == number) arrived[i].fetch_add(1, std::memory_order_relaxed);
-}
-
-/// Catches what is passed on, while it lives.
-class PassedOn {
-public:
-    PassedOn() {
-        for (std::size_t i = 0; i < kPassedOn.size(); ++i) {
-            arrived[i] = 0;
-            struct sigaction action = {};
-            action.sa_handler = note_for_ranks;
-            ::sigaction(kPassedOn[i].number, &action, &former_[i]);
-            if (kPassedOn[i].number == SIGHUP && former_[i].sa_handler == SIG_IGN) ::sigaction(SIGHUP, &former_[i], nullptr);  // as nohup has it
-        }
-    }
-    ~PassedOn() {
-        for (std::size_t i = 0; i < kPassedOn.size(); ++i) ::sigaction(kPassedOn[i].number, &former_[i], nullptr);
-    }
-    PassedOn(const PassedOn&) = delete;
-    PassedOn& operator=(const PassedOn&) = delete;
-
-private:
-    std::array<struct sigaction, kPassedOn.size()> former_{};
-};
 
 std::string how_it_ended(int status) {
     if (WIFSIGNALED(status)) return fmt::format("was ended by signal {} ({})", WTERMSIG(status), ::strsignal(WTERMSIG(status)));
@@ -119,10 +80,10 @@ private:
 
 class Launcher {
 public:
-    explicit Launcher(const LaunchOptions& options) : options_(options), guard_(static_cast<std::size_t>(options.processes)), meeting_point_(open()) {}
+    explicit Launcher(const LaunchOptions& options) : options_(options), guard_(static_cast<std::size_t>(options.processes)), meeting_point_(options) {}
 
     int run() {
-        const PassedOn passed_on;
+        const PassedOnSignals passed_on;
         for (int restart = 0;; ++restart) {
             run_once(restart);
             if (signal_ != 0) return 128 + signal_;
@@ -134,20 +95,6 @@ public:
 
 private:
     int world_size() const { return options_.processes * options_.nodes; }
-
-    c10::intrusive_ptr<c10d::TCPStore> open() const {
-        const bool is_server = options_.node == 0;
-        const auto began = steady_clock::now();
-        try {
-            return open_store(options_.master_address, options_.master_port, is_server, options_.join_timeout);
-        } catch (const std::exception& error) {
-            const std::string waited = seconds_text(std::chrono::duration_cast<milliseconds>(steady_clock::now() - began));
-            if (const std::string unknown = why_unknown(options_.master_address); !unknown.empty())
-                throw DistributedError(fmt::format("the meeting point {} was not found in {}: '{}' has no address here ({}); give that of node 0 to --master-addr", meeting_address(), waited, options_.master_address, unknown));
-            if (is_server) throw DistributedError(fmt::format("cannot open the meeting point {}: {}; is the port taken? give another --master-port", meeting_address(), first_line(error)));
-            throw DistributedError(fmt::format("nobody answers at the meeting point {} after {}: {}; is the launcher of node 0 running there?", meeting_address(), waited, first_line(error)));
-        }
-    }
 
     std::map<std::string, std::string> environment_of(int local_rank, int restart) const {
         const int rank = options_.node * options_.processes + local_rank;
@@ -163,7 +110,7 @@ private:
         set("GROUP_WORLD_SIZE", options_.nodes);
         set("ROLE_RANK", rank);
         set("ROLE_WORLD_SIZE", world_size());
-        set("MASTER_PORT", meeting_point_->getPort());
+        set("MASTER_PORT", meeting_point_.port());
         set("TORCHELASTIC_RESTART_COUNT", restart);
         set("TORCHELASTIC_MAX_RESTARTS", options_.max_restarts);
         if (!options_.visible_devices.empty()) variables.emplace("CUDA_VISIBLE_DEVICES", options_.visible_devices);
@@ -221,30 +168,34 @@ private:
         for (int node = 0; node < options_.nodes; ++node) done.push_back(fmt::format("launch/{}/{}/done/{}", options_.run_id, restart, node));
         const auto began = steady_clock::now();
         std::optional<steady_clock::time_point> failed;
-        bool has_told = false;
-        say(done[static_cast<std::size_t>(options_.node)]);
-        while (signal_ == 0 && !is_said(done) && !lost_) {
+        bool has_told = false, has_told_silence = false;
+        meeting_point_.say(done[static_cast<std::size_t>(options_.node)]);
+        while (signal_ == 0 && !meeting_point_.is_said(done) && !meeting_point_.lost()) {
             pass_on_signals();  // whoever waits for a node that is gone can be stopped
             look_at_nodes();
             const auto now = steady_clock::now();
             if (!failed && (failure_ || failed_elsewhere_)) failed = now;
             if (failed && now - *failed > options_.grace + kSpare) fail_without(missing_nodes(done));
             if (!has_told && now - began > kSilence) has_told = tell_wait_for(missing_nodes(done));
+            if (!has_told_silence && meeting_point_.is_silent()) has_told_silence = tell_wait_for(silent_node());
             std::this_thread::sleep_for(kTick);
         }
         look_at_nodes();
-        if (signal_ == 0 && lost_)
-            throw DistributedError(fmt::format("{}the meeting point {} is gone, and with it the launcher of node 0: {}", failure_ ? what_failed() + "; " : "", meeting_address(), *lost_));
+        if (const auto lost = meeting_point_.lost(); signal_ == 0 && lost)
+            throw DistributedError(fmt::format("{}the meeting point {} is gone, and with it the launcher of node 0: {}", failure_ ? what_failed() + "; " : "", meeting_point_.address(), *lost));
         if (options_.node == 0) std::this_thread::sleep_for(4 * kTick);  // until the others have seen it
     }
 
     /// Empty where all have come meanwhile, or nobody can be asked any more.
     std::string missing_nodes(const std::vector<std::string>& done) {
         std::vector<std::size_t> missing;
-        for (std::size_t node = 0; node < done.size(); ++node)
-            if (!is_said({done[node]})) missing.push_back(node);
-        return missing.empty() || lost_ ? "" : fmt::format("{} {}", missing.size() == 1 ? "node" : "nodes", fmt::join(missing, ", "));
+        for (std::size_t node = 0; node < done.size() && !meeting_point_.is_silent(); ++node)
+            if (!meeting_point_.is_said({done[node]})) missing.push_back(node);
+        if (meeting_point_.lost()) return "";
+        if (meeting_point_.is_silent()) return silent_node();
+        return missing.empty() ? "" : fmt::format("{} {}", missing.size() == 1 ? "node" : "nodes", fmt::join(missing, ", "));
     }
+    std::string silent_node() const { return fmt::format("node 0 (the meeting point {}, which its launcher hosts, does not answer)", meeting_point_.address()); }
     bool tell_wait_for(const std::string& missing) const {
         if (!missing.empty()) std::fprintf(stderr, "torchbus launch: the ranks of node %d have ended; waiting for %s\n", options_.node, missing.c_str());
         return true;
@@ -257,30 +208,13 @@ private:
 
     /// Whether another node's rank was the first to fail. The ranks here are stopped for it, or when there is no meeting point any more.
     void look_at_nodes() {
-        if (options_.nodes == 1 || failure_ || failed_elsewhere_ || !is_said({failed_key_})) return;
-        failed_elsewhere_ = true;
-        stop_ranks(SIGTERM);
-    }
-
-    std::string meeting_address() const { return fmt::format("{}:{}", options_.master_address, options_.master_port); }
-
-    void say(const std::string& key) {
-        over_meeting_point([&] { return meeting_point_->set(key, {}), true; });
-    }
-    bool is_said(const std::vector<std::string>& keys) {
-        return over_meeting_point([&] { return meeting_point_->check(keys); });
-    }
-    /// False where it is gone; the ranks are stopped then.
-    bool over_meeting_point(const std::function<bool()>& exchange) {
-        if (lost_) return false;
-        const QuietC10d quiet;  // what fails is told
-        try {
-            return exchange();
-        } catch (const std::exception& error) {
-            lost_ = first_line(error);
+        if (options_.nodes == 1) return;
+        const bool is_failing = failure_ || failed_elsewhere_;
+        if (!is_failing && meeting_point_.is_said({failed_key_})) {
+            failed_elsewhere_ = true;
+            stop_ranks(SIGTERM);
         }
-        if (!kill_at_) stop_ranks(SIGTERM);
-        return false;
+        if (meeting_point_.lost() && !kill_at_) stop_ranks(SIGTERM);
     }
 
     void read_streams() {
@@ -299,18 +233,16 @@ private:
 
     /// A second one that ends kills, but for SIGHUP: who closes a terminal may send several.
     void pass_on_signals() {
-        for (std::size_t i = 0; i < kPassedOn.size(); ++i)
-            for (int left = arrived[i].exchange(0); left > 0; --left) {
-                const auto [number, for_ranks, ends] = kPassedOn[i];
-                if (!ends) {
-                    signal_ranks(for_ranks);
-                } else if (signal_ == 0) {
-                    signal_ = number;
-                    stop_ranks(for_ranks);
-                } else if (number != SIGHUP) {
-                    signal_ranks(SIGKILL);
-                }
+        PassedOnSignals::take([this](const PassedOnSignal& signal) {
+            if (!signal.ends) {
+                signal_ranks(signal.for_ranks);
+            } else if (signal_ == 0) {
+                signal_ = signal.number;
+                stop_ranks(signal.for_ranks);
+            } else if (signal.number != SIGHUP) {
+                signal_ranks(SIGKILL);
             }
+        });
     }
 
     /// Returns whether none runs any more.
@@ -319,11 +251,11 @@ private:
         for (const auto& one : ranks_) {
             const std::optional<int> status = one->process->status();
             if (!status) all_ended = false;
-            if (!status || *status == 0 || failure_ || failed_elsewhere_ || lost_ || signal_ != 0) continue;
+            if (!status || *status == 0 || failure_ || failed_elsewhere_ || meeting_point_.lost() || signal_ != 0) continue;
             one->err->read_rest();
             failure_ = Failure{one->rank, one->process->id(), *status, one->err->last_lines()};
             stop_ranks(SIGTERM);
-            if (options_.nodes > 1) say(failed_key_);
+            if (options_.nodes > 1) meeting_point_.say(failed_key_);
         }
         return all_ended;
     }
@@ -350,12 +282,11 @@ private:
     const LaunchOptions& options_;
     ErrorFiles errors_;
     ProcessGuard guard_;  ///< of the ranks
-    c10::intrusive_ptr<c10d::TCPStore> meeting_point_;
+    MeetingPoint meeting_point_;
     std::vector<std::unique_ptr<RankProcess>> ranks_;
     std::optional<Failure> failure_;  ///< the first one on this node
     bool failed_elsewhere_ = false;
     std::string failed_key_;          ///< by which nodes tell each other
-    std::optional<std::string> lost_;  ///< why the meeting point is, where it is
     int signal_ = 0;                  ///< that ends the run
     std::optional<steady_clock::time_point> kill_at_;
 };

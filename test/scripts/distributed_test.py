@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 import urllib.request
@@ -50,11 +51,15 @@ class InFolder(unittest.TestCase):
             process.stderr.close()
         self.temporary.cleanup()
 
-    def wait_for_prints(self, lines):
+    def wait_until(self, condition, otherwise):
         deadline = time.monotonic() + PATIENCE_S
-        while not (self.folder / "prints.jsonl").exists() or len((self.folder / "prints.jsonl").read_text().splitlines()) < lines:
-            self.assertLess(time.monotonic(), deadline, "no steps are made")
+        while not condition():
+            self.assertLess(time.monotonic(), deadline, otherwise)
             time.sleep(0.02)
+
+    def wait_for_prints(self, lines):
+        prints = self.folder / "prints.jsonl"
+        self.wait_until(lambda: prints.exists() and len(prints.read_text().splitlines()) >= lines, "no steps are made")
 
 
 class Processes(InFolder):
@@ -376,24 +381,18 @@ class Launched(InFolder):
             with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
                 self.assertEqual(json.load(answer)["data"], {"accepted": True})
 
-        def wait_for(condition, what):
-            deadline = time.monotonic() + PATIENCE_S
-            while not condition():
-                self.assertLess(time.monotonic(), deadline, what)
-                time.sleep(0.05)
-
         def told(path):
             """What was decided and changed, and at which step and whose request."""
             lines = path.read_text().splitlines(keepends=True)
             data = [json.loads(line)["data"] for line in lines if line.endswith("\n") and re.search(r'"type":"torchbus\.(decision_taken|option_changed)"', line)]
             return [(one["position"]["step"], one["position"]["attempts"], one.get("decision") or [one["subscriber"], one["option"], one["from"], one["to"], one["error"]], one["requester"]) for one in data]
 
-        wait_for(lambda: all(path.exists() and path.read_text().count('"type":"torchbus.train_step_end"') > 3 for path in files), "no steps are made")
+        self.wait_until(lambda: all(path.exists() and path.read_text().count('"type":"torchbus.train_step_end"') > 3 for path in files), "no steps are made")
         command(0, "change_option", subscriber="gradient_clipping", option="max_norm", value=0.25)
         for count, (rank, name) in enumerate([(0, "pause"), (1, "resume"), (1, "pause"), (0, "resume")], 2):  # the change is told twice: as decided, and as made
-            wait_for(lambda: [len(told(path)) for path in files] == [count, count], f"both ranks tell of {count} things before the next {name}")
+            self.wait_until(lambda: [len(told(path)) for path in files] == [count, count], f"both ranks tell of {count} things before the next {name}")
             command(rank, name)
-        wait_for(lambda: [len(told(path)) for path in files] == [6, 6], "they do not go on")
+        self.wait_until(lambda: [len(told(path)) for path in files] == [6, 6], "they do not go on")
         command(1, "stop")
         _, err = process.communicate(timeout=PATIENCE_S)
         self.assertEqual(process.returncode, 0, err)
@@ -433,6 +432,40 @@ class Launched(InFolder):
                 self.assertEqual(nodes[1 - lost].returncode, 1, err)
                 self.assertRegex(err, told)
                 nodes[lost].communicate()
+
+    def said_up_to(self, words, process):
+        """On standard error, to the end of the line with these words."""
+        late = threading.Timer(PATIENCE_S, process.kill)
+        late.start()
+        said = ""
+        while words not in said and (line := process.stderr.readline()):
+            said += line
+        late.cancel()
+        return said
+
+    def test_a_node_is_not_kept_by_one_that_is_stopped(self):
+        silent = r"node 0 \(the meeting point 127\.0\.0\.1:\d+, which its launcher hosts, does not answer\)"
+        for ends_with, sent, code, told in ((5, None, 1, rf"torchbus: rank 1 of 2 \(process \d+\) ended with exit code 5, and 11 s after that {silent} did not say that the ranks there had ended"),
+                                            (0, signal.SIGTERM, 128 + signal.SIGTERM, rf"torchbus launch: the ranks of node 1 have ended; waiting for {silent}\n")):
+            with self.subTest(ends_with=ends_with):
+                begun = [self.folder / f"begun_{ends_with}_{node}" for node in (0, 1)]
+                go_on = self.folder / f"go_on_{ends_with}"
+                nodes = self.launch_two_nodes("sh", "-c", f"touch {self.folder}/begun_{ends_with}_$RANK; [ $RANK = 0 ] && sleep 60; until [ -e {go_on} ]; do sleep 0.05; done; exit {ends_with}")
+                self.wait_until(lambda: all(path.exists() for path in begun), "the ranks do not begin")
+                nodes[0].send_signal(signal.SIGSTOP)
+                go_on.touch()
+                said = ""
+                if sent:
+                    said = self.said_up_to("does not answer", nodes[1])
+                    self.assertIsNone(nodes[1].poll(), said)
+                    nodes[1].send_signal(sent)
+                _, rest = nodes[1].communicate(timeout=PATIENCE_S)
+                err = said + (rest or "")
+                self.assertEqual(nodes[1].returncode, code, err)
+                self.assertRegex(err, told)
+                nodes[0].send_signal(signal.SIGCONT)
+                nodes[0].send_signal(signal.SIGTERM)
+                nodes[0].communicate(timeout=PATIENCE_S)
 
     def test_a_node_says_for_whom_it_waits(self):
         nodes = self.launch_two_nodes("sh", "-c", "sleep $((RANK * 4))")
