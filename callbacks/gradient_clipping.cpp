@@ -31,20 +31,23 @@ public:
     std::string kind() const override { return "gradient_clipping"; }
     Declaration declare() const override {
         Declaration declared{.listens = {"gradients_ready"}, .reads = {"gradients"}, .writes = {"gradients.change"}};
-        if (options_.by != By::Value) declared.publishes = {{"grad_norm", "gradients_ready", Stage::Transform}};
+        if (options_.by != By::Value) {
+            declared.publishes = {{"grad_norm", "gradients_ready", Stage::Transform}};
+            declared.collectives = true;  // where the update is divided over ranks
+        }
         return declared;
     }
     void attach(Attachment& run) override {
         connections_ += run.bus.intercept(Phase::Change, [this, &run](GradientsReady& event) {
             const at::NoGradGuard no_grad;
-            const auto gradients = event.gradients.owned();
+            const auto gradients = event.gradients.held();
             if (gradients.empty()) return;
             switch (options_.by) {
                 case By::Norm: clip_norm(event, gradients, run.blackboard); break;
                 case By::Value:
                     for (const at::Tensor& gradient : gradients) gradient.clamp_(-options_.max_value, options_.max_value);
                     break;
-                case By::Adaptive: clip_adaptively(event, gradients, run.blackboard); break;
+                case By::Adaptive: clip_adaptively(event, run.blackboard); break;
             }
         });
     }
@@ -53,24 +56,23 @@ public:
 
 private:
     /// The p-norm over all gradients of all owners. Shapes: [].
-    at::Tensor total_norm(const GradientsReady& event, const std::vector<at::Tensor>& gradients, double p) const {
-        const at::Tensor norms = torch::stack(at::_foreach_norm(gradients, p));
-        if (std::isinf(p)) return norms.max();
-        return event.gradients.sum_over_owners(norms.pow(p).sum()).pow(1.0 / p);
+    static at::Tensor total_norm(const GradientsView& gradients, double p) {
+        const at::Tensor norms = gradients.norms(p);
+        return std::isinf(p) ? norms.max() : norms.pow(p).sum().pow(1.0 / p);
     }
     void publish(const at::Tensor& norm, Blackboard& blackboard) {
         blackboard.publish_lazy("grad_norm", [norm] { return norm.item<double>(); });
     }
     void clip_norm(const GradientsReady& event, const std::vector<at::Tensor>& gradients, Blackboard& blackboard) {
-        const at::Tensor norm = total_norm(event, gradients, options_.norm_type);
+        const at::Tensor norm = total_norm(event.gradients, options_.norm_type);
         publish(norm, blackboard);
         const at::Tensor factor = (options_.max_norm / (norm + 1e-6)).clamp_max(1.0);
         // On the CPU the factor is at hand, and small gradients are left alone; a device is not waited for.
         if (factor.is_cpu() && factor.item<double>() == 1.0) return;
         at::_foreach_mul_(gradients, factor);
     }
-    void clip_adaptively(const GradientsReady& event, const std::vector<at::Tensor>& gradients, Blackboard& blackboard) {
-        publish(total_norm(event, gradients, 2.0), blackboard);
+    void clip_adaptively(const GradientsReady& event, Blackboard& blackboard) {
+        publish(total_norm(event.gradients, 2.0), blackboard);
         for (const at::Tensor& parameter : event.gradients.parameters()) {
             const at::Tensor gradient = parameter.grad();
             if (!gradient.defined()) continue;

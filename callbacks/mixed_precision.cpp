@@ -51,6 +51,7 @@ public:
             declared.reads = {"gradients"};
             declared.writes = {"precision", "root", "gradients.finalize", "gradients.decide"};
             declared.publishes = {{"loss_scale", "run_configured", Stage::Transform}};
+            declared.collectives = true;  // where the update is divided over ranks
         }
         return declared;
     }
@@ -85,7 +86,7 @@ private:
         connections_ += run.bus.intercept(Phase::Finalize, [this](GradientsReady& event) {
             const at::NoGradGuard no_grad;
             found_inf_ = torch::zeros({}, scale_.options());
-            const auto gradients = event.gradients.owned();
+            const auto gradients = event.gradients.held();
             if (!gradients.empty()) at::_amp_foreach_non_finite_check_and_unscale_(gradients, found_inf_, scale_.reciprocal());
             found_inf_ = event.gradients.sum_over_owners(found_inf_);
             found_inf_place_ = event.host_read.ask(found_inf_);

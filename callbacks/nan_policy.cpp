@@ -131,9 +131,7 @@ private:
     /// The 2-norm over all gradients of all owners. Shapes: [].
     static at::Tensor norm_of(const GradientsView& view) {
         const at::NoGradGuard no_grad;
-        const auto gradients = view.owned();
-        if (gradients.empty()) return torch::zeros({});
-        return view.sum_over_owners(torch::stack(at::_foreach_norm(gradients, 2)).pow(2).sum()).sqrt();
+        return view.norms().pow(2).sum().sqrt();
     }
 
     /// Asks for this rank's part of the window's mean loss, and for the gradient norm before clipping.

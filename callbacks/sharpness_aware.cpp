@@ -24,7 +24,7 @@ public:
     std::string kind() const override { return "sharpness_aware"; }
     Declaration declare() const override {
         return {.listens = {"run_configured", "gradients_ready", "run_failed"}, .reads = {"gradients"},
-                .writes = {"gradients.inspect", "gradients.decide", "parameters"}, .after = {"mixed_precision", "terminate_on_nan"}};
+                .writes = {"gradients.inspect", "gradients.decide", "parameters"}, .after = {"mixed_precision", "terminate_on_nan"}, .collectives = true};  // where the update is divided over ranks
     }
     std::vector<Finding> check(const Outlook& run) const override {
         return check_chosen_update(kind(), options_.update, run.updates);
@@ -74,7 +74,7 @@ private:
         }
         if (gradients.empty()) return;
         const auto measured = options_.adaptive ? at::_foreach_mul(at::_foreach_abs(weights_), gradients) : gradients;
-        const at::Tensor norm = event.gradients.sum_over_owners(torch::stack(at::_foreach_norm(measured, 2)).square().sum()).sqrt();
+        const at::Tensor norm = event.gradients.norms_of(measured).square().sum().sqrt();
         climb_ = at::_foreach_mul(gradients, options_.rho / (norm + 1e-12));
         if (options_.adaptive) at::_foreach_mul_(climb_, at::_foreach_mul(weights_, weights_));
         const at::Tensor finite = norm.isfinite();

@@ -16,6 +16,8 @@ class Optimizer;
 
 namespace torchbus {
 
+class GradientOwners;
+
 /// What one forward produced. An undefined loss means: the loss function computes it.
 struct StepOutput {
     Output output;
@@ -56,6 +58,7 @@ struct Update {
     std::shared_ptr<torch::optim::Optimizer> optimizer;
     StepFunction step;          ///< empty: the run's model and loss
     std::int64_t every = 1;     ///< makes its update on every n-th window
+    std::shared_ptr<const GradientOwners> owners = {};  ///< set by who divides the update over ranks; null: every rank makes all of it
 
     /// The parameters of all groups of the optimizer, in order.
     std::vector<at::Tensor> parameters() const;

@@ -109,7 +109,7 @@ Trigger Run::configure() {
     if (parts_.check) parts_.check(plan);
     parts_.bus.rebase_filters();
     for (const Update& update : parts_.updates)
-        gradients_.push_back(std::make_unique<GradientsView>(update.parameters()));
+        gradients_.push_back(gradients_of(update));
     if (is_training_run()) clear_gradients();  // a run that failed, or the user, may have left some
     parts_.restore_before_start();
     emit_start({});

@@ -130,6 +130,12 @@ private:
     void show_view(std::string_view view);
     void show_trained_weights();
     void clear_gradients();
+    /// Through a view, with those who owned them when it was made.
+    struct SeenGradients {
+        std::shared_ptr<const GradientOwners> owners;
+        std::unique_ptr<GradientsView> view;
+    };
+    static SeenGradients gradients_of(const Update& update);
     void renew_gradients_view();
     Update& current_update() { return parts_.updates[update_index_]; }
     Position& position() { return moment_.position; }
@@ -172,7 +178,7 @@ private:
     at::Tensor loss_;               ///< of the last micro-batch
     at::Tensor window_loss_;        ///< mean over the window so far
     StepFunction default_step_;
-    std::vector<std::unique_ptr<GradientsView>> gradients_;  ///< one an update
+    std::vector<SeenGradients> gradients_;  ///< one an update
 
     // what was decided and is not done yet
     bool evaluation_due_ = false;

@@ -190,7 +190,7 @@ bool Run::starts_over_after(const std::exception& error) {
 Trigger Run::update() {
     Bus& bus = parts_.bus;
     const Update& update = current_update();
-    GradientsReady ready{position(), update, window_, *gradients_[update_index_], pass_};
+    GradientsReady ready{position(), update, window_, *gradients_[update_index_].view, pass_};
     if (skip_update_) ready.skip(skip_update_->requester, skip_update_->reason);
     if (skip_batch_ && window_.total_weight == 0) ready.skip(skip_batch_->requester, skip_batch_->reason);
     bus.emit(ready);
@@ -250,18 +250,22 @@ void Run::finish_window() {
     skip_batch_.reset();
 }
 
-/// A subscriber may have added parameters to the optimizer since.
+Run::SeenGradients Run::gradients_of(const Update& update) {
+    return {update.owners, std::make_unique<GradientsView>(update.parameters(), update.owners)};
+}
+
+/// A subscriber may have added parameters to the optimizer since, or divided them among ranks.
 void Run::renew_gradients_view() {
     std::size_t count = 0;
     for (const auto& group : current_update().optimizer->param_groups()) count += group.params().size();
-    auto& view = gradients_[update_index_];
-    if (view->parameters().size() != count) view = std::make_unique<GradientsView>(current_update().parameters());
+    auto& [owners, view] = gradients_[update_index_];
+    if (view->parameters().size() != count || owners != current_update().owners) gradients_[update_index_] = gradients_of(current_update());
 }
 
 /// Of all updates: a backward through one may reach the parameters of another.
 void Run::clear_gradients() {
-    for (const auto& view : gradients_)
-        for (const at::Tensor& parameter : view->parameters()) parameter.mutable_grad().reset();
+    for (const SeenGradients& seen : gradients_)
+        for (const at::Tensor& parameter : seen.view->parameters()) parameter.mutable_grad().reset();
 }
 
 }  // namespace torchbus

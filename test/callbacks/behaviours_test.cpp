@@ -203,7 +203,7 @@ TEST_CASE("fp16 autocast equals LibTorch's own, and scales the loss", "[callback
     options.precision = MixedPrecisionOptions::Precision::Fp16;
     options.initial_scale = 256;
     BehavioursSetup setup({make_mixed_precision(options), callback_of("keeper", [&](Attachment& run, Connections& connections) {
-        connections += run.bus.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady& event) { kept = copies_of(event.gradients.owned()); });
+        connections += run.bus.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady& event) { kept = copies_of(event.gradients.held()); });
         connections += run.bus.observe<BackwardStart>(Stage::Observe, [&](const BackwardStart& event) { scale = event.root.item<double>(); });
         connections += run.bus.observe<TrainStepEnd>(Stage::Observe, [&](const TrainStepEnd& event) { scale /= event.loss.item<double>(); });
     })});

@@ -2,6 +2,7 @@
 #include <functional>
 #include <map>
 #include <mutex>
+#include <numeric>
 
 #include <torchbus/callbacks/data_parallel.hpp>
 #include <torchbus/callbacks/device_placement.hpp>
@@ -12,6 +13,7 @@
 #include <torchbus/callbacks/mixed_precision.hpp>
 #include <torchbus/callbacks/model_ema.hpp>
 #include <torchbus/callbacks/nan_policy.hpp>
+#include <torchbus/callbacks/sharpness_aware.hpp>
 #include <torchbus/callbacks/sync_batch_norm.hpp>
 #include <torchbus/callbacks/terminate_on_nan.hpp>
 #include <torchbus/callbacks/zero_redundancy.hpp>
@@ -192,6 +194,60 @@ TEMPLATE_TEST_CASE("a state divided among ranks is kept once, and updates have t
         CHECK(with_state == 4);
         CHECK(whole[0].with_state == 4);
         if (size == 4) CHECK(ranks[0].with_state == 1);
+    }
+}
+
+TEMPLATE_TEST_CASE("ranks that divide an update measure its gradients once, and make of them what each alone makes", "[distributed][zero_redundancy]", OverGloo, OverNccl) {
+    using Callbacks = std::vector<ComposedCallback>;
+    struct Case {
+        const char* name;
+        std::function<Callbacks()> more;
+        AnyDataset data = toy_data(26);
+    };
+    const std::vector<Case> cases = {
+        {"clipping by norm", [] { return Callbacks{make_gradient_clipping({.max_norm = 0.1})}; }},
+        {"clipping by the largest", [] { return Callbacks{make_gradient_clipping({.max_norm = 0.01, .norm_type = std::numeric_limits<double>::infinity()})}; }},
+        {"adaptive clipping", [] { return Callbacks{make_gradient_clipping({.by = GradientClippingOptions::By::Adaptive})}; }},
+        {"a NaN policy", [] { return Callbacks{make_nan_policy()}; }, data_with_nan()},
+        {"a loss scale", [] { return Callbacks{make_mixed_precision({.precision = MixedPrecisionOptions::Precision::Bf16, .scale_loss = true})}; }, data_with_nan()},
+        {"sharpness", [] { return Callbacks{make_sharpness_aware()}; }},
+        {"sharpness by weights", [] { return Callbacks{make_sharpness_aware({.rho = 0.5, .adaptive = true})}; }},
+    };
+    const int most = TestType::most_ranks(4);
+    for (const Case& one : cases) {
+        for (int size = 1; size <= most; ++size) {
+            INFO(one.name << ", " << size << " ranks");
+            const std::vector<Trained> whole = train_on<TestType>(size, {.more = [&](const auto&) { return one.more(); }, .data = one.data});
+            std::vector<int> owned(static_cast<std::size_t>(size)), sums(static_cast<std::size_t>(size)), measured_once(static_cast<std::size_t>(size));
+            const auto divided = [&](const std::shared_ptr<World>& world) {
+                Callbacks all = one.more();
+                all.emplace_back(make_zero_redundancy({.world = world}));
+                all.push_back(callback_of("view", [&, rank = static_cast<std::size_t>(world->rank())](Attachment& run, Connections& connections) {
+                    connections += run.bus.intercept(Phase::Inspect, [&, rank](GradientsReady& event) {
+                        owned[rank] = static_cast<int>(std::ranges::count_if(event.gradients.parameters(), [&](const at::Tensor& parameter) { return event.gradients.is_own(parameter); }));
+                        std::vector<at::Tensor> unknown_to_others;
+                        for (const at::Tensor& parameter : event.gradients.parameters())
+                            unknown_to_others.push_back(event.gradients.is_own(parameter) ? parameter.grad() : torch::full_like(parameter.grad(), std::numeric_limits<float>::quiet_NaN()));
+                        for (const double p : {2.0, std::numeric_limits<double>::infinity()}) {
+                            const at::Tensor whole_norms = torch::stack(at::_foreach_norm(event.gradients.held(), p));
+                            if (!whole_norms.isfinite().all().template item<bool>()) continue;  // of the window that is skipped
+                            measured_once[rank] += whole_norms.equal(event.gradients.norms_of(unknown_to_others, p)) && whole_norms.equal(event.gradients.norms(p)) ? 1 : -1000;
+                        }
+                        sums[rank] = event.gradients.sum_over_owners(torch::ones({}, event.gradients.parameters().front().options().requires_grad(false))).template item<int>();
+                    });
+                }));
+                return all;
+            };
+            const std::vector<Trained> ranks = train_on<TestType>(size, {.more = divided, .data = one.data});
+            for (const Trained& rank : ranks) {
+                REQUIRE(rank.after_step.size() == whole[0].after_step.size());
+                for (std::size_t step = 0; step < rank.after_step.size(); ++step) CHECK(equal_bits(rank.after_step[step], whole[0].after_step[step]));
+                CHECK(rank.position == whole[0].position);
+            }
+            CHECK(std::accumulate(owned.begin(), owned.end(), 0) == 4);
+            CHECK(std::ranges::count(sums, size) == size);
+            for (const int times : measured_once) CHECK(times > 2);
+        }
     }
 }
 

@@ -84,7 +84,7 @@ public:
         });
         connections_ += run.bus.intercept(Phase::Finalize, [this](GradientsReady& event) {
             const at::NoGradGuard no_grad;
-            world_.sum(rank_, event.gradients.owned());
+            world_.sum(rank_, event.gradients.held());
         });
     }
     void detach() override { connections_.clear(); }

@@ -35,7 +35,7 @@ public:
     Declaration declare() const override { return {.reads = {"gradients"}, .needs = {"grad_norm"}}; }
     void attach(Attachment& run) override {
         connections_ += run.bus.observe<GradientsReady>(Stage::Observe, [this](const GradientsReady& event) {
-            kept.push_back(copies_of(event.gradients.owned()));
+            kept.push_back(copies_of(event.gradients.held()));
         });
         connections_ += run.bus.observe<TrainStepEnd>(Stage::Observe, [this, &run](const TrainStepEnd&) { norms.push_back(run.blackboard.number("grad_norm").value()); });
     }

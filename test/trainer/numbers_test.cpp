@@ -60,7 +60,7 @@ std::vector<at::Tensor> first_gradients(std::shared_ptr<const Dataset> data, std
     Trainer trainer({.model = model, .loss = loss, .optimizer = std::make_shared<torch::optim::SGD>(model->parameters(), 0.0),
                      .callbacks = {make_gradient_accumulation({count}), callback_of("keeper", [&](Attachment& run, Connections& connections) {
                          connections += run.bus.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady& event) {
-                             if (event.position.step == at_update) gradients = copies_of(event.gradients.owned());
+                             if (event.position.step == at_update) gradients = copies_of(event.gradients.held());
                          });
                      })}, .handle_signals = false});
     trainer.train(data, {.epochs = 1, .batch_size = size, .shuffle = false});
@@ -129,7 +129,7 @@ TEST_CASE("bf16 autocast is LibTorch's own", "[trainer][mixed-precision]") {
     std::vector<at::Tensor> gradients;
     Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = std::make_shared<torch::optim::SGD>(model->parameters(), 0.1),
                      .callbacks = {make_mixed_precision(), callback_of("keeper", [&](Attachment& run, Connections& connections) {
-                         connections += run.bus.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady& event) { gradients = copies_of(event.gradients.owned()); });
+                         connections += run.bus.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady& event) { gradients = copies_of(event.gradients.held()); });
                      })}, .handle_signals = false});
     trainer.train(data, {.epochs = 1, .batch_size = 16, .shuffle = false});
     CHECK_FALSE(at::autocast::is_autocast_enabled(at::kCPU));  // nothing leaked into the caller

@@ -56,7 +56,7 @@ TEST_CASE("the second pass of `again` starts from no gradient", "[trainer][again
     Trainer trainer(options_for(model, {callback_of("twice", [&](Attachment& run, Connections& connections) {
         connections += run.bus.intercept(Phase::Change, [&](GradientsReady& event) {
             if (event.pass == 0) return event.again();
-            gradients = copies_of(event.gradients.owned());
+            gradients = copies_of(event.gradients.held());
         });
     })}));
     trainer.train(data, {.epochs = 1, .batch_size = 4, .shuffle = false});
@@ -331,7 +331,7 @@ TEST_CASE("gradients that a failed run left do not enter the next", "[trainer]")
     std::vector<at::Tensor> gradients;
     Trainer trainer(options_for(model, {callback_of("broken", [&](Attachment& run, Connections& connections) {
         connections += run.bus.observe<BackwardEnd>(Stage::Observe, [&](const BackwardEnd&) { if (broken) throw std::runtime_error("once"); });
-        connections += run.bus.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady& event) { gradients = copies_of(event.gradients.owned()); });
+        connections += run.bus.observe<GradientsReady>(Stage::Observe, [&](const GradientsReady& event) { gradients = copies_of(event.gradients.held()); });
     })}));
     CHECK_THROWS_AS(trainer.train(data, {.batch_size = 4, .shuffle = false}), SubscriberError);
     broken = false;

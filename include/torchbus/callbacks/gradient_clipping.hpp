@@ -8,7 +8,7 @@ namespace torchbus {
 
 /// Bounds the gradients of an update, once per update, after unscaling.
 /// Listens: GradientsReady (interceptor, phase `change`). Reads and writes: gradients.
-/// Publishes: grad_norm, before clipping (not with mode Value).
+/// Publishes: grad_norm, before clipping (not with mode Value). Rank: a norm is a collective where the update is divided.
 /// Source: norm: Pascanu et al. 2013, arXiv:1211.5063, algorithm 1; adaptive: Brock et al. 2021, arXiv:2102.06171.
 struct GradientClippingOptions {
     enum class By {

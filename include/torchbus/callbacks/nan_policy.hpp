@@ -20,7 +20,8 @@ namespace torchbus {
 /// OptimizerStepEnd, RunClosed. Reads: batch, loss, gradients. Publishes: nan_policy.faults, how many there were in the run.
 /// Asks for: FailRun, StopRun or RollBack. An update that someone else has skipped already, such as loss scaling, is not judged.
 /// With several updates each has a history of its own.
-/// Rank: sums two numbers over ranks an update, so that all ranks judge alike; each names the samples of its own.
+/// Rank: sums the loss over ranks at an update, so that all ranks judge alike; each names the samples of its own. A norm is a
+/// collective where the update is divided.
 /// Syncs: one read per update where the loss lies on a device.
 struct NanPolicyOptions {
     enum class Action {
