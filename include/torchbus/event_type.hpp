@@ -4,6 +4,7 @@
 
 #include <concepts>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <type_traits>
 #include <typeinfo>
@@ -25,6 +26,9 @@ struct EventType {
     ToJson to_json = nullptr;  ///< nullptr for a user's event without a JSON form
     AppendJson append_json = nullptr;  ///< the same as text, where there is a faster way to it
 };
+
+/// Whether streams have messages of that name that are no events; see stream/message.hpp.
+bool is_message_of_streams(std::string_view name);
 
 const EventType& register_event_type(const std::type_info& type, bool of_trainer, bool is_span, ToJson to_json, AppendJson append_json);
 
@@ -68,6 +72,8 @@ class AnyEvent {
 public:
     AnyEvent(const detail::EventType& type, const void* event) : type_(&type), event_(event) {}
     const std::string& name() const { return type_->name; }
+    /// Of its type, for tables: small, and the same as long as the process lives.
+    std::size_t type_index() const { return type_->index; }
     /// The event, if it is an `E`.
     template <class E>
     const E* as() const {

@@ -1,5 +1,7 @@
 #include <cxxabi.h>
 
+#include <algorithm>
+#include <array>
 #include <cctype>
 #include <cstdlib>
 #include <deque>
@@ -51,14 +53,17 @@ std::set<std::string> names_of(std::tuple<Events...>*) {
     return {snake_case_name(typeid(Events))...};
 }
 
-/// Whether streams have messages of that name that are no event of a user's; see stream/message.hpp.
-bool is_taken(const std::string& name) {
-    static const std::set<std::string> kOfStreams = {"accounting", "answer", "gap", "numbers", "snapshot", "stream_start"};
+bool is_of_library(const std::string& name) {
     static const std::set<std::string> kOfLibrary = names_of(static_cast<TrainerEvents*>(nullptr));
-    return kOfStreams.contains(name) || kOfLibrary.contains(name);
+    return kOfLibrary.contains(name);
 }
 
 }  // namespace
+
+bool is_message_of_streams(std::string_view name) {
+    constexpr auto kOfStreams = std::to_array<std::string_view>({"accounting", "answer", "gap", "numbers", "snapshot", "stream_start"});
+    return std::ranges::find(kOfStreams, name) != kOfStreams.end();
+}
 
 const EventType& register_event_type(const std::type_info& type, bool of_trainer, bool is_span, ToJson to_json, AppendJson append_json) {
     auto& [mutex, types, by_type] = registry();
@@ -71,7 +76,7 @@ const EventType& register_event_type(const std::type_info& type, bool of_trainer
     if (types.size() == kMaxEventTypes)
         throw StateError(fmt::format("more than {} types of events; use one type with a field that tells them apart", kMaxEventTypes));
     std::string name = snake_case_name(type);
-    if (!of_trainer && !is_span && is_taken(name)) name.insert(0, "user_");
+    if (!of_trainer && !is_span && (is_of_library(name) || is_message_of_streams(name))) name.insert(0, "user_");
     EventType& entry = types.emplace_back(EventType{std::move(name), types.size(), of_trainer, is_span, to_json, append_json});
     by_type.emplace(type, &entry);
     return entry;

@@ -1,23 +1,20 @@
 #include <torchbus/stream/event_feed.hpp>
 
-#include <algorithm>
 #include <optional>
 #include <set>
 #include <tuple>
-#include <unordered_map>
+#include <utility>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include <torchbus/error.hpp>
 #include <torchbus/events_json.hpp>
-#include <torchbus/name_pattern.hpp>
 #include <torchbus/stream/message.hpp>
 #include <torchbus/version.hpp>
 
-#include "chosen_steps.hpp"
+#include "chosen_events.hpp"
 #include "event_queue.hpp"
-#include "message_view.hpp"
 #include "queued_event.hpp"
 
 namespace torchbus {
@@ -25,10 +22,7 @@ namespace {
 
 using std::chrono::system_clock;
 
-/// After which numbers are new.
-const std::set<std::string, std::less<>> kWithNumbers = {"train_step_end", "train_epoch_end", "eval_epoch_end", "training_run_epoch_end"};
-/// After which it is told what subscribers cost; after steps no more often than this.
-const std::set<std::string, std::less<>> kWithAccounting = {"training_run_epoch_end", "training_run_end", "evaluation_run_end", "prediction_run_end"};
+/// Accounting after steps is told no more often than this.
 constexpr std::chrono::seconds kAccountingPace(10);
 /// With which a run begins and ends.
 const std::set<std::string, std::less<>> kOfRuns = {"subscriber_attached", "run_configured", "training_run_start", "run_closed"};
@@ -44,14 +38,8 @@ struct EventFeed::State {
     EventQueue queue;
     Attachment* run = nullptr;
     std::string run_id;  ///< that is written of
-    /// Of one event.
-    struct Chosen {
-        bool is_chosen = false, is_frequent = false, has_numbers = false, has_accounting = false, is_start = false;
-        const CapturedForm* form = nullptr;
-        ChosenSteps steps = {};
-    };
-    std::unordered_map<const std::string*, Chosen> chosen;  ///< by its name, which stays where it is: texts are not compared at every event
-    bool takes_numbers, takes_accounting, is_resumed = false, has_warned = false;
+    ChosenEvents chosen;
+    bool is_resumed = false, has_warned = false;
     std::int64_t publications = 0;    ///< of the blackboard, at the last numbers
     system_clock::time_point accounted = {};
     std::int64_t left_out = 0;        ///< messages that the queue had no place for, since the last one that it had
@@ -59,60 +47,38 @@ struct EventFeed::State {
 
     State(EventFeedOptions its_options, std::function<void(const std::string&, int, bool)> its_begin, EventQueue::Work work, std::function<void()> its_end)
         : options(std::move(its_options)), begin(std::move(its_begin)), end(std::move(its_end)), queue(options.limit_bytes, options.pace, [this](std::string_view records, std::string& text) { return write_first_queued(records, *writer, text); }, std::move(work)),
-          takes_numbers(matches_any(options.events, "numbers")), takes_accounting(matches_any(options.events, "accounting")) {
-        if (options.every.unit == Interval::Unit::Natural) options.every.unit = Interval::Unit::Step;
-    }
+          chosen(options.events, options.every) {}
 
-    /// Whether an event of a user's own may be chosen.
-    bool may_take_users() const {
-        return std::ranges::any_of(options.events, [](const std::string& pattern) { return !captured_form(pattern) && pattern != "numbers" && pattern != kAccounting && pattern != kStreamStart; });
-    }
-    bool needs(const std::string& event) const {
-        return matches_any(options.events, event) || kOfRuns.contains(event) || ((takes_numbers || takes_accounting) && kWithNumbers.contains(event)) || (takes_accounting && kWithAccounting.contains(event));
-    }
     /// Connects to these alone: to be called for an event costs as much as a third of what it takes to queue it.
     template <class... Events>
     void observe_needed(std::tuple<Events...>*) {
         const auto observe = [&]<class Event>() {
             const detail::EventType& type = detail::event_type<Event>();
-            if (needs(type.name)) connections += run->bus.observe<Event>(Stage::Persist, [this, &type](const Event& event) { hear(AnyEvent(type, &event)); });
+            if (chosen.needs(type.name) || kOfRuns.contains(type.name)) connections += run->bus.observe<Event>(Stage::Persist, [this, &type](const Event& event) { hear(AnyEvent(type, &event)); });
         };
         (observe.template operator()<Events>(), ...);
     }
     void hear(const AnyEvent& event) {
-        const bool is_last = event.name() == "run_closed";
+        const bool is_last = event.as<RunClosed>();
         if (is_last) queue.drain();  // so that there is place for it
         take(event);
         if (!is_last) return;
         queue.drain();
         end();
     }
-    Chosen& chosen_of(const AnyEvent& event) {
-        const std::string& name = event.name();
-        const auto found = chosen.find(&name);
-        if (found != chosen.end()) return found->second;
-        Chosen its{matches_any(options.events, name), comes_often(name), kWithNumbers.contains(name), kWithAccounting.contains(name), name == "training_run_start"};
-        if (event.is_of_library()) its.form = captured_form(name);
-        return chosen.emplace(&name, its).first->second;
-    }
-    bool is_due(Chosen& event) const {
-        return !event.is_frequent || event.steps.take(run->moment.position.attempts, [this] { return measure(options.every.unit, run->moment) / options.every.amount; });
-    }
     void take(const AnyEvent& event) {
         if (!writer || run_id != run->moment.run_id) begin_run();
-        Chosen& its = chosen_of(event);
-        if (is_resumed && its.is_start) publications = run->blackboard.publications();  // what was put back is not new
-        record_chosen(event, its);
+        if (is_resumed && event.as<TrainingRunStart>()) publications = run->blackboard.publications();  // what was put back is not new
+        record_chosen(event, chosen.of(event));
         queue.rethrow_failure();
     }
-    void record_chosen(const AnyEvent& event, Chosen& its) {
-        const bool is_written = its.is_chosen && event.has_json(), numbers = takes_numbers && its.has_numbers;
-        const bool accounting = takes_accounting && (its.has_accounting || its.has_numbers);
-        if ((!is_written && !numbers && !accounting) || !is_due(its)) return;
+    void record_chosen(const AnyEvent& event, ChosenEvents::Chosen& its) {
+        const bool is_written = its.is_taken && event.has_json();
+        if ((!is_written && !its.has_numbers && !its.has_accounting) || !chosen.is_due(its, run->moment)) return;
         const auto now = system_clock::now();
         if (is_written) record(now, [&](std::string& out) { queue_event(out, event, its.form, now); });
-        if (numbers) record(now, [&](std::string& out) { queue_numbers(out, run->moment.position, run->blackboard, std::exchange(publications, run->blackboard.publications()), event.name(), now); });
-        if (!accounting || !(its.has_accounting || now - accounted >= kAccountingPace)) return;
+        if (its.has_numbers) record(now, [&](std::string& out) { queue_numbers(out, run->moment.position, run->blackboard, std::exchange(publications, run->blackboard.publications()), event.name(), now); });
+        if (!its.has_accounting || !(its.is_end_of_kind || now - accounted >= kAccountingPace)) return;
         accounted = now;
         record(now, [&](std::string& out) { queue_text(out, kAccounting, accounting_text(), now); });
     }
@@ -144,7 +110,7 @@ struct EventFeed::State {
     }
     /// What whoever reads the stream later needs to know of it.
     std::string start_text() const {
-        return nlohmann::json{{"torchbus", kVersion}, {"events", options.events}, {"every", to_string(options.every)}, {"resumed", is_resumed}}.dump();
+        return nlohmann::json{{"torchbus", kVersion}, {"events", chosen.patterns()}, {"every", to_string(chosen.every())}, {"resumed", is_resumed}}.dump();
     }
     void begin_run() {
         try {
@@ -158,7 +124,7 @@ struct EventFeed::State {
         writer.emplace(StreamSource{run_id, run->consensus.rank()});
         left_out = 0;
         has_warned = false;
-        for (auto& [name, event] : chosen) event.steps = {};
+        chosen.forget_steps();
         publications = 0;
         accounted = system_clock::now();
         is_resumed = moment.position.attempts > 0;
@@ -177,7 +143,7 @@ void EventFeed::attach(Attachment& run) {
         state_->connections += run.bus.observe<StepCheckpoint>(Stage::Report, [this](const StepCheckpoint&) { state_->queue.drain(); });
         state_->connections += run.bus.observe<EpochCheckpoint>(Stage::Report, [this](const EpochCheckpoint&) { state_->queue.drain(); });
     }
-    if (state_->may_take_users()) state_->connections += run.bus.observe_all(Stage::Persist, [this](const AnyEvent& event) { state_->hear(event); });
+    if (state_->chosen.may_take_users()) state_->connections += run.bus.observe_all(Stage::Persist, [this](const AnyEvent& event) { state_->hear(event); });
     else state_->observe_needed(static_cast<TrainerEvents*>(nullptr));
 }
 
