@@ -57,7 +57,7 @@ std::unique_ptr<Callback> make_label_smoothing(LabelSmoothingOptions options) {
 
 std::unique_ptr<Callback> label_smoothing_from_json(OptionReader& reader) {
     LabelSmoothingOptions options;
-    reader.number("smoothing", options.smoothing, "share of a label that all classes get alike; in [0, 1)", Range::between(0, 1)).changeable()
+    reader.number("smoothing", options.smoothing, "share of a label that all classes get alike; in [0, 1)", Range::from_to_below(0, 1)).changeable()
         .integer("ignore_index", options.ignore_index, "target of samples that count nothing");
     return make_label_smoothing(options);
 }

@@ -250,7 +250,7 @@ std::unique_ptr<Callback> learning_rate_finder_from_json(OptionReader& reader) {
     reader.number("first", options.first, "learning rate of the first update; > 0", Range::positive())
         .number("last", options.last, "learning rate of the last update; above the first", Range::positive())
         .integer("steps", options.steps, "updates from the first to the last rate; ≥ 2", Range::at_least(2))
-        .number("smoothing", options.smoothing, "weight of the past in the averaged loss; in [0, 1)", Range::between(0, 1))
+        .number("smoothing", options.smoothing, "weight of the past in the averaged loss; in [0, 1)", Range::from_to_below(0, 1))
         .number("divergence_factor", options.divergence_factor, "ends where the averaged loss is above so many times its smallest; > 1", Range::at_least(1))
         .integer("skip_first", options.skip_first, "first records that no suggestion comes from", Range::at_least(0))
         .integer("skip_last", options.skip_last, "last records that no suggestion comes from", Range::at_least(0))

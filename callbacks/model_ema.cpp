@@ -162,7 +162,7 @@ std::unique_ptr<Callback> make_model_ema(ModelEmaOptions options) {
 std::unique_ptr<Callback> model_ema_from_json(OptionReader& reader) {
     ModelEmaOptions options;
     std::string warmup = "none", buffers = "copy";
-    reader.number("decay", options.decay, "share that the average keeps at an update; in [0, 1)", Range::between(0, 1)).changeable()
+    reader.number("decay", options.decay, "share that the average keeps at an update; in [0, 1)", Range::from_to_below(0, 1)).changeable()
         .choice("warmup", warmup, {"none", "power", "exponential"}, "how the decay grows to its value")
         .number("warmup_gamma", options.warmup_gamma, "averages that the warm-up is measured in; > 0", Range::positive())
         .number("warmup_power", options.warmup_power, "exponent of the warm-up power; > 0", Range::positive())

@@ -25,7 +25,14 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
     return d[a.size()][b.size()];
 }
 
+std::string without_nul(std::string message) {
+    std::ranges::replace(message, '\0', '?');
+    return message;
+}
+
 }  // namespace
+
+Error::Error(std::string message) : std::runtime_error(without_nul(std::move(message))) {}
 
 std::string did_you_mean(std::string_view word, std::span<const std::string> known) {
     const std::string* best = nullptr;

@@ -57,11 +57,9 @@ Interval parse_interval(std::string_view text) {
         if (status == std::errc() && std::isfinite(amount) && amount >= 0 && suffix == known.text)
             return Interval(amount * known.factor, known.unit);
     }
-    std::string shown(text);
-    std::ranges::replace(shown, '\0', '?');  // a message would end there
     throw ConfigError(fmt::format("'{}' is not an interval; give a number and a unit out of step, attempt, "
                                   "micro_batch, epoch, sample, token, run, s, min, h, e.g. \"100step\" or \"0.5epoch\"",
-                                  shown));
+                                  text));
 }
 
 std::string to_string(Interval interval) {

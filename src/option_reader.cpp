@@ -16,13 +16,14 @@ using nlohmann::json;
 
 std::string expectation(Range range) {
     if (!range.low_included) return "a positive number";
-    if (std::isfinite(range.low) && std::isfinite(range.high)) return fmt::format("a number from {} to {}", range.low, range.high);
+    if (std::isfinite(range.low) && std::isfinite(range.high)) return fmt::format("a number from {} to {}{}", range.low, range.high_included ? "" : "below ", range.high);
     return fmt::format("a number of at least {}", range.low);
 }
 
 void check_range(double value, Range range, const std::string& path) {
     const bool above = range.low_included ? value >= range.low : value > range.low;
-    if (above && value <= range.high) return;
+    const bool below = range.high_included ? value <= range.high : value < range.high;
+    if (above && below) return;
     throw ConfigError(fmt::format("{}: {} is out of range; give {}", path, value, expectation(range)));
 }
 

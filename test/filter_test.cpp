@@ -108,6 +108,7 @@ TEST_CASE("an interval reads the same from text, and says what it does not under
                       "'100 parsecs' is not an interval; give a number and a unit out of step, attempt, micro_batch, epoch, "
                       "sample, token, run, s, min, h, e.g. \"100step\" or \"0.5epoch\"");
     CHECK_THROWS_AS(parse_interval("-1step"), ConfigError);
+    CHECK_THROWS_WITH(parse_interval(std::string_view("5\0step", 6)), Catch::Matchers::StartsWith("'5?step' is not an interval; give") && Catch::Matchers::EndsWith("\"0.5epoch\""));
     CHECK_THROWS_AS(parse_interval("nanstep"), ConfigError);
     CHECK_THROWS_WITH(every(0), "every(0): the interval must be positive, e.g. every(\"100step\")");
     CHECK_THROWS_AS(fires(every("5step").after("1epoch"), 3), ConfigError);

@@ -113,7 +113,7 @@ double uniform(const at::Generator& generator) { return at::rand({}, generator, 
 MixingOptions read_mixing_options(OptionReader& reader, MixingOptions options) {
     reader.number("alpha", options.alpha, "both parameters of the Beta distribution of a sample's share; > 0", Range::positive()).changeable()
         .number("probability", options.probability, "of a batch being mixed; between 0 and 1", Range::between(0, 1)).changeable()
-        .number("label_smoothing", options.label_smoothing, "share of a label that all classes get alike; in [0, 1)", Range::between(0, 1)).changeable();
+        .number("label_smoothing", options.label_smoothing, "share of a label that all classes get alike; in [0, 1)", Range::from_to_below(0, 1)).changeable();
     return options;
 }
 

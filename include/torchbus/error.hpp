@@ -8,9 +8,9 @@
 
 namespace torchbus {
 
-/// Root of all errors of this library.
+/// Root of all errors of this library. What is quoted in a message may hold NULs, where what() would end: they become `?`.
 struct Error : std::runtime_error {
-    using std::runtime_error::runtime_error;
+    explicit Error(std::string message);
 };
 
 /// The user's input: an option, a run file, a composition, a command line.

@@ -23,10 +23,11 @@ namespace torchbus {
 struct Range {
     double low = -std::numeric_limits<double>::infinity();
     double high = std::numeric_limits<double>::infinity();
-    bool low_included = true;
+    bool low_included = true, high_included = true;
     static constexpr Range positive() { return {0, std::numeric_limits<double>::infinity(), false}; }
     static constexpr Range at_least(double low) { return {low}; }
     static constexpr Range between(double low, double high) { return {low, high}; }
+    static constexpr Range from_to_below(double low, double high) { return {low, high, true, false}; }
 };
 
 /// What is known of one option.

@@ -18,7 +18,7 @@ namespace {
 /// "> 0", ">= 1", "0 to 1"; nothing where any value goes.
 std::string in_words(const Range& range) {
     const bool low = std::isfinite(range.low), high = std::isfinite(range.high);
-    if (low && high) return fmt::format("{} to {}", range.low, range.high);
+    if (low && high) return fmt::format("{} to {}{}", range.low, range.high_included ? "" : "below ", range.high);
     if (low) return fmt::format("{} {}", range.low_included ? ">=" : ">", range.low);
     return high ? fmt::format("<= {}", range.high) : "";
 }

@@ -18,7 +18,7 @@ using nlohmann::json;
 
 void bound(json& schema, Range range) {
     if (std::isfinite(range.low)) schema[range.low_included ? "minimum" : "exclusiveMinimum"] = range.low;
-    if (std::isfinite(range.high)) schema["maximum"] = range.high;
+    if (std::isfinite(range.high)) schema[range.high_included ? "maximum" : "exclusiveMaximum"] = range.high;
 }
 
 /// A number with a unit, as parse_interval() reads it.

@@ -12,7 +12,7 @@ ModelMaker mlp_from_json(OptionReader& reader) {
     reader.integer("inputs", options.inputs, "elements of a sample", Range::at_least(1))
         .integers("hidden", options.hidden, "widths of the hidden layers", Range::at_least(1))
         .integer("classes", options.classes, "width of the output", Range::at_least(1))
-        .number("dropout", options.dropout, "share dropped after each hidden layer; in [0, 1)", Range::between(0, 1));
+        .number("dropout", options.dropout, "share dropped after each hidden layer; in [0, 1)", Range::from_to_below(0, 1));
     return [options] { return make_mlp(options); };
 }
 

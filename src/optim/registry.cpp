@@ -33,8 +33,8 @@ OptimizerMaker sgd_from_json(OptionReader& reader) {
 AdamOptions read_adam(OptionReader& reader, double weight_decay) {
     AdamOptions options{.weight_decay = weight_decay};
     read_rate_and_decay(reader, options.learning_rate, options.weight_decay);
-    reader.number("beta1", options.beta1, "decay of the mean; in [0, 1)", Range::between(0, 1)).changeable()
-        .number("beta2", options.beta2, "decay of the variance; in [0, 1)", Range::between(0, 1)).changeable()
+    reader.number("beta1", options.beta1, "decay of the mean; in [0, 1)", Range::from_to_below(0, 1)).changeable()
+        .number("beta2", options.beta2, "decay of the variance; in [0, 1)", Range::from_to_below(0, 1)).changeable()
         .number("epsilon", options.epsilon, "added to the root of the variance; > 0", Range::positive()).changeable()
         .boolean("amsgrad", options.amsgrad, "the AMSGrad variant");
     return options;

@@ -112,7 +112,7 @@ TEST_CASE("an option carries its type, range, choices, default and meaning into 
     CHECK(clipping["by"]["enum"] == json::array({"norm", "value", "adaptive"}));
     const json mlp = options_of("model", "mlp");
     CHECK(mlp["hidden"] == json::parse(R"({"type": "array", "items": {"type": "integer", "minimum": 1}, "default": [128], "description": "widths of the hidden layers"})"));
-    CHECK(mlp["dropout"]["maximum"] == 1);
+    CHECK(mlp["dropout"]["exclusiveMaximum"] == 1);
     CHECK(options_of("callback", "learning_rate_schedule")["schedule"]["$ref"] == "#/$defs/schedule");
     CHECK(options_of("optimizer", "adamw")["weight_decay"]["default"] == 0.01);
     CHECK(options_of("optimizer", "adam")["weight_decay"]["default"] == 0.0);
@@ -146,6 +146,7 @@ TEST_CASE("what the schema refuses a run file refuses, and the other way round",
     both("/model/hidden", {8, 4}, true);
     both("/model/hidden", {8, 0}, false);
     both("/model/kind", "mlpp", false);
+    both("/model/dropout", 1, false);
     both("/model/hiden", json::array(), false);
     both("/data/samples", 3, false);
     both("/loss", "mse", true);
@@ -156,6 +157,8 @@ TEST_CASE("what the schema refuses a run file refuses, and the other way round",
     both("/loss", 3, false);
     both("/optimizer", json::object(), true);
     both("/optimizer", {{"kind", "adam"}, {"momentum", 0.9}}, false);
+    both("/optimizer", {{"kind", "adam"}, {"beta2", 1}}, false);
+    both("/optimizer", {{"kind", "adam"}, {"beta2", 0.99}}, true);
     both("/optimizer/momentum", 0.9, true);
     both("/schedule", {{"kind", "cosine"}, {"warmup", 2}}, true);
     both("/schedule", {{"kind", "step"}, {"warmup", 2}}, false);

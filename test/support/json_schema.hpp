@@ -21,7 +21,7 @@ private:
 
     std::string look(const json& schema, const json& value, const std::string& at) const {
         static const std::set<std::string> kWords = {"$schema", "$ref", "$defs", "title", "description", "default", "type", "enum", "const", "minimum",
-                                                     "exclusiveMinimum", "maximum", "pattern", "minLength", "items", "properties",
+                                                     "exclusiveMinimum", "maximum", "exclusiveMaximum", "pattern", "minLength", "items", "properties",
                                                      "additionalProperties", "required", "oneOf", "anyOf", "allOf", "if", "then", "$id", "format"};
         for (const auto& [word, unused] : schema.items())
             if (!kWords.contains(word)) throw std::logic_error("the schema uses '" + word + "'");
@@ -72,7 +72,8 @@ private:
     }
     static bool in_range(const json& schema, double value) {
         return value >= schema.value("minimum", value) && value <= schema.value("maximum", value) &&
-               (!schema.contains("exclusiveMinimum") || value > schema["exclusiveMinimum"].get<double>());
+               (!schema.contains("exclusiveMinimum") || value > schema["exclusiveMinimum"].get<double>()) &&
+               (!schema.contains("exclusiveMaximum") || value < schema["exclusiveMaximum"].get<double>());
     }
     static bool fits(const json& schema, const std::string& value) {
         return value.size() >= schema.value("minLength", std::size_t{0}) &&
