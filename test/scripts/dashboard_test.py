@@ -116,6 +116,16 @@ class Training:
         self.folder.cleanup()
 
 
+class Axes(Case):
+    def test_there_are_places_however_near_the_ends_are(self):
+        modules = "".join(re.sub(r"(?m)^import .*$|^export ", "", (ROOT / "src/stream/dashboard" / name).read_text()) for name in ("format.js", "scales.js"))
+        page = browser.page(200, 200)
+        self.addCleanup(page.close)
+        for ends, places in (("0.0999999, 0.09999996, 2e-8", ["0.0999999", "0.09999992", "0.09999994", "0.09999996"]),  # uPlot rounds the first of them to 0.1
+                             ("-0.3, 0.3, 0.1", ["-0.3", "-0.2", "-0.1", "0", "0.1", "0.2", "0.3"]), ("5, 5.05, 0.01", ["5", "5.01", "5.02", "5.03", "5.04", "5.05"]), ("1, 1, 0", [])):
+            self.assertEqual(page.evaluate(f"(() => {{ {modules}; return placesOf(linearSplits({ends}), number) }})()"), places)
+
+
 class BesideARun(Case):
     @classmethod
     def setUpClass(cls):

@@ -2,7 +2,7 @@
 
 import { element, isNumber, placesOf, writers } from "./format.js";
 import { labelOf } from "./grouping.js";
-import { binarySplits, logSplits, middle, padded, smooth } from "./scales.js";
+import { binarySplits, linearSplits, logSplits, middle, padded, smooth } from "./scales.js";
 
 const DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [4, 2], [1, 4], [12, 4], [6, 2, 2, 2]];
 const BINARY = Array.from({ length: 50 }, (_, i) => 2 ** i);
@@ -160,7 +160,8 @@ export class Chart {
         y: { distr: isLog ? 3 : 1, range: (u, low, high) => padded(...(this.#middle ?? [low, high]), isLog) },
       },
       axes: [{ ...axis, size: 24, space: 60, gap: 4, values: (u, values) => placesOf(values, ofX) },
-             { ...axis, size: measure, space: 28, gap: 4, ...(isLog ? { splits: (u, i, low, high) => (this.group.unit === "bytes" ? binarySplits : logSplits)(low, high), filter: (u, splits) => splits } : this.group.unit === "bytes" ? { incrs: BINARY } : {}), values: (u, values) => placesOf(values, write) }],
+             { ...axis, size: measure, space: 28, gap: 4, splits: (u, i, low, high, step) => (!isLog ? linearSplits : this.group.unit === "bytes" ? binarySplits : logSplits)(low, high, step),
+               ...(isLog ? { filter: (u, splits) => splits } : this.group.unit === "bytes" ? { incrs: BINARY } : {}), values: (u, values) => placesOf(values, write) }],
       cursor: {
         sync: { key: "torchbus", setSeries: false }, drag: { x: true, y: false, setScale: false, dist: 4 }, focus: { prox: 24 }, points: { size: (u, i) => (u.series[i].isRaw ? 0 : 7) },
         bind: { dblclick: () => () => board.zoom(null), mousedown: (u, target, handle) => (event) => ((board.dragged = this), handle(event)) },

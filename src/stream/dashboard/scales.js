@@ -39,6 +39,12 @@ export function binarySplits(low, high) {
   return Array.from({ length: 6 }, (_, i) => (Math.ceil(low / step) + i) * step).filter((place) => place <= high);
 }
 
+/** Of a linear axis. uPlot's own takes 0.0999999 for a badly rounded 0.1, and finds no place between values that are so near. */
+export function linearSplits(low, high, step) {
+  const first = Math.ceil(low / step - 1e-9), count = Math.floor(high / step + 1e-9) - first + 1;
+  return Array.from({ length: Math.max(0, Math.min(count, 100)) }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+}
+
 /** Values that are neither among the least nor the most 1 %. */
 export function middle(values) {
   const sorted = values.filter(isNumber).sort((a, b) => a - b);
