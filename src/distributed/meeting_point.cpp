@@ -21,7 +21,7 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr milliseconds kShortWait{200};  ///< for an answer; who has none by then goes on without
-constexpr milliseconds kSilence{3000};   ///< without one
+constexpr milliseconds kLongestSilence{3000};   ///< without one
 
 c10::intrusive_ptr<c10d::TCPStore> open_store_of(const LaunchOptions& options, const std::string& address) {
     const bool is_server = options.node == 0;
@@ -56,7 +56,7 @@ struct MeetingPoint::Exchange {
     bool is_said(const std::vector<std::string>& keys) const {
         return std::ranges::all_of(keys, [this](const std::string& key) { return said.contains(key); });
     }
-    bool is_silent() const { return busy_since && steady_clock::now() - *busy_since > kSilence; }
+    bool is_silent() const { return busy_since && steady_clock::now() - *busy_since > kLongestSilence; }
     void run() {
         std::unique_lock lock(mutex);
         while (changed.wait(lock, [this] { return is_over || has_work(); }), !is_over && !lost) {
