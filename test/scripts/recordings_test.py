@@ -55,8 +55,8 @@ class Case(cli_test.Case):
         (folder / "events.jsonl").write_text("".join(json.dumps(m, separators=(",", ":")) + "\n" for m in messages))
         return folder
 
-    def start_slow(self, name, **changes):
-        """A run that lasts until it is ended, in a folder of its own."""
+    def start_slow(self, name, until=b"eval_epoch_end", **changes):
+        """A run that lasts until it is ended, in a folder of its own, once this was recorded."""
         folder = self.folder / name
         folder.mkdir()
         run = copy.deepcopy(RECORDED) | {"train": RUN["train"] | {"epochs": 100_000}} | changes
@@ -66,7 +66,7 @@ class Case(cli_test.Case):
         self.addCleanup(process.wait)
         self.addCleanup(process.kill)
         deadline = time.monotonic() + PATIENCE_S
-        while not (folder / "events.jsonl").exists() or b"eval_epoch_end" not in (folder / "events.jsonl").read_bytes():
+        while not (folder / "events.jsonl").exists() or until not in (folder / "events.jsonl").read_bytes():
             self.assertIsNone(process.poll(), (folder / "stderr").read_text())
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.05)
@@ -225,7 +225,7 @@ class Explain(Case):
         self.assertIn("no decision taken, no update skipped", said)
 
     def test_a_process_that_was_killed_is_told_with_its_last_place(self):
-        folder, process = self.start_slow("a")
+        folder, process = self.start_slow("a", until=b"torchbus.checkpoint_saved")  # before that there is no state to go on from
         process.kill()
         process.wait()
         with open(folder / "events.jsonl", "ab") as file:
