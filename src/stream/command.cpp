@@ -38,6 +38,7 @@ StreamCommand command_from_text(const std::string& text) {
         if (std::ranges::find(kMembers, name) == kMembers.end()) throw ConfigError(fmt::format("command: '{}' is not known; known are {}", name, fmt::join(kMembers, ", ")));
     StreamCommand read{text_of(command, "command"), text_of(command, "by"), text_of(command, "reason"), text_of(command, "subscriber"), text_of(command, "option"), command.value("value", json()), text_of(command, "token")};
     if (!is_token_alone && std::ranges::find(kCommands, read.command) == kCommands.end()) throw ConfigError(fmt::format("command: '{}' is not known; known are {}", read.command, fmt::join(kCommands, ", ")));
+    if (is_token_alone && read.token.empty()) throw ConfigError("command: the token is empty; give what the server's token_file holds");
     const bool changes = read.command == "change_option";
     if (changes && (read.subscriber.empty() || read.option.empty() || read.value.is_null()))
         throw ConfigError(R"(command: change_option needs subscriber, option and value, e.g. {"command": "change_option", "subscriber": "gradient_clipping", "option": "max_norm", "value": 0.5})");

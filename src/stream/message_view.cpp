@@ -63,6 +63,7 @@ std::optional<MessageView> view_of(std::string_view line) {
     const std::size_t end = data.rfind('}');
     if (data.empty() || end == std::string_view::npos || end == 0) return std::nullopt;
     view.name = name.substr(0, name.find('"'));
+    if (view.name.empty()) return std::nullopt;
     view.data = data.substr(0, end);
     const std::size_t digits = std::min(sequence.find_first_not_of('0'), sequence.find('"'));
     view.sequence = whole_number(sequence.substr(digits)).value_or(0);

@@ -366,7 +366,7 @@ class Launched(InFolder):
         (self.folder / "token").write_text(token + "\n")
         run = run_file()
         run["callbacks"] = [callback for callback in run["callbacks"] if callback["kind"] not in ("fingerprint", "progress_lines")] + [
-            {"kind": "event_file"}, {"kind": "event_server", "control": True, "token_file": "token", "all_ranks": True}]
+            {"kind": "save_training_state", "folder": "states", "every": 0, "every_epochs": 0, "at_end": False}, {"kind": "event_file"}, {"kind": "event_server", "control": True, "token_file": "token", "all_ranks": True}]
         (self.folder / "run.json").write_text(json.dumps(run))
         process = self.launch("--nproc-per-node", 2, "--", PROGRAM, "train", "run.json", "--set", "train.batch_size=12", "--set", "train.epochs=1000000")
         files, servers = [self.folder / "events.jsonl", self.folder / "events.rank1.jsonl"], {}
@@ -389,16 +389,22 @@ class Launched(InFolder):
 
         self.wait_until(lambda: all(path.exists() and path.read_text().count('"type":"torchbus.train_step_end"') > 3 for path in files), "no steps are made")
         command(0, "change_option", subscriber="gradient_clipping", option="max_norm", value=0.25)
-        for count, (rank, name) in enumerate([(0, "pause"), (1, "resume"), (1, "pause"), (0, "resume")], 2):  # the change is told twice: as decided, and as made
+        for count, (rank, name) in enumerate([(0, "pause"), (1, "resume"), (1, "save"), (0, "evaluate"), (1, "pause"), (0, "resume")], 2):  # the change is told twice: as decided, and as made
             self.wait_until(lambda: [len(told(path)) for path in files] == [count, count], f"both ranks tell of {count} things before the next {name}")
             command(rank, name)
-        self.wait_until(lambda: [len(told(path)) for path in files] == [6, 6], "they do not go on")
+        self.wait_until(lambda: [len(told(path)) for path in files] == [8, 8], "they do not go on")
         command(1, "stop")
         _, err = process.communicate(timeout=PATIENCE_S)
         self.assertEqual(process.returncode, 0, err)
         first = told(files[0])
         self.assertEqual(told(files[1]), first)
-        self.assertEqual([what for _, _, what, _ in first if isinstance(what, str)], ["change_option", "pause", "resume", "pause", "resume", "stop_run"])
+        self.assertEqual([what for _, _, what, _ in first if isinstance(what, str)], ["change_option", "pause", "resume", "save_now", "evaluate_now", "pause", "resume", "stop_run"])
+        events = files[0].read_text()
+        saved = [json.loads(line)["data"]["position"]["step"] for line in events.splitlines() if '"type":"torchbus.checkpoint_saved"' in line]
+        self.assertEqual(saved, [step for step, _, what, _ in first if what == "save_now"])
+        asked = next(attempts for _, attempts, what, _ in first if what == "evaluate_now")
+        evaluated = [json.loads(line)["data"]["position"]["attempts"] for line in events.splitlines() if '"type":"torchbus.eval_epoch_start"' in line]
+        self.assertIn(asked, evaluated)
         self.assertEqual([what for _, _, what, _ in first if not isinstance(what, str)], [["gradient_clipping", "max_norm", "0.5", "0.25", ""]])
         self.assertEqual({requester for *_, requester in first}, {"event_server: me at 127.0.0.1"})
 

@@ -15,7 +15,7 @@ TOKEN = "0123456789abcdef0123456789abcdef"
 PATIENCE_S = 60
 DEEP = b'{"command": "stop", "reason": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"
 REFUSED_COMMANDS = [  # whichever way they come, each with what the answer says
-    (b" ", "syntax error"), (b"{}", "no command"), (b"[]", "no command"), (b"nonsense", "syntax error"), (b'{"command": "fly"}', "'fly'"), (b'{"command": 1}', "no text"), (b'{"command": "stop", "why": 1}', "'why'"),
+    (b" ", "syntax error"), (b"{}", "no command"), (b'{"token": ""}', "the token is empty"), (b"[]", "no command"), (b"nonsense", "syntax error"), (b'{"command": "fly"}', "'fly'"), (b'{"command": 1}', "no text"), (b'{"command": "stop", "why": 1}', "'why'"),
     (b'{"command": "stop", "reason": "refuse"}', "it was refused"), (b'{"command": "stop", "reason": "' + b"x" * 1000 + b'"}', "at most 512"), (b'{"command": "change_option", "subscriber": "clip"}', "needs subscriber"),
     (b'{"command": "stop", "command": "save"}', "the key 'command' stands twice"), (b'{"command": "stop", "value": {"a": 1, "a": 2}}', "the key 'a' stands twice"), (DEEP, "nested deeper than 16"),
     (b'{"command": "stop", "reason": "\xff\xfe"}', "ill-formed UTF-8 byte"), (b'{"command": "stop", "reason": "\\ud800"}', "surrogate"), (b'{"command": "stop", "reason": "\x00"}', "control character"),

@@ -251,6 +251,7 @@ class Http(Case):
             body = response.read()
             self.assertEqual((response.status, response.headers["Content-Type"].split(";")[0]), (200, kind))
             self.assertEqual(response.headers["X-Content-Type-Options"], "nosniff")
+            self.assertEqual(response.headers["Content-Security-Policy"], "default-src 'none'; frame-ancestors 'none'")
             if kind != "text/plain":
                 json.loads(body)
         connection.request("HEAD", "/healthz")
