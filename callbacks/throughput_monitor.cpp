@@ -58,7 +58,8 @@ public:
     }
 
 private:
-    static constexpr const char* kNames[] = {"throughput.samples_per_second", "throughput.tokens_per_second", "throughput.steps_per_second",
+    static constexpr const char* kTokens = "throughput.tokens_per_second";
+    static constexpr const char* kNames[] = {"throughput.samples_per_second", kTokens, "throughput.steps_per_second",
                                              "throughput.data_wait", "memory.resident_bytes", "memory.peak_bytes",
                                              "memory.device_allocated_bytes", "memory.device_peak_bytes", "memory.device_reserved_bytes", "memory.device_free_bytes"};
     struct Window {
@@ -104,7 +105,8 @@ private:
             on_device = fmt::format("; {}: {:.0f} MiB, peak {:.0f} MiB, reserved {:.0f} MiB, free {:.0f} of {:.0f} MiB", device_.str(), mebi(of_device.allocated), mebi(of_device.peak), mebi(of_device.reserved),
                                     mebi(of_device.free), mebi(of_device.total));
         }
-        for (std::size_t i = 0; i < values.size(); ++i) run_->blackboard.publish(kNames[i], values[i]);
+        for (std::size_t i = 0; i < values.size(); ++i)
+            if (kNames[i] != kTokens || now.tokens > 0) run_->blackboard.publish(kNames[i], values[i]);
         if (!options_.print) return;
         const std::string of_tokens = tokens > 0 ? fmt::format(", {} tokens/s", quantity_text(tokens)) : "";
         options_.write(fmt::format("step {}: {} samples/s{}, {} steps/s, {:.1f} % waiting for data, memory {:.0f} MiB, peak {:.0f} MiB{}\n", now.step,

@@ -38,9 +38,17 @@ std::size_t end_of_piece(const std::string& text, std::size_t at) {
     return at + 1;
 }
 
+/// "…; last read: 'what it was'; expected …" without what was read.
+std::string without_quotation(const std::string& what) {
+    const std::size_t begin = what.find("; last read: '");
+    if (begin == std::string::npos) return what;
+    const std::size_t end = what.rfind("'; expected ");
+    return what.substr(0, begin) + (end > begin && end != std::string::npos ? what.substr(end + 1) : "");
+}
+
 }  // namespace
 
-json json_of_text(const std::string& text, const std::string& name) {
+json json_of_text(const std::string& text, const std::string& name, Quotes quotes) {
     std::vector<std::set<std::string>> keys;  // of the objects that are open
     const auto watch = [&](int, json::parse_event_t event, json& parsed) {
         if (event == json::parse_event_t::object_start) keys.emplace_back();
@@ -55,6 +63,7 @@ json json_of_text(const std::string& text, const std::string& name) {
         std::string what = error.what();
         const auto detail = what.find("syntax error");
         what = detail == std::string::npos ? what : what.substr(detail);
+        if (quotes == Quotes::Nothing) what = without_quotation(what);
         throw ConfigError(fmt::format("{}: {}: {}", name, line_and_column(text, error.byte), what));
     } catch (const json::out_of_range& error) {  // says which number, and not where
         std::string what = error.what();

@@ -5,6 +5,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 # What reads the event stream for real. Where one cannot be had, its test is skipped and says so.
 install_readers() {
     install_wheels websockets==17.4 || say "without Python's websockets a test is skipped"
+    install_wheels jsonschema==4.26.0 attrs==26.1.0 jsonschema-specifications==2025.9.1 referencing==0.37.0 rpds-py==2026.9.1 typing-extensions==4.16.0 ||
+        say "without Python's jsonschema a test is skipped"
     install_environment build/readers tensorboard tensorboard==2.21.0
     install_environment build/mlflow-venv mlflow mlflow==3.17.2
     local prometheus=$PWD/build/readers/prometheus

@@ -22,8 +22,11 @@ export async function* events(url, { events = [], fields = [], every, from, toke
         signal,
       });
     } catch (error) {
-      if (signal?.aborted || lastId) return;
-      throw error;
+      if (signal?.aborted) return;
+      if (!lastId) throw error;
+      if (isRefused(error) || ++failures > 5) return;
+      await pause(failures);
+      continue;
     }
     if (!response.ok) throw new Error(`${response.status} ${(await response.text()).trim()}`);
     try {
@@ -44,9 +47,13 @@ export async function* events(url, { events = [], fields = [], every, from, toke
       if (signal?.aborted) return;
       if (error instanceof SyntaxError || ++failures > 5) throw error;
     }
-    await new Promise((resolve) => setTimeout(resolve, Math.min(200 * 2 ** failures, 5000)));
+    await pause(failures);
   }
 }
+
+/** Nobody listens there any more. Node says so; a browser does not say why, and there the server has gone when six tries have failed. */
+const isRefused = (error) => error.cause?.code === "ECONNREFUSED";
+const pause = (failures) => new Promise((resolve) => setTimeout(resolve, Math.min(200 * 2 ** failures, 5000)));
 
 async function* chunksOf(body) {
   const reader = body.getReader();
@@ -72,5 +79,6 @@ export async function command(url, said, { token } = {}) {
 
 if (typeof process !== "undefined" && process.argv[1] && import.meta.url.endsWith(process.argv[1].split("/").pop())) {
   const [, , url, ...names] = process.argv;
+  process.stdout.on("error", () => process.exit());  // whoever reads has gone, such as head
   for await (const event of events(url, { events: names, token: process.env.TORCHBUS_TOKEN })) console.log(event.time, event.type, JSON.stringify(event.data));
 }

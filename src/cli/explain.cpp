@@ -96,8 +96,8 @@ std::string roll_back_said(const json& entry) {
 }
 
 std::string option_said(const json& entry) {
-    const std::string error = said(entry, "error");
-    return fmt::format("after {}: {}.{} from {} to {}, by {}{}{}", place_said(entry, "position"), said(entry, "subscriber"), said(entry, "option"), said(entry, "from"), said(entry, "to"), said(entry, "requester"), error.empty() ? "" : "; refused: ", error);
+    const std::string error = said(entry, "error"), change = error.empty() ? fmt::format("from {} to {}", said(entry, "from"), said(entry, "to")) : fmt::format("not to {}", said(entry, "to"));
+    return fmt::format("after {}: {}.{} {}, by {}{}{}", place_said(entry, "position"), said(entry, "subscriber"), said(entry, "option"), change, said(entry, "requester"), error.empty() ? "" : "; refused: ", error);
 }
 
 }  // namespace

@@ -80,8 +80,7 @@ ReadRun read_run(const std::filesystem::path& path) {
         run.story.add(*message);
         if (goes_back(message->name())) run.curves.go_back_to(static_cast<double>(message->view().position("step").value_or(std::numeric_limits<std::int64_t>::max())));
         if (has_plan(message->name())) run.curves.set_epoch_length(steps_of_epoch(message->data().value("plan", json())).value_or(0));
-        if (message->name() != "numbers") continue;
-        if (const auto numbers = numbers_of(message->view())) run.curves.add(*numbers);
+        if (const auto numbers = message->numbers()) run.curves.add(*numbers);
     }
     for (const std::string& name : run.curves.names())
         if (const auto summary = summary_of(run.curves.part(name, {.points = std::numeric_limits<std::size_t>::max()})->points)) run.summaries[name] = *summary;

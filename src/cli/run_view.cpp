@@ -95,8 +95,9 @@ void RunView::take_accounting(const json& data, std::optional<double> told) {
 
 void RunView::take(const RecordedMessage& message) {
     const std::string_view name = message.name();
-    if (name == "numbers") {
-        if (auto numbers = numbers_of(message.view())) curves_.add(*numbers), numbers_ = std::move(*numbers);
+    if (auto numbers = message.numbers()) {
+        curves_.add(*numbers);
+        numbers_ = std::move(*numbers);
         return;
     }
     if (name == "optimizer_step_skipped") ++skipped_;

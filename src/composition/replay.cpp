@@ -45,7 +45,7 @@ struct RecordedContent {
                     if (pattern.is_string()) events.push_back(pattern);
                 patterns.push_back(std::move(events));
                 every.insert(text_member(message->data(), "every"));
-            } else if (const auto found = numbers_of(message->view())) {
+            } else if (const auto found = message->numbers()) {
                 for (const auto& [name, value] : found->fresh) numbers.insert(name);
             }
         }
@@ -163,7 +163,7 @@ public:
             begin(message);
         }
         if (message.is_start()) return;
-        if (const auto numbers = numbers_of(message.view())) {
+        if (const auto numbers = message.numbers()) {
             const bool is_of_pending = pending_ && pending_->name == numbers->after;
             if (!is_of_pending) emit_pending();
             put(*numbers);

@@ -13,6 +13,8 @@ namespace {
 
 using Names = std::set<std::string, std::less<>>;
 
+/// With which a run begins and ends.
+const Names kOfRuns = {"subscriber_attached", "run_configured", "training_run_start", "run_closed"};
 /// After which numbers are new.
 const Names kWithNumbers = {"train_step_end", "train_epoch_end", "eval_epoch_end", "training_run_epoch_end"};
 /// After which it is told what subscribers cost, beside those.
@@ -30,7 +32,7 @@ bool ChosenEvents::may_take_users() const {
 }
 
 bool ChosenEvents::needs(const std::string& event) const {
-    return matches_any(patterns_, event) || ((takes_numbers_ || takes_accounting_) && kWithNumbers.contains(event)) || (takes_accounting_ && kWithAccounting.contains(event));
+    return kOfRuns.contains(event) || matches_any(patterns_, event) || ((takes_numbers_ || takes_accounting_) && kWithNumbers.contains(event)) || (takes_accounting_ && kWithAccounting.contains(event));
 }
 
 ChosenEvents::Chosen& ChosenEvents::of(const AnyEvent& event) {
@@ -43,7 +45,7 @@ ChosenEvents::Chosen& ChosenEvents::of(const AnyEvent& event) {
 ChosenEvents::Chosen ChosenEvents::look_up(const AnyEvent& event) const {
     const std::string& name = event.name();
     const bool is_end_of_kind = kWithAccounting.contains(name), has_numbers = kWithNumbers.contains(name);
-    return {.is_known = true, .is_taken = matches_any(patterns_, name), .is_frequent = comes_often(name),
+    return {.is_known = true, .may_be_first = !event.is_of_library() || kOfRuns.contains(name), .is_taken = matches_any(patterns_, name), .is_frequent = comes_often(name),
             .has_numbers = takes_numbers_ && has_numbers, .has_accounting = takes_accounting_ && (is_end_of_kind || has_numbers), .is_end_of_kind = is_end_of_kind,
             .form = event.is_of_library() ? captured_form(name) : nullptr};
 }

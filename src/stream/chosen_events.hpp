@@ -17,6 +17,7 @@ public:
     /// Of one type of event.
     struct Chosen {
         bool is_known = false;
+        bool may_be_first = false;    ///< of a run
         bool is_taken = false;        ///< the event itself, where it has a JSON form
         bool is_frequent = false;     ///< comes more often than an epoch or a decision
         bool has_numbers = false;     ///< those that are new are told after it
@@ -33,7 +34,7 @@ public:
     const Interval& every() const { return every_; }
     /// Whether an event of a user's own may be taken.
     bool may_take_users() const;
-    /// Whether the event of the library of this name, or something after it, is taken.
+    /// Whether the event of the library of this name is of the begin or the end of a run, or it or something after it is taken.
     bool needs(const std::string& event) const;
     Chosen& of(const AnyEvent& event);
     /// Whether one that is frequent is of a step that is chosen.

@@ -30,7 +30,7 @@ std::string text_of(const json& command, const char* name) {
 
 StreamCommand command_from_text(const std::string& text) {
     if (!is_shallow(text, kDeepestCommand)) throw ConfigError(fmt::format("command: it is nested deeper than {} levels", kDeepestCommand));
-    const json command = json_of_text(text, "command");
+    const json command = json_of_text(text, "command", Quotes::Nothing);
     const bool is_token_alone = command.is_object() && command.size() == 1 && command.contains("token");
     if (!is_token_alone && !(command.is_object() && command.contains("command"))) throw ConfigError(R"(command: no command was found; give an object, e.g. {"command": "stop", "reason": "converged"})");
     constexpr std::array<std::string_view, 7> kMembers = {"command", "by", "reason", "subscriber", "option", "value", "token"};

@@ -1,7 +1,6 @@
 #include <torchbus/stream/event_feed.hpp>
 
 #include <optional>
-#include <set>
 #include <tuple>
 #include <utility>
 
@@ -24,8 +23,6 @@ using std::chrono::system_clock;
 
 /// Accounting after steps is told no more often than this.
 constexpr std::chrono::seconds kAccountingPace(10);
-/// With which a run begins and ends.
-const std::set<std::string, std::less<>> kOfRuns = {"subscriber_attached", "run_configured", "training_run_start", "run_closed"};
 const std::string kAccounting = "accounting", kStreamStart = "stream_start";
 
 }  // namespace
@@ -54,7 +51,7 @@ struct EventFeed::State {
     void observe_needed(std::tuple<Events...>*) {
         const auto observe = [&]<class Event>() {
             const detail::EventType& type = detail::event_type<Event>();
-            if (chosen.needs(type.name) || kOfRuns.contains(type.name)) connections += run->bus.observe<Event>(Stage::Persist, [this, &type](const Event& event) { hear(AnyEvent(type, &event)); });
+            if (chosen.needs(type.name)) connections += run->bus.observe<Event>(Stage::Persist, [this, &type](const Event& event) { hear(AnyEvent(type, &event)); });
         };
         (observe.template operator()<Events>(), ...);
     }
@@ -67,9 +64,10 @@ struct EventFeed::State {
         end();
     }
     void take(const AnyEvent& event) {
-        if (!writer || run_id != run->moment.run_id) begin_run();
+        ChosenEvents::Chosen& its = chosen.of(event);
+        if (!writer || (its.may_be_first && run_id != run->moment.run_id)) begin_run();
         if (is_resumed && event.as<TrainingRunStart>()) publications = run->blackboard.publications();  // what was put back is not new
-        record_chosen(event, chosen.of(event));
+        record_chosen(event, its);
         queue.rethrow_failure();
     }
     void record_chosen(const AnyEvent& event, ChosenEvents::Chosen& its) {

@@ -78,6 +78,7 @@ void EventQueue::work_off(std::string& records, std::string& text) {
     std::size_t written = 0;
     try {
         do {
+            text.reserve(usual_text_);
             while (written < records.size() && text.size() < kTextBytes) {
                 const std::size_t whole = text.size();
                 try {
@@ -87,6 +88,7 @@ void EventQueue::work_off(std::string& records, std::string& text) {
                     throw;
                 }
             }
+            usual_text_ = text.size();
             work_(text);
             text.clear();
         } while (written < records.size());

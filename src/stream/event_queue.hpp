@@ -67,6 +67,7 @@ private:
     std::exception_ptr failure_, newest_failure_;  // the first in a row, until it is told; any
     std::int64_t failures_ = 0, failures_in_a_row_ = 0;
     std::atomic<bool> has_failed_{false};          // there is a failure_; read without the mutex
+    std::size_t usual_text_ = 0;   ///< bytes of the last one; of the thread alone
     bool is_working_ = false, is_asked_ = false, is_closing_ = false;
     std::thread thread_;
 };

@@ -1,5 +1,6 @@
 #include <torchbus/stream/message.hpp>
 
+#include <algorithm>
 #include <ctime>
 #include <exception>
 #include <iterator>
@@ -17,6 +18,11 @@ namespace {
 using std::chrono::system_clock;
 
 std::int64_t microseconds_of(system_clock::time_point time) { return std::chrono::duration_cast<std::chrono::microseconds>(time.time_since_epoch()).count(); }
+
+void append_padded(std::string& out, std::string_view digits, std::size_t width) {
+    out.append(width - std::min(width, digits.size()), '0');
+    out += digits;
+}
 
 /// Of a user's event whose to_json throws.
 std::string error_data(std::string_view what) {
@@ -50,8 +56,19 @@ std::string_view MessageWriter::second_text(system_clock::time_point now) {
 void MessageWriter::begin(std::string& out, std::string_view name, std::int64_t sequence, std::string_view id_ending, system_clock::time_point now) {
     out += head_;
     out += name;
-    const std::string_view second = second_text(now);
-    fmt::format_to(std::back_inserter(out), R"(","id":"{0}{1}","sequence":"{0:016}","time":"{2}.{3:06}Z","data":)", sequence, id_ending, second, microseconds_of(now) % 1'000'000);
+    const fmt::format_int number(sequence);
+    const std::string_view digits(number.data(), number.size());
+    out += R"(","id":")";
+    out += digits;
+    out += id_ending;
+    out += R"(","sequence":")";
+    append_padded(out, digits, 16);
+    out += R"(","time":")";
+    out += second_text(now);
+    out += '.';
+    const fmt::format_int fraction(microseconds_of(now) % 1'000'000);
+    append_padded(out, {fraction.data(), fraction.size()}, 6);
+    out += R"(Z","data":)";
 }
 
 void MessageWriter::append(std::string& out, const AnyEvent& event, system_clock::time_point now) {

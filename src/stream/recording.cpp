@@ -25,21 +25,70 @@ using Path = std::filesystem::path;
 constexpr std::int64_t kMostFiles = 100'000;
 constexpr int kMostAttempts = 1000;
 
-/// Whether it is an object whose brackets close at its end and nowhere before, without what no writer leaves in a line.
-bool is_one_object(std::string_view line) {
-    if (line.empty() || line.front() != '{') return false;
-    std::size_t depth = 0;
-    bool is_quoted = false;
-    for (std::size_t i = 0; i < line.size(); ++i) {
-        const char c = line[i];
-        if (static_cast<unsigned char>(c) < 0x20) return false;
-        if (c == '"') is_quoted = !is_quoted;
-        else if (is_quoted) i += c == '\\' ? 1 : 0;
-        else if (c == '{' || c == '[') ++depth;
-        else if ((c == '}' || c == ']') && --depth == 0) return i + 1 == line.size();
+/// What makes a line none that a writer has written; empty where nothing does. To parse each would take several times as long.
+class LineCheck {
+public:
+    explicit LineCheck(std::string_view line) : line_(line) {}
+    std::string fault() {
+        if (!is_one_object()) return twice_.empty() ? "it is not one JSON object from its beginning to its end" : fmt::format("the key '{}' stands twice in one object", twice_);
+        if (!is_plain_ && !is_parsed()) return "it is no JSON, or a key stands twice in one object";
+        return {};
     }
-    return false;
-}
+
+private:
+    /// Whether its brackets close at its end and nowhere before, and no key is in one of them twice.
+    bool is_one_object() {
+        if (line_.front() != '{') return false;
+        for (std::size_t at = 0; at < line_.size(); ++at) {
+            const char c = line_[at];
+            if (static_cast<unsigned char>(c) < 0x20) return false;
+            if (c == '"') at = end_of_text(at);
+            else if (c == '{' || c == '[') begins_.push_back(keys_.size());
+            else if (c == '}' || c == ']') {
+                if (!close()) return false;
+                if (begins_.empty()) return at + 1 == line_.size();
+            }
+        }
+        return false;
+    }
+    bool close() {
+        const auto first = keys_.begin() + static_cast<std::ptrdiff_t>(begins_.back());
+        std::sort(first, keys_.end());
+        const auto twice = std::adjacent_find(first, keys_.end());
+        if (twice != keys_.end()) twice_ = *twice;
+        keys_.erase(first, keys_.end());
+        begins_.pop_back();
+        return twice_.empty();
+    }
+    /// Where the text that begins there has its other quote. Of a key, the text is kept.
+    std::size_t end_of_text(std::size_t begin) {
+        std::size_t end = begin + 1;
+        bool is_escaped = false;
+        for (; end < line_.size() && line_[end] != '"' && static_cast<unsigned char>(line_[end]) >= 0x20; ++end) {
+            if (line_[end] == '\\') is_escaped = true, ++end;
+            else if (static_cast<unsigned char>(line_[end]) >= 0x80) is_plain_ = false;
+        }
+        if (end >= line_.size() || line_[end] != '"') return end - 1;  // what is no end of a text is looked at by whoever asks
+        const std::size_t next = line_.find_first_not_of(' ', end + 1);
+        if (next == std::string_view::npos || line_[next] != ':') return end;
+        keys_.push_back(line_.substr(begin + 1, end - begin - 1));
+        if (is_escaped) is_plain_ = false;
+        return end;
+    }
+    bool is_parsed() const {
+        try {
+            json_of_text(std::string(line_), "");
+            return true;
+        } catch (const ConfigError&) {
+            return false;
+        }
+    }
+
+    std::string_view line_, twice_ = {};
+    std::vector<std::string_view> keys_ = {};  ///< of the objects that are open
+    std::vector<std::size_t> begins_ = {};     ///< of each bracket that is open, in keys_
+    bool is_plain_ = true;                     ///< nothing but ASCII, and no key with an escape
+};
 
 /// The text of a member of the envelope, before the data; nothing where it is not there, or has escapes.
 std::string_view envelope_member(std::string_view line, std::string_view key) {
@@ -144,7 +193,8 @@ RecordedMessage::RecordedMessage(std::string_view line, std::string file, std::i
     if (line.ends_with('\r')) line.remove_suffix(1);
     view_.line = line;
     if (!is_shallow(line, kDeepestMessage)) refuse(fmt::format("the line is nested deeper than {} levels", kDeepestMessage));
-    if (!is_one_object(line)) refuse(line.empty() ? "the line is empty" : "the line is damaged: it is not one JSON object from its beginning to its end");
+    if (line.empty()) refuse("the line is empty");
+    if (const std::string fault = LineCheck(line).fault(); !fault.empty()) refuse("the line is damaged: " + fault);
     const auto view = view_of(line);
     run_ = envelope_member(line, R"("run":")");
     if (!view || !view->data.starts_with('{') || run_.empty()) refuse("this is no message as event_file writes them; give the file as it was written");
@@ -162,6 +212,13 @@ const json& RecordedMessage::data() const {
     json parsed = json::parse(view_.data, nullptr, false);
     if (!parsed.is_object()) refuse("the line is damaged: its data is no JSON");
     return data_ = std::move(parsed);
+}
+
+std::optional<StreamNumbers> RecordedMessage::numbers() const {
+    if (view_.name != "numbers") return std::nullopt;
+    auto read = numbers_of(view_);
+    if (!read) refuse("the line is damaged: its numbers cannot be read");
+    return read;
 }
 
 Recording::Recording(const Path& given) : base_(given) {

@@ -36,6 +36,8 @@ public:
     std::optional<double> seconds() const { return seconds_of_time(time()); }
     /// An object; parsed when it is asked for first. Throws: DataError that begins `FILE:NUMBER: `.
     const nlohmann::json& data() const;
+    /// Of a message of numbers; nothing for another. Throws: DataError that begins `FILE:NUMBER: `.
+    std::optional<StreamNumbers> numbers() const;
     /// Whether another process, or another run, begins here.
     bool is_start() const { return view_.name == "stream_start"; }
     /// "events.jsonl:17"

@@ -239,6 +239,9 @@ std::future<void> AttachedComposition::change_option(std::string id, std::string
 
 void AttachedComposition::change_now(const std::string& id, const std::string& option, const nlohmann::json& value, const std::string& requester) {
     Update* const update = update_called(id);
+    for (const auto& entry : attached_)
+        if (std::ranges::find(entry->declared.writes, "callback_options:" + id + "." + option) != entry->declared.writes.end())
+            throw ConfigError(fmt::format("'{}' sets {} of '{}' as the run goes on; detach it first", entry->composed.id, option, id));
     const nlohmann::json before = update ? change_optimizer(*update, option, value) : find(id).composed.callback->change_option(option, value);
     if (!update) changed_options_.note(id, option, before, value);  // an optimizer's are in its own state
     surroundings_.bus.emit(OptionChanged{surroundings_.bus.moment().position, id, option, text_of(before), text_of(value), requester, {}});

@@ -1,4 +1,4 @@
-// A run that is watched and steered over a socket. How the server treats all sorts of clients is in test/scripts/stream_test.py.
+// A run that is watched and steered over a socket. How the server treats clients, good and bad ones, is in test/scripts.
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>

@@ -145,7 +145,7 @@ void recording(std::string_view bytes) {
         while (const RecordedMessage* message = recording.next()) {
             taken += message->view().line.size() + 1;
             demand(message->data().is_object() && !message->name().empty(), "a message without a name or data was taken");
-            numbers_of(message->view().line);
+            message->numbers();
             message->seconds();
             message->view().position("step");
         }

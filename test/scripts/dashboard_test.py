@@ -124,6 +124,7 @@ class Axes(Case):
         for ends, places in (("0.0999999, 0.09999996, 2e-8", ["0.0999999", "0.09999992", "0.09999994", "0.09999996"]),  # uPlot rounds the first of them to 0.1
                              ("-0.3, 0.3, 0.1", ["-0.3", "-0.2", "-0.1", "0", "0.1", "0.2", "0.3"]), ("5, 5.05, 0.01", ["5", "5.01", "5.02", "5.03", "5.04", "5.05"]), ("1, 1, 0", [])):
             self.assertEqual(page.evaluate(f"(() => {{ {modules}; return placesOf(linearSplits({ends}), number) }})()"), places)
+        self.assertEqual(page.evaluate(f"(() => {{ {modules}; return placesOf([162, 162.5, 163].map((of) => of * 2 ** 20), bytes) }})()"), ["162\xa0MiB", "162.5\xa0MiB", "163\xa0MiB"])
 
 
 class BesideARun(Case):
@@ -145,6 +146,7 @@ class BesideARun(Case):
         titles = page.evaluate("[...document.querySelectorAll('.card h3')].map((title) => title.textContent)")
         for title in ("loss", "accuracy", "learning rate", "gradient norm", "samples per second", "memory"):
             self.assertIn(title, titles)
+        self.assertNotIn("tokens per second", titles)  # the data has none
         self.assertEqual(titles[0], "loss")
         before = page.evaluate(text_of("#facts"))
         page.until(f"{text_of('#facts')} !== {json.dumps(before)}", "it goes on")
@@ -334,6 +336,7 @@ class AtTheEnd(Case):
             page.click("#stop")
             page.type("it is good enough")
             page.press("Enter")
+            self.assertFalse(page.evaluate("document.getElementById('stop-dialog').open"), "the button behind it was pressed, too")
             self.assertEqual(run.process.wait(PATIENCE_S), 0, run.errors.read_text())
             page.until(f"/no answer/.test({text_of('#connection')}) || {text_of('#state')} === 'stopped'", "the page tells that it is over")
             self.saves(page, "stopped")

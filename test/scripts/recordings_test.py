@@ -216,6 +216,51 @@ class Diff(Case):
         self.refused(2, "b.jsonl:10: the line is damaged: it is not one JSON object from its beginning to its end (100 bytes); delete the line to read the others", "diff", a, "b.jsonl")
 
 
+class Damage(Case):
+    """What strangers may write into the middle of a recorded run."""
+    DAMAGES = [  # a value in the data of a message, and what is said of its line
+        (b"[" * 100_000 + b"]" * 100_000, "the line is nested deeper than 64 levels"), (b"[" * 63 + b"]" * 63, "the line is nested deeper than 64 levels"),
+        (b"1e999", "the line is damaged: its data is no JSON"), (b"9" * 400, "the line is damaged: its data is no JSON"), (b'"\xff\xfe"', "the line is damaged: it is no JSON, or a key stands twice in one object"),
+        (b'{"a": 1, "a": 2}', "the line is damaged: the key 'a' stands twice in one object"), (b'1,"more":2', "the line is damaged: the key 'more' stands twice in one object"),
+        (b'"\\ud800"', "the line is damaged: its data is no JSON"), (b'"\x00"', "the line is damaged: it is not one JSON object from its beginning to its end"),
+    ]
+    READABLE = [b"[" * 61 + b"]" * 61, b"1e308", b"99999999999999999999", '"\U0001f68c"'.encode(), b'"\\u0000"']
+
+    def setUp(self):
+        super().setUp()
+        self.whole = (self.record("a", callbacks=[{"kind": "metrics"}, {"kind": "event_file"}]) / "events.jsonl").read_bytes()
+        self.reading = [("explain", "written.jsonl"), ("watch", "--once", "written.jsonl"), ("plot", "written.jsonl", "-o", "curves.svg"), ("diff", "a", "written.jsonl"),
+                        ("replay", "written.jsonl", "--callbacks", '[{"kind": "csv_file"}]')]
+
+    def write_with(self, value, kind=b"training_run_start", member=b'"data":{'):
+        """Puts a value into a line, at first into one that all commands read; returns its number and length."""
+        lines = self.whole.splitlines(keepends=True)
+        at = next(i for i, line in enumerate(lines) if b'"torchbus.%s"' % kind in line)
+        lines[at] = lines[at].replace(member, member + b'"more":' + value + b",", 1)
+        (self.folder / "written.jsonl").write_bytes(b"".join(lines))
+        return at + 1, len(lines[at]) - 1
+
+    def test_a_damaged_line_is_named_by_whatever_reads_it(self):
+        for value, why in self.DAMAGES:
+            number, size = self.write_with(value)
+            for command in self.reading:
+                with self.subTest(value=value[:20], command=command[0]):
+                    self.refused(2 if command[0] == "diff" else 1, f"written.jsonl:{number}: {why} ({size} bytes); delete the line to read the others", *command)
+
+    def test_numbers_that_cannot_be_read_are_not_left_out_in_silence(self):
+        number, size = self.write_with(b"1e999", b"numbers", b'"numbers":{')
+        for command in self.reading[1:]:  # explain tells of none
+            with self.subTest(command=command[0]):
+                why = "its data is no JSON" if command[0] == "diff" else "its numbers cannot be read"
+                self.refused(2 if command[0] == "diff" else 1, f"written.jsonl:{number}: the line is damaged: {why} ({size} bytes); delete the line to read the others", *command)
+
+    def test_nesting_and_numbers_up_to_the_limits_are_read(self):
+        self.write_with(b"[" + b",".join(self.READABLE) + b"]")
+        for command in self.reading:
+            with self.subTest(command=command[0]):
+                self.torchbus(*command, code=1 if command[0] == "diff" else 0)
+
+
 class Explain(Case):
     def test_a_finished_run_is_told(self):
         said = self.torchbus("explain", self.record("a"))

@@ -12,6 +12,7 @@ import tempfile
 import time
 import unittest
 import urllib.request
+from datetime import datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +26,13 @@ RUN = {
                   {"kind": "csv_file", "path": "live.csv", "every": "1step"}, {"kind": "event_file"}],
 }
 NOT_OF_THE_RUN = ("stream_start", "accounting", "subscriber_attached", "subscriber_detached")  # how it was recorded, what it cost, and by whom
+
+
+def wait_for(case, claim):
+    deadline = time.monotonic() + 60
+    while not claim():
+        case.assertLess(time.monotonic(), deadline)
+        time.sleep(0.1)
 
 
 class Replayed(unittest.TestCase):
@@ -49,6 +57,9 @@ class Replayed(unittest.TestCase):
     def messages(cls, name):
         return [json.loads(line) for line in (cls.folder / name).read_text().splitlines()]
 
+    def sequence(self, name):
+        return [(message["type"], message["data"]) for message in self.messages(name) if message["type"].removeprefix("torchbus.") not in NOT_OF_THE_RUN]
+
     def replay(self, *callbacks, recording="events.jsonl", code=0):
         done = self.torchbus("replay", recording, "--callbacks", json.dumps(callbacks), "--json")
         self.assertEqual(done.returncode, code, done.stdout + done.stderr)
@@ -71,8 +82,7 @@ class Replayed(unittest.TestCase):
 
     def test_the_sequence_is_that_of_the_run(self):
         self.replay({"kind": "event_file", "path": "replayed.jsonl"}, {"kind": "csv_file", "path": "replayed.csv", "every": "1step"})
-        of = lambda name: [(message["type"], message["data"]) for message in self.messages(name) if message["type"].removeprefix("torchbus.") not in NOT_OF_THE_RUN]
-        live, replayed = of("events.jsonl"), of("replayed.jsonl")
+        live, replayed = self.sequence("events.jsonl"), self.sequence("replayed.jsonl")
         self.assertGreater(len(live), 1000)
         for one, other in zip(live, replayed):
             self.assertEqual(one, other)
@@ -172,6 +182,45 @@ class Replayed(unittest.TestCase):
         self.assertEqual((told["asked"], told["warnings"]), (told["taken"], []))
         self.assertEqual(told["asked"][-1]["step"], self.stop["position"]["step"])
 
+    def test_saves_evaluations_and_all_who_asked_are_those_of_the_run(self):
+        stopping, evaluating = STOPPING | {"threshold": 0.5}, {"kind": "step_evaluation", "every": "35step"}
+        run = RUN | {"model": RUN["model"] | {"hidden": [1024, 1024]}, "data": RUN["data"] | {"samples": 1600}}  # so large that it lasts until the commands come
+        run["callbacks"] = [{"kind": "metrics"}, stopping, evaluating, {"kind": "save_training_state", "folder": "controlled", "every": "45step"}, {"kind": "event_file", "path": "controlled.jsonl"},
+                            {"kind": "event_server", "control": True, "token_file": "token"}]
+        (self.folder / "token").write_text("0123456789abcdef\n")
+        (self.folder / "controlled.json").write_text(json.dumps(run))
+        training = subprocess.Popen([PROGRAM, "train", "controlled.json"], cwd=self.folder, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(training.communicate)
+        self.addCleanup(training.kill)
+        server = re.search(r"http://[\d.:]+", training.stderr.readline())[0]
+        recording = self.folder / "controlled.jsonl"
+        wait_for(self, lambda: recording.exists() and '"torchbus.train_step_end"' in recording.read_text())  # before a step there is nothing to save
+        for command in ("pause", "save", "evaluate", "resume"):
+            request = urllib.request.Request(server + "/control", json.dumps({"command": command, "by": "me"}).encode(), {"Authorization": "Bearer 0123456789abcdef"})
+            urllib.request.urlopen(request, timeout=30).close()
+            wait_for(self, lambda: re.search(f'"decision":"{command}.*"event_server: me', recording.read_text()))
+        self.assertEqual(training.wait(120), 0)
+
+        told = self.replay(stopping, evaluating, {"kind": "event_file", "path": "controlled_again.jsonl"}, recording="controlled.jsonl")
+        live, replayed = self.sequence("controlled.jsonl"), self.sequence("controlled_again.jsonl")
+        self.assertEqual(replayed, live)
+        of = lambda name: [data for event, data in live if event == f"torchbus.{name}"]
+        taken = [{"decision": one["decision"], "requester": one["requester"], "reason": one["reason"], "epoch": one["position"]["epoch"], "step": one["position"]["step"]} for one in of("decision_taken")]
+        self.assertEqual((told["taken"], told["warnings"]), (taken, []))
+        self.assertEqual(told["asked"], [one for one in taken if one["requester"] in ("early_stopping", "step_evaluation")])
+        by = {(one["decision"], one["requester"].partition(":")[0]) for one in taken}
+        self.assertEqual(by, {("stop_run", "early_stopping"), ("evaluate_now", "step_evaluation"), ("save_now", "save_training_state"), *((decision, "event_server") for decision in ("pause", "save_now", "evaluate_now", "resume"))})
+        saved = {one["position"]["step"] for one in of("checkpoint_saved")}
+        self.assertLessEqual({one["step"] for one in taken if one["decision"] == "save_now"}, saved)
+
+    def test_a_limit_of_time_is_by_the_clock_of_the_run(self):
+        begun, *later = [(datetime.fromisoformat(message["time"].rstrip("Z")), message) for message in self.messages("events.jsonl")]
+        seconds = lambda time: (time - begun[0]).total_seconds()
+        limit = seconds(later[-1][0]) / 2
+        told = self.replay({"kind": "time_limit", "limit": f"{limit}s"})
+        over = next(message for time, message in later if seconds(time) >= limit and message["type"] in ("torchbus.train_step_end", "torchbus.eval_step_end"))
+        self.assertEqual({(one["decision"], one["step"]) for one in told["asked"][:2]}, {(decision, over["data"]["position"]["step"]) for decision in ("stop_run", "save_now")})
+
     def test_what_was_not_recorded_is_said(self):
         run = RUN | {"train": {"epochs": 2, "batch_size": 16}, "callbacks": [{"kind": "metrics"}, {"kind": "event_file", "path": "few.jsonl", "events": ["numbers", "eval_*"], "every": "5step"}]}
         (self.folder / "few.json").write_text(json.dumps(run))
@@ -214,13 +263,13 @@ class Served(unittest.TestCase):
                 url = re.search(r"http://\S+", said[-1])[0]
                 ask = lambda path: json.load(urllib.request.urlopen(url + path, timeout=30))
                 curves = lambda: {curve["run"]: curve["x"] for curve in ask("/curves?names=train.loss")["curves"]}
-                self.wait_for(lambda: len(curves()) == 4)
+                wait_for(self, lambda: len(curves()) == 4)
                 self.assertEqual(curves(), {"one": [1], "two": [1, 2], "damaged": [1], "odd": [4]})
                 with open(folder / "two.jsonl", "a") as file:
                     file.write(numbers("two", 3))
                 with open(folder / "one.jsonl", "a") as file:
                     file.write(numbers("one", 2))
-                self.wait_for(lambda: curves()["two"] == [1, 2, 3] and curves()["one"] == [1, 2])
+                wait_for(self, lambda: curves()["two"] == [1, 2, 3] and curves()["one"] == [1, 2])
                 self.assertEqual({run["label"] for run in ask("/runs")["runs"]}, {"", "two.jsonl", "damaged.jsonl", "odd.jsonl"})
                 self.assertEqual(ask("/state?run=odd")["data"]["state"], "finished")
                 served.send_signal(signal.SIGINT)
@@ -229,12 +278,6 @@ class Served(unittest.TestCase):
             finally:
                 served.kill()
                 served.communicate()
-
-    def wait_for(self, claim):
-        deadline = time.monotonic() + 60
-        while not claim():
-            self.assertLess(time.monotonic(), deadline)
-            time.sleep(0.1)
 
     def test_a_token_file_without_a_token_is_refused(self):
         with tempfile.TemporaryDirectory(prefix="torchbus-serve-") as name:

@@ -3,7 +3,7 @@
 
 usage: sinks_test.py [CLASS[.test]...]; the program is the one in $TORCHBUS_BUILD, default build/release.
 Exits with 77 where there is no MLflow.
-TORCHBUS_MLFLOW=PROGRAM   an mlflow 3 to start the server with; default build/mlflow-venv/bin/mlflow:
+TORCHBUS_MLFLOW=PROGRAM   the mlflow to start the server with, of version 3.17.2, or the tests fail; default build/mlflow-venv/bin/mlflow:
                           python3 -m venv build/mlflow-venv && build/mlflow-venv/bin/pip install mlflow==3.17.2
 """
 import json
@@ -25,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / os.environ.get("TORCHBUS_BUILD", "build/release") / "src/cli/torchbus"
 MLFLOW = Path(os.environ.get("TORCHBUS_MLFLOW", ROOT / "build/mlflow-venv/bin/mlflow"))
+VERSION = "3.17.2"
 PATIENCE_S = 180  # a server of MLflow takes 20 s to start on a busy machine
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TORCHBUS_")} | {"OMP_NUM_THREADS": "1", "LC_ALL": "C"}
 LARGEST = 1.7976931348623157e308  # what MLflow makes of infinity
@@ -54,16 +55,22 @@ class MlflowServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = None
 
-    def start(self, wait=True):
+    def start(self):
         with open(self.folder / "server.log", "ab") as log:
             self.process = subprocess.Popen(
                 [MLFLOW, "server", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", self.folder / "artifacts", "--host", "127.0.0.1",
                  "--port", str(self.port), "--workers", "1"], cwd=self.folder, stdout=log, stderr=log, start_new_session=True, env=ENVIRONMENT | {"MLFLOW_DISABLE_TELEMETRY": "true"})
         deadline = time.monotonic() + PATIENCE_S
-        while wait and not self.answers():
+        while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError("the server of MLflow did not start:\n" + (self.folder / "server.log").read_text()[-3000:])
             time.sleep(0.1)
+        found = self.version()
+        assert found == VERSION, f"MLflow {VERSION} expected, found {found}"
+
+    def version(self):
+        with urllib.request.urlopen(self.url + "/version", timeout=60) as answer:
+            return answer.read().decode()
 
     def answers(self):
         try:
@@ -188,7 +195,7 @@ class Mlflow(unittest.TestCase):
         told = told_by(self.folder / "events.jsonl")
         self.expect_same(found, told)
         self.assertEqual(found["info"]["status"], "KILLED")
-        print(f"{sum(len(points) for points in told.values())} points of {len(told)} metrics, {self.step_reached()} steps, the server dead from step {killed_at} to {begun_again}")
+        print(f"MLflow {self.server.version()}: {sum(len(points) for points in told.values())} points of {len(told)} metrics, {self.step_reached()} steps, the server dead from step {killed_at} to {begun_again}", flush=True)
 
     def told_of(self):
         try:

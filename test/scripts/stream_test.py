@@ -1,70 +1,24 @@
 #!/usr/bin/env python3
-"""Connects to the event stream as clients do, good and bad ones, and looks at what they get.
+"""Connects to the event stream as clients do, and looks at what they get. Bad ones are in bad_clients_test.py.
 
 usage: stream_test.py [CLASS[.test]...]; programs are those in $TORCHBUS_BUILD, default build/release.
-TORCHBUS_SLOW=1        20,000 connections, 100 readers of 1,000,000 messages
-TORCHBUS_SANITIZED=1   the server's memory is not compared: a sanitizer keeps what was freed
 """
 import http.client
 import json
-import os
 import re
 import shutil
 import socket
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import unittest
-import zlib
-from pathlib import Path
 
-from served import PATIENCE_S, PROGRAM, REFUSED_COMMANDS, ROOT, TOKEN, Lines, Served, abort, eventually, parsed, read_all
+from served import BEARER, PATIENCE_S, PROGRAM, REFUSED_COMMANDS, ROOT, TOKEN, Case, Events, Lines, Served, abort, left_out, numbers_until, parsed, read_all
 
 sys.path.insert(0, str(ROOT / "examples/clients"))
 import torchbus_events  # noqa: E402
-
-SLOW = os.environ.get("TORCHBUS_SLOW") == "1"
-SANITIZED = os.environ.get("TORCHBUS_SANITIZED") == "1"
-BEARER = f"Bearer {TOKEN}"
-UPGRADE = b"GET /events HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-
-
-class Case(unittest.TestCase):
-    def serve(self, **variables):
-        return self.enterContext(Served(**variables))
-
-    def unix_path(self):
-        return Path(self.enterContext(tempfile.TemporaryDirectory())) / "run.sock"
-
-    def lines(self, server, first=b"\n"):
-        connection = self.enterContext(server.connect())
-        connection.sendall(first)
-        return Lines(connection)
-
-    def stream(self, server, query="", **headers):
-        """Server-Sent Events: the response's head, and what follows."""
-        connection = self.enterContext(server.connect())
-        extra = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-        connection.sendall(f"GET /events{query} HTTP/1.1\r\nHost: localhost\r\n{extra}\r\n".encode())
-        received = b""
-        while b"\r\n\r\n" not in received:
-            received += connection.recv(1 << 16)
-        head, _, rest = received.partition(b"\r\n\r\n")
-        return head.decode(), Events(connection, rest)
-
-
-class Events(Lines):
-    """Server-Sent Events as (id, message)."""
-
-    def next(self):
-        event = self.take(b"\n\n")
-        if event is None:
-            return None
-        fields = dict(line.split(": ", 1) for line in event.decode().split("\n"))
-        return fields.get("id"), json.loads(fields["data"])
 
 
 class LinesOverTcp(Case):
@@ -155,17 +109,20 @@ class LinesOverTcp(Case):
 
 
 class ServerSentEvents(Case):
+    def stream(self, server, query="", **headers):
+        return Events(self.enterContext(server.connect()), query, **headers)
+
     def test_the_past_that_is_kept_comes_first_and_every_message_has_an_id(self):
         server = self.serve()
         server.tell("publish 3")
-        head, events = self.stream(server)
-        self.assertRegex(head, r"^HTTP/1.1 200 OK\r\n")
-        self.assertIn("Content-Type: text/event-stream", head)
-        self.assertNotIn("Access-Control-Allow-Origin", head)
+        events = self.stream(server)
+        self.assertRegex(events.head, r"^HTTP/1.1 200 OK\r\n")
+        self.assertIn("Content-Type: text/event-stream", events.head)
+        self.assertNotIn("Access-Control-Allow-Origin", events.head)
         self.assertEqual([(i, m["type"]) for i, m in (events.next() for _ in range(4))],
                          [(None, "torchbus.snapshot"), ("run-1:1", "torchbus.told"), ("run-1:2", "torchbus.told"), ("run-1:3", "torchbus.told")])
-        head, events = self.stream(server, "?from=now", Origin="https://pages.example")
-        self.assertIn("Access-Control-Allow-Origin: https://pages.example", head)
+        events = self.stream(server, "?from=now", Origin="https://pages.example")
+        self.assertIn("Access-Control-Allow-Origin: https://pages.example", events.head)
         events.next()
         server.tell("publish 1")
         self.assertEqual(events.next()[0], "run-1:4")
@@ -174,16 +131,16 @@ class ServerSentEvents(Case):
         server = self.serve()
         server.tell("publish 5000")
         for last in (1, 17, 4999):
-            _, events = self.stream(server, Last_Event_ID=f"run-1:{last}")
+            events = self.stream(server, Last_Event_ID=f"run-1:{last}")
             events.next()
             self.assertEqual(events.next()[0], f"run-1:{last + 1}")
-        _, events = self.stream(server, Last_Event_ID="run-1:5000")
+        events = self.stream(server, Last_Event_ID="run-1:5000")
         events.next()
         server.tell("publish 1")
         self.assertEqual(events.next()[0], "run-1:5001")
         for other in ("run-0:4000", "nonsense", ":", "run-1:x", "run-1:" + "9" * 40):  # of another server, or of none
             with self.subTest(other=other):
-                _, events = self.stream(server, Last_Event_ID=other)
+                events = self.stream(server, Last_Event_ID=other)
                 self.assertEqual(events.next()[1]["type"], "torchbus.snapshot")
 
     def test_what_was_missed_is_told_by_its_first_and_last_number(self):
@@ -191,14 +148,14 @@ class ServerSentEvents(Case):
         server.tell("publish 10 1000")
         server.tell("publish 5000 1000")
         for headers in ({}, {"Last_Event_ID": "run-1:10"}):
-            _, events = self.stream(server, **headers)
+            events = self.stream(server, **headers)
             events.next()
             i, gap = events.next()
             first = headers and 11 or 1
             self.assertEqual((gap["type"], gap["data"]["first"]), ("torchbus.gap", first))
             self.assertEqual(gap["data"]["count"], gap["data"]["last"] - first + 1)
             self.assertEqual(events.next()[0], f"run-1:{gap['data']['last'] + 1}")
-        _, events = self.stream(server, "?events=told&fields=number")
+        events = self.stream(server, "?events=told&fields=number")
         events.next()
         self.assertEqual(events.next()[1]["type"], "torchbus.gap")
 
@@ -213,11 +170,11 @@ class ServerSentEvents(Case):
         self.assertEqual(kinds(early, 2), ["numbers", "numbers"])
         # Who comes later and wants the same has missed nothing.
         self.assertEqual(kinds(self.lines(server, b'{"events": ["numbers"]}\n'), 3), ["snapshot", "numbers", "numbers"])
-        _, events = self.stream(server)
+        events = self.stream(server)
         events.next()
         lost = events.next()[1]["data"]
         self.assertLess(lost["last"], 5001)
-        _, events = self.stream(server, "?events=numbers&fields=position.step")  # nothing was kept for it; it begins with what its share has place for
+        events = self.stream(server, "?events=numbers&fields=position.step")  # nothing was kept for it; it begins with what its share has place for
         events.next()
         missed = events.next()[1]["data"]
         self.assertEqual(missed["first"], 1)
@@ -227,7 +184,7 @@ class ServerSentEvents(Case):
     def test_a_next_run_begins_its_numbers_anew(self):
         server = self.serve()
         server.tell("publish 2")
-        _, events = self.stream(server)
+        events = self.stream(server)
         server.tell("begin run-2")
         server.tell("publish 2")
         self.assertEqual([events.next()[0] for _ in range(5)], [None, "run-1:1", "run-1:2", "run-2:1", "run-2:2"])
@@ -258,7 +215,7 @@ class Http(Case):
         response = connection.getresponse()
         self.assertEqual((response.status, response.read()), (200, b""))
         connection.close()
-        self.assertIn('torchbus_messages_total{rank="0",run="run-1"} 7\n', server.http("GET /metrics")[2].decode())
+        self.assertIn('torchbus_messages_total{rank="0",run="run-1"} 7\n', server.metrics())
 
     def test_a_request_on_a_connection_that_was_idle_is_answered(self):
         server = self.serve()
@@ -391,7 +348,46 @@ class Http(Case):
         print(f"a curve of 1,000,000 points: the server has {server.status('VmRSS') / 1024:.0f} MiB", flush=True)
 
 
+class Cutting:
+    """Stands between a client and the server. It ends one connection after the other after so many bytes of the answer, in the given way, and leaves the one behind them whole."""
+
+    def __init__(self, server, cuts):
+        self.server, self.cuts, self.heads = server, cuts, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        with self.listener:
+            for size, end in [*self.cuts, (1 << 40, socket.socket.close)]:
+                client, _ = self.listener.accept()
+                with self.server.connect() as served:
+                    self.heads.append(client.recv(1 << 16).decode())
+                    served.sendall(self.heads[-1].encode())
+                    while size and (received := served.recv(min(size, 1 << 16))):
+                        client.sendall(received)
+                        size -= len(received)
+                end(client)
+
+
 class Clients(Case):
+    def node(self, script):
+        """What a script prints that has the JavaScript client."""
+        node = shutil.which("node")
+        if not node:
+            self.skipTest("node is not installed")
+        script = f'import {{ events, state, command }} from "{ROOT}/examples/clients/torchbus-events.mjs"; {script}'
+        output = subprocess.run([node, "--input-type=module", "-e", script], capture_output=True, text=True, timeout=PATIENCE_S)
+        self.assertEqual((output.returncode, output.stderr), (0, ""))
+        return output.stdout
+
+    def followed_in_python(self, port, number):
+        return numbers_until(number, torchbus_events.Run(f"127.0.0.1:{port}").events())
+
+    def followed_in_javascript(self, port, number):
+        printed = self.node(f'for await (const event of events("http://127.0.0.1:{port}")) {{ console.log(JSON.stringify(event)); if (event.data.number == {number}) break; }}')
+        return numbers_until(number, map(json.loads, printed.splitlines()))
+
     def test_the_python_client_follows_goes_on_and_sends_commands(self):
         server = self.serve()
         server.tell("publish 3")
@@ -409,23 +405,52 @@ class Clients(Case):
             next(run.events())
 
     def test_the_javascript_client_does_the_same(self):
-        node = shutil.which("node")
-        if not node:
-            self.skipTest("node is not installed")
         server = self.serve()
         server.tell("publish 3")
-        script = f"""
-            import {{ events, state, command }} from "{ROOT}/examples/clients/torchbus-events.mjs";
+        printed = self.node(f"""
             const url = "http://127.0.0.1:{server.port}", token = "{TOKEN}", got = [];
             for await (const event of events(url, {{ events: ["told"], fields: ["number"] }})) {{ got.push(event.data.number ?? null); if (got.length == 4) break; }}
             const said = await command(url, {{ command: "save", by: "js" }}, {{ token }});
             let refused = "";
             try {{ await command(url, {{ command: "fly" }}, {{ token }}); }} catch (error) {{ refused = error.message; }}
             console.log(JSON.stringify([got, (await state(url)).last_sequence, said.data.accepted, refused.includes("'fly'")]));
-            process.exit(0);
-        """
-        output = subprocess.run([node, "--input-type=module", "-e", script], capture_output=True, text=True, timeout=PATIENCE_S)
-        self.assertEqual(output.stdout.strip(), "[[null,1,2,3],3,true,true]", output.stderr)
+        """)
+        self.assertEqual(printed.strip(), "[[null,1,2,3],3,true,true]")
+
+    def test_both_go_on_where_a_connection_broke(self):
+        for follow in (self.followed_in_python, self.followed_in_javascript):
+            with self.subTest(follow.__name__):
+                server = self.serve()
+                server.tell("publish 1000")
+                between = Cutting(server, [(1500, abort), (20_000, socket.socket.close), (100_000, abort)])  # each within a message
+                self.assertEqual(follow(between.port, 1000), (list(range(1, 1001)), []))
+                lasts = [int(last) for last in re.findall(r"(?i)\r\nlast-event-id: run-1:(\d+)\r\n", "".join(between.heads))]
+                self.assertEqual(len(between.heads), 4)
+                self.assertEqual(lasts, sorted(set(lasts)))
+                self.assertEqual(len(lasts), 3)
+
+    def test_both_try_again_where_the_next_connection_breaks_before_it_is_answered(self):
+        for follow in (self.followed_in_python, self.followed_in_javascript):
+            with self.subTest(follow.__name__):
+                server = self.serve()
+                server.tell("publish 1000")
+                between = Cutting(server, [(20_000, abort), (100, abort), (0, socket.socket.close)])
+                self.assertEqual(follow(between.port, 1000), (list(range(1, 1001)), []))
+                self.assertEqual(len(between.heads), 4)
+
+    def test_both_hear_of_what_they_missed_while_they_were_cut_off(self):
+        for follow in (self.followed_in_python, self.followed_in_javascript):
+            with self.subTest(follow.__name__):
+                server = self.serve(history=1 << 20)
+
+                def lose(client):
+                    abort(client)
+                    server.tell("publish 5000 1000")
+
+                server.tell("publish 10")
+                numbers, gaps = follow(Cutting(server, [(2000, lose)]).port, 5010)
+                self.assertEqual(len(gaps), 1)
+                self.assertEqual(numbers, left_out(gaps, 5010))
 
     def test_pythons_websockets_follows_and_sends_commands(self):
         try:
@@ -446,180 +471,6 @@ class Clients(Case):
             client.send(json.dumps({"command": "save", "by": "ws"}))
             self.assertEqual(json.loads(client.recv(PATIENCE_S))["data"], {"accepted": True})
         self.assertEqual([server.next_command(), server.next_command()], ["command stop by 127.0.0.1 because  .=null", "command save by ws at 127.0.0.1 because  .=null"])
-
-
-class BadClients(Case):
-    def test_clients_that_never_read_hold_no_memory_and_are_cut_off(self):
-        server = self.serve(history=4 << 20, stall_ms=3000, unix=self.unix_path())
-        before = server.status("VmRSS")
-        count = 1000 if SLOW else 300
-        ways = [b"", b'{"events": ["*"]}\n', b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n", UPGRADE]
-        for i in range(count):
-            client = self.enterContext(server.connect_unix() if i // len(ways) % 2 else server.connect())
-            client.sendall(ways[i % len(ways)])
-        healthy = self.lines(server, b'{"events": ["told"], "fields": ["number"]}\n')
-        healthy.next()
-        for _ in range(40):
-            server.tell("publish 500 2000")
-        self.assertEqual(healthy.until(20_000)[0][-1], 20_000)
-        # 64 KiB a client that it may be in the middle of, twice 64 KiB in the system; 8 MiB of histories and what is on its way.
-        self.assertLess(0 if SANITIZED else server.status("VmRSS") - before, 64 * count + 65_536)
-        eventually(lambda: server.descriptors() < 20, "the clients that do not read are still connected")
-        self.assertIn(f"torchbus_clients_cut_off_total {count}\n", server.http("GET /metrics")[2].decode())
-
-    def test_a_slow_client_is_told_what_it_has_missed(self):
-        server = self.serve(history=1 << 20)
-        connection = self.enterContext(socket.socket())
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.settimeout(PATIENCE_S)
-        connection.connect(("127.0.0.1", server.port))
-        client = Lines(connection)
-        client.next()
-        for _ in range(20):
-            server.tell("publish 500 2000")
-        server.tell("publish 1")
-        numbers, gaps = client.until(10_001)
-        self.assertTrue(gaps)
-        self.assertEqual(numbers, [n for n in range(1, 10_002) if not any(first <= n <= last for first, last in gaps)])
-
-    def test_clients_that_want_all_different_things_share_one_history(self):
-        server = self.serve(history=4 << 20)
-        for _ in range(5):
-            server.tell("publish 500 2000")
-        before = server.status("VmRSS")
-        count, most = 1000 if SLOW else 300, 32  # of at least 128 KiB in 4 MiB
-        clients = [self.enterContext(server.connect()) for _ in range(count)]
-        for i, client in enumerate(clients):
-            client.sendall(b'{"every": "1.%04dstep"}\n' % (i + 1))
-        firsts = [Lines(client).next() for client in clients]
-        self.assertEqual([first.get("type") for first in firsts if "error" not in first], ["torchbus.snapshot"] * most)
-        self.assertIn("32 different choices", next(first["error"] for first in firsts if "error" in first))
-        status, _, body = server.http("GET /events?every=2step")
-        self.assertEqual(status, 503)
-        self.assertIn("32 different choices", json.loads(body)["error"])
-        for _ in range(5):
-            server.tell("publish 500 2000")
-        self.assertLess(server.status("VmRSS") - before, 32_768)
-        self.assertEqual(self.lines(server, b"{}\n").next()["type"], "torchbus.snapshot")
-
-    def test_who_never_reads_does_not_hold_up_the_end_of_a_run(self):
-        server = self.serve()
-        silent = self.enterContext(socket.socket())
-        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        silent.connect(("127.0.0.1", server.port))
-        silent.sendall(b"{}\n")
-        reading = self.lines(server, b'{"from": "now"}\n')
-        reading.next()
-        for i in range(4):
-            server.tell("publish 500 2000")
-            reading.until(500 * (i + 1))
-        server.tell("publish 1")
-        began = time.monotonic()
-        server.tell("drain 20000")
-        self.assertLess(time.monotonic() - began, 1)
-        self.assertEqual(reading.until(2001), ([2001], []))
-
-    def test_slow_headers_and_bodies_delay_nobody_and_are_cut_off(self):
-        server = self.serve(patience_ms=2000)
-        slow = [b"GET /heal", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n", f"POST /control HTTP/1.1\r\nHost: localhost\r\nAuthorization: {BEARER}\r\nContent-Length: 100\r\n\r\n{{".encode(), b'{"events": ',
-                b"GET /events HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"]
-        clients = [server.connect() for _ in range(200)]
-        for i, client in enumerate(clients):
-            self.addCleanup(client.close)
-            client.sendall(slow[i % len(slow)])
-        for _ in range(20):
-            began = time.monotonic()
-            self.assertEqual(server.http("GET /healthz")[0], 200)
-            self.assertLess(time.monotonic() - began, 2)
-        eventually(lambda: server.descriptors() < 20, "slow clients are still connected")
-
-    def test_a_later_request_of_a_connection_has_no_more_time_than_the_first(self):
-        server = self.serve(patience_ms=1000)
-        with server.connect() as connection:
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            self.assertIn(b"200 OK", connection.recv(4096))
-            time.sleep(2)  # between two requests a connection may rest
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea")
-            self.assertIn(b"200 OK", connection.recv(4096))
-            began = time.monotonic()
-            self.assertEqual(read_all(connection), b"")
-            self.assertLess(time.monotonic() - began, 20)
-
-    def test_connections_that_come_and_go_leave_nothing(self):
-        server = self.serve(unix=self.unix_path())
-        server.tell("publish 100")
-        ways = [b"", b"{}\n", b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /he", b"\x00", UPGRADE, UPGRADE[:-40]]
-
-        def come_and_go(count):
-            for i in range(count):
-                client = (server.connect, server.connect_unix)[i // len(ways) % 2]()
-                client.sendall(ways[i % len(ways)])
-                (abort, socket.socket.close)[i // len(ways) // 2 % 2](client)
-            server.tell("publish 1")
-            eventually(lambda: server.descriptors() <= descriptors, "descriptors are left")
-
-        descriptors = server.descriptors() + 1
-        come_and_go(500)
-        threads, memory = server.status("Threads"), server.status("VmRSS")
-        come_and_go(20_000 if SLOW else 2000)
-        self.assertEqual(server.status("Threads"), threads)
-        self.assertLess(0 if SANITIZED else server.status("VmRSS") - memory, 4096)
-
-    def test_one_client_more_than_there_may_be_is_turned_away(self):
-        server = self.serve(clients=10)
-        kept = [self.lines(server) for _ in range(10)]
-        for client in kept:
-            self.assertEqual(client.next()["type"], "torchbus.snapshot")
-        with server.connect() as one_more:
-            self.assertEqual(read_all(one_more), b"")
-        kept[0].connection.close()
-
-        def has_place():
-            server.tell("publish 1")  # that one has gone is seen when it is written to
-            return server.http("GET /healthz")[0] == 200
-
-        eventually(has_place, "no place was made")
-
-    def test_readers_get_every_message_in_order(self):
-        readers, messages = (100, 1_000_000) if SLOW else (20, 50_000)
-        server = self.serve(history=64 << 20)
-        sums, counts, wrong = [0] * readers, [0] * readers, []
-
-        def read(i, connection):
-            rest, is_first = b"", True
-            while counts[i] < messages:
-                received = connection.recv(1 << 18)
-                if not received:
-                    return wrong.append(f"reader {i} was cut off after {counts[i]} messages")
-                whole, _, rest = (rest + received).rpartition(b"\n")
-                if not whole:
-                    continue
-                whole += b"\n"
-                if is_first:
-                    whole, is_first = whole[whole.index(b"\n") + 1:], False  # the snapshot, which may tell another state
-                before = counts[i]
-                counts[i] += whole.count(b'"type":"torchbus.told"')
-                sums[i] = zlib.crc32(whole, sums[i])
-                if b"torchbus.gap" in whole:
-                    return wrong.append(f"reader {i} has a gap after {before} messages")
-                if i == 0 and [int(number) for number in re.findall(rb'"number":(\d+)', whole)] != list(range(before + 1, counts[i] + 1)):
-                    return wrong.append(f"reader {i}: message {before + 1} or one after it is missing, out of order or comes twice")
-
-        threads = []
-        for i in range(readers):
-            connection = self.enterContext(server.connect())
-            connection.sendall(b"\n")
-            threads.append(threading.Thread(target=read, args=(i, connection), daemon=True))
-            threads[-1].start()
-        time.sleep(0.5)
-        for _ in range(messages // 5000):
-            server.tell("publish 5000")
-            server.tell("drain 60000")
-        for thread in threads:
-            thread.join(PATIENCE_S * 20)
-        self.assertEqual(wrong, [])
-        self.assertEqual(counts, [messages] * readers)
-        self.assertEqual(len(set(sums)), 1)  # what the first had in order, all had
 
 
 if __name__ == "__main__":

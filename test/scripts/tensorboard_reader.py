@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""Prints what TensorBoard's own reader finds in a folder of event files, as JSON: it runs in TensorBoard's environment."""
+"""Tells what TensorBoard's own reader finds in folders of event files: it runs in TensorBoard's environment.
+
+The first line it writes is TensorBoard's version. Then each line it reads is a folder, which it reads from the beginning, or empty, at
+which it reads on in the last folder. It answers with all that it has of that folder, a line of JSON.
+"""
+import importlib.metadata
 import json
 import sys
-from pathlib import Path
 
-from tensorboard.backend.event_processing import event_accumulator, event_file_loader
+from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.util import tensor_util
 
@@ -32,23 +36,27 @@ def hyper_parameters(accumulator):
     return found
 
 
-def main(folder):
-    everything = {event_accumulator.SCALARS: 0, event_accumulator.HISTOGRAMS: 0, event_accumulator.TENSORS: 0}
-    accumulator = event_accumulator.EventAccumulator(folder, size_guidance=everything)
-    accumulator.Reload()
-    found = {"scalars": {}, "histograms": {}, "texts": {}, "hyper_parameters": hyper_parameters(accumulator), "records": 0}
-    for path in sorted(Path(folder).glob("events.out.tfevents.*")):
-        found["records"] += sum(1 for _ in event_file_loader.EventFileLoader(str(path)).Load())  # raises for a damaged record
+def found_by(accumulator):
+    found = {"scalars": {}, "histograms": {}, "texts": {}, "hyper_parameters": hyper_parameters(accumulator)}
     for tag in accumulator.Tags()["scalars"]:
-        found["scalars"][tag] = [[event.step, number(event.value), event.wall_time] for event in accumulator.Scalars(tag)]
+        found["scalars"][tag] = [[event.step, number(event.value)] for event in accumulator.Scalars(tag)]
     for tag in accumulator.Tags()["histograms"]:
         found["histograms"][tag] = [[event.step, event.histogram_value.num, event.histogram_value.sum, event.histogram_value.min, event.histogram_value.max,
                                      list(event.histogram_value.bucket_limit), list(event.histogram_value.bucket)] for event in accumulator.Histograms(tag)]
     for tag in accumulator.Tags()["tensors"]:
         if accumulator.SummaryMetadata(tag).plugin_data.plugin_name == "text":
             found["texts"][tag] = [[event.step, [text.decode() for text in tensor_util.make_ndarray(event.tensor_proto).ravel()]] for event in accumulator.Tensors(tag)]
-    json.dump(found, sys.stdout)
+    return found
+
+
+def main():
+    print(importlib.metadata.version("tensorboard"), flush=True)
+    for line in sys.stdin:
+        if folder := line.rstrip("\n"):
+            accumulator = event_accumulator.EventAccumulator(folder, size_guidance=event_accumulator.STORE_EVERYTHING_SIZE_GUIDANCE)
+        accumulator.Reload()
+        print(json.dumps(found_by(accumulator)), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -3,27 +3,14 @@
 
 usage: websocket_test.py [CLASS[.test]...]; programs are those in $TORCHBUS_BUILD, default build/release.
 """
-import base64
-import hashlib
 import json
-import os
 import struct
 import sys
 import unittest
 
-from served import PROGRAM, REFUSED_COMMANDS, TOKEN, Served, parsed
+from served import BINARY, CLOSE, PING, PONG, PROGRAM, REFUSED_COMMANDS, TEXT, TOKEN, Served, WebSocket, frame, parsed
 
-TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 COMMAND = b'{"command": "save", "reason": "\xe2\x98\x83 \xf0\x9f\x90\x8d"}'  # a snowman and a snake: three and four bytes
-
-
-def frame(opcode, payload=b"", fin=True, mask=b"\x12\x34\x56\x78", reserved=0, length_bytes=None):
-    head = bytes([(fin << 7) | (reserved << 4) | opcode])
-    masked = 0x80 if mask else 0
-    size = len(payload)
-    length_bytes = length_bytes if length_bytes is not None else 0 if size < 126 else 2 if size < 65536 else 8
-    head += bytes([masked | size]) if length_bytes == 0 else bytes([masked | 126]) + struct.pack("!H", size) if length_bytes == 2 else bytes([masked | 127]) + struct.pack("!Q", size)
-    return head + (mask + bytes(b ^ mask[i % 4] for i, b in enumerate(payload)) if mask else payload)
 
 
 def fragments(payload, cuts, between=b"", opcode=TEXT):
@@ -32,46 +19,13 @@ def fragments(payload, cuts, between=b"", opcode=TEXT):
     return between.join(frame(opcode if i == 0 else 0, piece, fin=i == len(pieces) - 1) for i, piece in enumerate(pieces))
 
 
-class WebSocket:
-    """A connection that was upgraded, read frame by frame."""
-
-    def __init__(self, server):
-        self.connection = server.connect(20)
-        key = base64.b64encode(os.urandom(16)).decode()
-        self.connection.sendall(f"GET /events?from=now&events=nothing HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                                f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode())
-        self.rest = b""
-        while b"\r\n\r\n" not in self.rest:
-            self.rest += self.connection.recv(4096)
-        self.head, _, self.rest = self.rest.partition(b"\r\n\r\n")
-        status, headers, _ = parsed(self.head + b"\r\n\r\n")
-        assert status == 101, self.head
-        assert headers["sec-websocket-accept"] == base64.b64encode(hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()).decode()
-
-    def take(self, count):
-        while len(self.rest) < count:
-            received = self.connection.recv(65536)
-            if not received:
-                raise EOFError
-            self.rest += received
-        taken, self.rest = self.rest[:count], self.rest[count:]
-        return taken
-
-    def next(self):
-        first, second = self.take(2)
-        assert not second & 0x80, "a server masks nothing"
-        assert first & 0x80, "it is in one piece"
-        size = second & 0x7F
-        if size == 126:
-            size = struct.unpack("!H", self.take(2))[0]
-        elif size == 127:
-            size = struct.unpack("!Q", self.take(8))[0]
-        return first & 0x0F, self.take(size)
+def upgraded(server):
+    return WebSocket(server.connect(20), "?from=now&events=nothing")
 
 
 def heard(server, sent, answers=0):
     """What is answered to some frames, in words, up to a close, or to the pong of a ping that follows them and to so many answers."""
-    client = WebSocket(server)
+    client = upgraded(server)
     words = []
     try:
         client.next()  # the snapshot
@@ -206,17 +160,17 @@ class Frames(unittest.TestCase):
 
     def test_a_client_is_told_why_it_is_closed(self):
         with Served() as server:
-            client = WebSocket(server)
+            client = upgraded(server)
             client.next()
             server.tell("drain 1000")
             server.close()
             self.assertEqual(client.next(), (CLOSE, struct.pack("!H", 1001)))
         with Served(address="0.0.0.0", patience_ms=1000) as server:
-            client = WebSocket(server)  # it should give the token now
+            client = upgraded(server)  # it should give the token now
             self.assertEqual(client.next(), (CLOSE, struct.pack("!H", 1008)))
 
     def test_commands_that_are_none_are_refused(self):
-        client = WebSocket(self.server)
+        client = upgraded(self.server)
         self.addCleanup(client.connection.close)
         client.next()
         client.connection.sendall(frame(TEXT, b'{"token": "%s"}' % TOKEN.encode()))

@@ -13,10 +13,12 @@
 #include <torchbus/callbacks/nan_policy.hpp>
 #include <torchbus/callbacks/save_training_state.hpp>
 #include <torchbus/error.hpp>
+#include <torchbus/events_json.hpp>
 #include <torchbus/optim/optimizers.hpp>
 #include <torchbus/stream/message.hpp>
 
 #include "../../src/stream/captured_event.hpp"
+#include "../../src/stream/run_picture.hpp"
 
 #include "support/callback_of.hpp"
 #include "support/catch.hpp"
@@ -85,6 +87,31 @@ void look_at_run(const std::function<void(const AnyEvent&)>& look, bool fails = 
     }
 }
 
+/// Calls `look` with one of each that such runs do not have.
+void look_at_rare_events(const std::function<void(const AnyEvent&)>& look) {
+    const auto look_at = [&]<class Event>(const Event& event) { look(AnyEvent(torchbus::detail::event_type<Event>(), &event)); };
+    const Position at = {{3, 4, 7, 28, 0}, 1, {1, 1, 2, 8, 0}};
+    const LeftOut left_out = {{1, 2, 3}, "nan_policy", "a \"spike\""};
+    Window window;
+    window.batches.emplace_back().indices = {5, 0, 9};
+    const Request request = {.requester = "me", .reason = "line\nbreak"};
+    look_at(MicroBatchFailed{at, {}, window, "out of memory", true, true});
+    look_at(RollingBack{at, request, {"states/step_3", "states/step_1"}});
+    look_at(RolledBack{at, at, "states/step_3", left_out, 2});
+    look_at(WindowLeftOut{at, window, left_out});
+    look_at(OptionChanged{at, "clip", "max_norm", "1", "0.5", "me", ""});
+    look_at(ParametersChanged{at, {at::Tensor(), at::Tensor()}});
+    look_at(WeightsViewChanged{at, "training", "ema"});
+    look_at(SubscriberFailed{at, "csv_file", "train_step_end", "a full disk", true});
+    look_at(SubscriberDetached{"csv_file", "me"});
+}
+
+std::set<std::string> names_in(const json& object) {
+    std::set<std::string> names;
+    for (const auto& [name, unused] : object.items()) names.insert(name);
+    return names;
+}
+
 constexpr std::chrono::system_clock::time_point kNow{std::chrono::microseconds(1'795'822'867'250'113)};
 
 }  // namespace
@@ -121,21 +148,7 @@ TEST_CASE("what is captured of an event has the same text", "[stream]") {
         seen.insert(event.name());
     };
     for (const bool fails : {false, true}) look_at_run(look, fails);
-    const auto look_at = [&]<class Event>(const Event& event) { look(AnyEvent(torchbus::detail::event_type<Event>(), &event)); };
-    const Position at = {{3, 4, 7, 28, 0}, 1, {1, 1, 2, 8, 0}};
-    const LeftOut left_out = {{1, 2, 3}, "nan_policy", "a \"spike\""};
-    Window window;
-    window.batches.emplace_back().indices = {5, 0, 9};
-    const Request request = {.requester = "me", .reason = "line\nbreak"};
-    look_at(MicroBatchFailed{at, {}, window, "out of memory", true, true});
-    look_at(RollingBack{at, request, {"states/step_3", "states/step_1"}});
-    look_at(RolledBack{at, at, "states/step_3", left_out, 2});
-    look_at(WindowLeftOut{at, window, left_out});
-    look_at(OptionChanged{at, "clip", "max_norm", "1", "0.5", "me", ""});
-    look_at(ParametersChanged{at, {at::Tensor(), at::Tensor()}});
-    look_at(WeightsViewChanged{at, "training", "ema"});
-    look_at(SubscriberFailed{at, "csv_file", "train_step_end", "a full disk", true});
-    look_at(SubscriberDetached{"csv_file", "me"});
+    look_at_rare_events(look);
     const auto all = [&]<class... Events>(std::tuple<Events...>*) { return std::set<std::string>{torchbus::detail::event_type<Events>().name...}; }(static_cast<TrainerEvents*>(nullptr));
     std::vector<std::string> unseen;
     std::ranges::set_difference(all, seen, std::back_inserter(unseen));
@@ -175,6 +188,93 @@ TEST_CASE("every message is a CloudEvent, as the schema has it", "[stream]") {
     json wrong = json::parse(line);
     wrong["data"].erase("count");
     CHECK(schema.complaint(wrong) != "");
+}
+
+TEST_CASE("events that few runs have are as the schema has them, field by field", "[stream]") {
+    const json root = stream_schema();
+    const JsonSchema schema(root);
+    MessageWriter writer({"20261127T234107-beef", 3});
+    std::set<std::string> names;
+    look_at_rare_events([&](const AnyEvent& event) {
+        std::string line;
+        writer.append(line, event, kNow);
+        INFO(line);
+        const json message = json::parse(line);
+        CHECK(schema.complaint(message) == "");
+        CHECK(names_in(message.at("data")) == names_in(root.at("$defs").at(event.name()).at("properties")));
+        for (const std::string& field : names_in(message.at("data"))) {
+            INFO(field);
+            json wrong = message;
+            wrong["data"][field] = json::array({json::array()});  // no field is a list of lists
+            CHECK_THAT(schema.complaint(wrong), containing("/data/" + field));
+            wrong["data"].erase(field);
+            CHECK(schema.complaint(wrong) == "/data: needs \"" + field + "\"");
+        }
+        names.insert(event.name());
+    });
+    CHECK(names.size() == 9);
+}
+
+TEST_CASE("what stands beside the events is as the schema has it, the snapshot after every message", "[stream]") {
+    const json root = stream_schema();
+    const JsonSchema schema(root);
+    const StreamSource source = {"20261127T234107-beef", 3};
+    MessageWriter writer(source);
+    const auto check = [&](const std::string& name, const std::string& line) {
+        INFO(line);
+        const json message = json::parse(line), known = root.at("$defs").at(name);
+        CHECK(message.at("type") == "torchbus." + name);
+        CHECK(schema.complaint(message) == "");
+        for (const std::string& field : names_in(message.at("data"))) CHECK(known.at("properties").contains(field));
+        for (const json& field : known.at("required")) {
+            json wrong = message;
+            wrong["data"].erase(field.get<std::string>());
+            CHECK(schema.complaint(wrong) == "/data: needs " + field.dump());
+        }
+    };
+    RunPicture picture;
+    std::set<std::string> states;
+    const auto look = [&] {
+        std::string line;
+        writer.append_beside(line, "snapshot", picture.sequence(), picture.snapshot(), kNow);
+        check("snapshot", line);
+        states.insert(picture.state());
+    };
+    const auto take = [&](const std::string& line) {
+        picture.take(*view_of(line));
+        look();
+    };
+    look();
+    for (const bool fails : {false, true}) {
+        picture.begin(source.run, source.rank);
+        look_at_run([&](const AnyEvent& event) {
+            if (!event.has_json()) return;
+            std::string line;
+            writer.append(line, event, kNow);
+            take(line);
+        }, fails);
+    }
+    CHECK(states == std::set<std::string>{"idle", "running", "evaluating", "finished", "failed"});
+
+    std::string at;
+    append_json(at, Position{{3, 4, 7, 28, 0}, 1, {1, 1, 2, 8, 0}});
+    const std::vector<std::pair<std::string, std::string>> rows = {
+        {"stream_start", R"({"torchbus":"0.1.0","events":["*"],"every":"1step","resumed":false})"},
+        {"numbers", R"({"position":)" + at + R"(,"numbers":{"train.loss":"NaN","learning_rate":0.1,"grad_norm":"-Infinity"},"older":{"eval.loss":4},"after":"train_step_end"})"},
+        {"accounting", R"({"position":)" + at + R"(,"seconds":1.5,"rows":[{"subscriber":"csv_file","event":"numbers","calls":3,"seconds":0.1,"thread_seconds":2e-07,"dropped":1}]})"},
+        {"answer", R"({"accepted":true})"}, {"answer", R"({"accepted":false,"error":"command: 'fly' is not known"})"}};
+    for (const auto& [name, data] : rows) {
+        std::string line;
+        writer.append(line, name, data, kNow);
+        check(name, line);
+        take(line);
+    }
+    std::string gap;
+    writer.append_gap(gap, 5, 9, kNow);
+    check("gap", gap);
+    const json shown = json::parse(picture.snapshot());
+    CHECK(shown.at("numbers").at("numbers").at("train.loss") == "NaN");
+    CHECK(shown.at("accounting").at("rows").at(0).at("dropped") == 1);
 }
 
 TEST_CASE("what is no number is written as a text", "[stream]") {

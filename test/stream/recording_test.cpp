@@ -23,6 +23,13 @@ std::string recorded_line(const std::string& run, int sequence, const std::strin
 }
 std::string recorded_start(const std::string& run, bool resumed) { return recorded_line(run, 1, "stream_start", fmt::format(R"({{"events":["*"],"every":"1step","resumed":{},"torchbus":"0.1.0"}})", resumed)); }
 
+/// The line of a message with these members in its data, without its line break.
+std::string recorded_with(const std::string& run, const std::string& members) {
+    std::string line = recorded_line(run, 2, "told", "{" + members + "}");
+    line.pop_back();
+    return line;
+}
+
 void write_file(const std::filesystem::path& path, const std::string& text, std::ios::openmode how = std::ios::trunc) { std::ofstream(path, std::ios::binary | how) << text; }
 
 /// "A1 A2 B1": runs and numbers of all that is there.
@@ -192,6 +199,14 @@ TEST_CASE("a damaged line is named by its file and number, and one at the end is
         {R"({"type":"torchbus.told"})", "this is no message as event_file writes them"},
         {R"({"run":"A","type":"torchbus.told","sequence":"2","time":"now","data":[]})", "this is no message as event_file writes them"},
         {"{" + std::string(100'000, '[') + std::string(100'000, ']') + "}", "the line is nested deeper than 64 levels"},
+        {recorded_with("A", R"("loss":1.0,"loss":2.0)"), "the line is damaged: the key 'loss' stands twice in one object"},
+        {recorded_with("A", R"("list":[{"a":1},{"b":1,"a":{},"b":2}])"), "the line is damaged: the key 'b' stands twice in one object"},
+        {recorded_with("A", R"("loss" :1.0,"loss":2.0)"), "the line is damaged: the key 'loss' stands twice in one object"},
+        {recorded_with("A", R"("loss":1.0,"l\u006fss":2.0)"), "the line is damaged: it is no JSON, or a key stands twice in one object"},
+        {recorded_with(R"(A","run":"B)", R"("loss":1.0)"), "the line is damaged: the key 'run' stands twice in one object"},
+        {recorded_with("A", "\"loss\":\"\xff\""), "the line is damaged: it is no JSON, or a key stands twice in one object"},
+        {recorded_with("A", "\"loss\":\"\x01\""), "the line is damaged: it is not one JSON object from its beginning to its end"},
+        {recorded_with("A", "\"loss\":\"open"), "the line is damaged: it is not one JSON object from its beginning to its end"},
     }));
     write_file(folder / "events.jsonl", first + damage + "\n" + last);
     Recording recording(folder / "events.jsonl");
@@ -208,8 +223,8 @@ TEST_CASE("a damaged line is named by its file and number, and one at the end is
 TEST_CASE("the data of a message is parsed when it is asked for, and says where it is none", "[stream][recording]") {
     const TemporaryFolder folder("recording");
     const std::string position = R"("position":{"epoch":1,"step":7,"attempts":8,"micro_batch":9,"samples":0,"tokens":0,"in_epoch":{"step":1,"attempts":1,"micro_batch":1,"samples":0,"tokens":0}})";
-    write_file(folder / "events.jsonl", recorded_start("A", false) + recorded_line("A", 2, "told", "{" + position + R"(,"text":"a } [ \" \\"})") + recorded_line("A", 3, "told", R"({"n":1e99999})") + recorded_line("A", 4, "told", "{\"bad\":\"\xff\"}") +
-                                            recorded_line("A", 5, "told", R"({"word":nul})"));
+    write_file(folder / "events.jsonl", recorded_start("A", false) + recorded_line("A", 2, "told", "{" + position + R"(,"text":"a } [ \" \\"})") + recorded_line("A", 3, "told", R"({"n":1e99999})") +
+                                            recorded_line("A", 4, "told", R"({"word":nul})") + recorded_line("A", 5, "numbers", "{" + position + R"(,"numbers":{"loss":1e999},"older":{},"after":"train_step_end"})"));
     Recording recording(folder / "events.jsonl");
     CHECK(recording.next()->is_start());
     const RecordedMessage* message = recording.next();
@@ -219,11 +234,13 @@ TEST_CASE("the data of a message is parsed when it is asked for, and says where 
     CHECK(message->time() == "2026-11-27T23:41:07.250113Z");
     CHECK(message->seconds() == Approx(1795822867.250113));
     CHECK_THAT(message->where(), EndsWith("events.jsonl:2"));
-    for (int line = 3; line <= 5; ++line) {
+    for (int line = 3; line <= 4; ++line) {
         message = recording.next();
         REQUIRE(message);
         CHECK_THROWS_WITH(message->data(), containing(fmt::format("events.jsonl:{}: the line is damaged: its data is no JSON", line)));
+        CHECK_FALSE(message->numbers());
     }
+    CHECK_THROWS_WITH(recording.next()->numbers(), containing("events.jsonl:5: the line is damaged: its numbers cannot be read"));
     CHECK_FALSE(recording.next());
 }
 

@@ -1,4 +1,4 @@
-// A server of messages without a run, for test/scripts/stream_test.py. It does what it is told by lines on standard input:
+// A server of messages without a run, for the tests of clients in test/scripts (served.py). It does what it is told by lines on standard input:
 //   publish N [BYTES]   N messages `told`, each with its number, and padding
 //   numbers N           N messages `numbers`, each of a step more: a loss that falls and swings, a peak of 50 at step 777
 //   begin RUN           messages of another run follow
@@ -54,6 +54,7 @@ int main() {
         options.max_clients = std::stoul(variable("SERVED_CLIENTS", "4096"));
         options.stall = std::chrono::milliseconds(std::stol(variable("SERVED_STALL_MS", "30000")));
         options.patience = std::chrono::milliseconds(std::stol(variable("SERVED_PATIENCE_MS", "10000")));
+        options.idle = std::chrono::milliseconds(std::stol(variable("SERVED_IDLE_MS", "75000")));
         StreamServer server(options, [](const StreamCommand& command) {
             if (command.reason == "refuse") throw ConfigError("it was refused");
             print(fmt::format("command {} by {} because {} {}.{}={}", command.command, command.requester, command.reason, command.subscriber, command.option, command.value.dump()));

@@ -20,6 +20,8 @@ namespace torchbus {
 /// - `GET /state`, `/runs`, `/curves`, `/metrics` (Prometheus), `/healthz`, `/schema`; `POST /control`.
 /// A client is given a snapshot first, then what is kept of the past, then what comes. Where it could not follow, a message
 /// `torchbus.gap` says which messages it has missed; one that takes nothing for `stall` is cut off. No client can slow the run.
+/// A request has 10 s from its first byte on, 8 KiB for its head and 64 KiB for a command, as a line and a WebSocket message have; a
+/// connection may rest 75 s between two requests.
 /// Where it cannot listen the run is refused. Its address is told on standard error. It serves on between two runs.
 /// Rank: rank 0 serves, or with `all_ranks` each its own messages, at the port plus its rank.
 struct EventServerOptions {

@@ -13,8 +13,8 @@ namespace torchbus {
 /// The first window warms up (allocators, threads, caches) and is not told.
 /// Listens: TrainingRunStart, TrainEpochStart, TrainStepStart, TrainStepEnd, TrainEpochEnd, EvalEpochStart, StepCheckpoint,
 /// RolledBack (observers).
-/// Publishes, at the end of every window but the first: throughput.samples_per_second, throughput.tokens_per_second (0 where the
-/// data declares none), throughput.steps_per_second, throughput.data_wait (share of the time, in [0, 1]),
+/// Publishes, at the end of every window but the first: throughput.samples_per_second, throughput.tokens_per_second (where the
+/// data declares tokens), throughput.steps_per_second, throughput.data_wait (share of the time, in [0, 1]),
 /// memory.resident_bytes, memory.peak_bytes (of the process, from /proc/self/status); where batches go to a device, of its memory
 /// memory.device_allocated_bytes, memory.device_peak_bytes (both of this process's tensors), memory.device_reserved_bytes (with what
 /// is kept for tensors to come), memory.device_free_bytes (whoever uses the device).

@@ -31,6 +31,7 @@ struct StreamServerOptions {
     std::size_t max_clients = 4096;         ///< one more is turned away
     std::chrono::milliseconds stall = std::chrono::seconds(30);    ///< a client that takes no chunk of 32 KiB in this time is cut off
     std::chrono::milliseconds patience = std::chrono::seconds(10); ///< for a whole request from its first byte on, or a WebSocket's hand-shake
+    std::chrono::milliseconds idle = std::chrono::seconds(75);     ///< between two requests of a connection, and for a WebSocket's answer to a ping; longer than Prometheus waits between two scrapes
 };
 
 /// What a client asks of the run.

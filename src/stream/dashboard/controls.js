@@ -19,17 +19,19 @@ export class Controls {
   constructor({ onToken, onAccepted }) {
     Object.assign(this, { onToken, onAccepted });
     const on = (id, event, action) => $(id).addEventListener(event, action);
+    // Prevented: once the dialog is closed, Enter would go on to the button that has opened it.
+    const onEnter = (id, action) => on(id, "keydown", (event) => event.key === "Enter" && (event.preventDefault(), action()));
     on("save", "click", () => this.ask("save", BY_BUTTON));
     on("evaluate", "click", () => this.ask("evaluate", BY_BUTTON));
     on("pause", "click", () => this.ask($("pause").textContent.toLowerCase(), BY_BUTTON));
     on("stop", "click", () => this.#confirmStop());
     on("stop-no", "click", () => $("stop-dialog").close());
     on("stop-yes", "click", () => ($("stop-dialog").close(), this.ask("stop", $("stop-reason").value.trim() || BY_BUTTON)));
-    on("stop-reason", "keydown", (event) => event.key === "Enter" && $("stop-yes").click());
+    onEnter("stop-reason", () => $("stop-yes").click());
     on("key", "click", () => this.askForToken("It is kept in this tab only. It stands in the file that the run was given as token_file."));
     on("token-no", "click", () => $("token-dialog").close());
     on("token-yes", "click", () => this.#useToken());
-    on("token", "keydown", (event) => event.key === "Enter" && this.#useToken());
+    onEnter("token", () => this.#useToken());
   }
 
   show({ isAllowed, isOver, isPaused, needsToken }) {

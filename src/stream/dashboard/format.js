@@ -16,14 +16,14 @@ export function number(value) {
   return String(+value.toPrecision(4));
 }
 
-function scaled(value, base, prefixes, unit) {
+function scaled(value, base, prefixes, unit, digits = 3) {
   if (!isNumber(value)) return NOTHING;
   let size = value, at = 0;
   while (Math.abs(size) >= base * 0.9995 && at < prefixes.length - 1) (size /= base), at++;
-  return `${+size.toPrecision(3)}${prefixes[at] || unit ? "\u00a0" : ""}${prefixes[at]}${unit}`.trim();
+  return `${+size.toPrecision(digits)}${prefixes[at] || unit ? "\u00a0" : ""}${prefixes[at]}${unit}`.trim();
 }
 export const quantity = (value) => scaled(value, 1000, ["", "k", "M", "G", "T"], "").replace("\u00a0", "");
-export const bytes = (value) => scaled(value, 1024, ["", "Ki", "Mi", "Gi", "Ti"], "B");
+export const bytes = (value, digits) => scaled(value, 1024, ["", "Ki", "Mi", "Gi", "Ti"], "B", digits);
 export const share = (value) => (isNumber(value) ? `${+(value * 100).toPrecision(3)} %` : NOTHING);
 
 /** Seconds: 0.35 s, 42 s, 3:07, 2:03:07, 4 d 2 h. */
@@ -50,9 +50,9 @@ export const writers = { number, bytes, share, quantity, duration };
 export function placesOf(values, write) {
   const texts = values.map((value) => (value === null ? "" : write(value)));
   const areSame = texts.some((text, i) => i && text && text === texts[i - 1]);
-  if (!areSame || write === bytes) return texts;
+  if (!areSame) return texts;
   for (let digits = 5; digits < 16; digits++) {
-    const longer = values.map((value) => (value === null ? "" : write === share ? `${+(value * 100).toPrecision(digits)} %` : String(+value.toPrecision(digits))));
+    const longer = values.map((value) => (value === null ? "" : write === bytes ? bytes(value, digits) : write === share ? `${+(value * 100).toPrecision(digits)} %` : String(+value.toPrecision(digits))));
     if (longer.every((text, i) => !i || !text || text !== longer[i - 1])) return longer;
   }
   return texts;

@@ -10,7 +10,7 @@ function chipOf(runs, id, at) {
   const mark = element("i", { class: "mark" });
   mark.style.background = `var(--run-${first.colour % 10})`;
   const whole = element("button", { type: "button", "data-toggles": id, "aria-pressed": String(isShown), title: `${first.label} (${id}), ${first.state}${at < 9 ? `; key ${at + 1}` : ""}`,
-                                    children: [mark, element("span", { text: first.label }), ...(first.isLive ? [element("small", { text: "live" })] : [])] });
+                                    children: [mark, element("span", { children: [element("bdi", { text: first.label })] }), ...(first.isLive ? [element("small", { text: "live" })] : [])] });
   const parts = ranks.length < 2 ? [] : ranks.map((run) => element("button", { type: "button", class: "rank", "data-toggles": run.key, "aria-pressed": String(run.isShown),
                                                                               "aria-label": `rank ${run.rank} of ${first.label}`, text: String(run.rank) }));
   return element("span", { class: "chip", children: [whole, ...parts] });

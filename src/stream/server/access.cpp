@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <charconv>
 #include <cstddef>
+#include <cstdint>
 
 #include <fmt/format.h>
 
@@ -60,7 +62,9 @@ std::optional<std::string> host_name(std::string_view host) {
     const std::string_view name = host.substr(0, end + (is_bracketed ? 1 : 0)), rest = host.substr(name.size());
     if (!rest.empty()) {
         const std::string_view port = rest.substr(1);
-        if (rest.front() != ':' || port.empty() || port.size() > 5 || !std::ranges::all_of(port, [](unsigned char c) { return std::isdigit(c); })) return std::nullopt;
+        std::uint16_t number = 0;
+        const auto [past, error] = std::from_chars(port.data(), port.data() + port.size(), number);
+        if (rest.front() != ':' || error != std::errc() || past != port.data() + port.size()) return std::nullopt;
     }
     const auto is_of_name = [&](unsigned char c) { return std::isalnum(c) || c == '.' || c == '-' || c == '_' || (is_bracketed && (c == ':' || c == '[' || c == ']')); };
     if (!std::ranges::all_of(name, is_of_name)) return std::nullopt;

@@ -23,7 +23,6 @@ namespace beast = boost::beast;
 namespace http = beast::http;
 
 constexpr auto kGoodbye = std::chrono::seconds(2);
-constexpr auto kIdle = std::chrono::seconds(75);  // longer than Prometheus waits between two scrapes
 
 std::string status_line(int status) { return fmt::format("HTTP/1.1 {} {}\r\n", status, std::string(http::obsolete_reason(http::int_to_status(static_cast<unsigned>(status))))); }
 
@@ -113,7 +112,7 @@ asio::awaitable<void> StreamServer::Implementation::serve_http(ClientPointer cli
         else if (exchange.verdict.route == Route::Events) co_return co_await serve_stream(exchange);
         else co_await answer(exchange);
         keep_alive = exchange.keep_alive;
-        client->expires_in(kIdle);
+        client->expires_in(options_.idle);
     }
     co_await say_goodbye(client);
 }

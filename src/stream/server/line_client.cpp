@@ -33,10 +33,10 @@ asio::awaitable<std::optional<std::string>> next_line(StreamClient& client) {
     co_return line;
 }
 
-/// Takes the token out of what was said.
-std::string taken_token(json& said) {
-    if (!said.is_object() || !said.contains("token")) return {};
-    const std::string token = said["token"].is_string() ? said["token"].get<std::string>() : "";
+/// Takes the token out of what was said, if there is one.
+std::optional<std::string> taken_token(json& said) {
+    if (!said.is_object() || !said.contains("token")) return std::nullopt;
+    std::string token = said["token"].is_string() ? said["token"].get<std::string>() : "";
     said.erase("token");
     return token;
 }
@@ -56,8 +56,10 @@ asio::awaitable<void> StreamServer::Implementation::serve_lines(ClientPointer cl
         const auto first = co_await next_line(*client);
         if (!first) co_return;
         try {
-            json request = first->empty() ? json::object() : json_of_text(*first, "subscription");
-            client->is_authorized = is_same_secret(taken_token(request), rules_.token);
+            json request = first->empty() ? json::object() : json_of_text(*first, "subscription", Quotes::Nothing);
+            const auto token = taken_token(request);
+            client->is_authorized = token && is_same_secret(*token, rules_.token);
+            if (token && !client->is_authorized) throw ConfigError("the token is not the server's");
             wanted = subscription_from_json(request, "subscription");
         } catch (const Error& error) {
             refusal = error.what();

@@ -47,7 +47,7 @@ asio::awaitable<void> StreamServer::Implementation::serve_websocket(HttpExchange
     ++served_[Transport::WebSocket];
     const auto socket = std::make_shared<Socket>(client->socket);
     socket->read_message_max(kLongestMessage);
-    socket->set_option(websocket::stream_base::timeout{.handshake_timeout = options_.patience, .idle_timeout = std::chrono::minutes(2), .keep_alive_pings = true});
+    socket->set_option(websocket::stream_base::timeout{.handshake_timeout = options_.patience, .idle_timeout = options_.idle, .keep_alive_pings = true});
     socket->set_option(websocket::stream_base::decorator([](websocket::response_type& response) { response.set(boost::beast::http::field::server, "torchbus"); }));
     const std::string query(exchange.query());
     client->expires_in(options_.patience);
