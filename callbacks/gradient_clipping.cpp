@@ -47,7 +47,7 @@ public:
                 case By::Value:
                     for (const at::Tensor& gradient : gradients) gradient.clamp_(-options_.max_value, options_.max_value);
                     break;
-                case By::Adaptive: clip_adaptively(event, run.blackboard); break;
+                case By::Adaptive: clip_adaptively(event, gradients, run.blackboard); break;
             }
         });
     }
@@ -55,24 +55,24 @@ public:
     nlohmann::json change_option(std::string_view option, const nlohmann::json& value) override;
 
 private:
-    /// The p-norm over all gradients of all owners. Shapes: [].
-    static at::Tensor total_norm(const GradientsView& gradients, double p) {
-        const at::Tensor norms = gradients.norms(p);
+    /// The p-norm over all gradients of all owners; `held`: those that lie here. Shapes: [].
+    static at::Tensor total_norm(const GradientsView& gradients, const std::vector<at::Tensor>& held, double p) {
+        const at::Tensor norms = gradients.norms_of(held, p);
         return std::isinf(p) ? norms.max() : norms.pow(p).sum().pow(1.0 / p);
     }
     void publish(const at::Tensor& norm, Blackboard& blackboard) {
         blackboard.publish_lazy("grad_norm", [norm] { return norm.item<double>(); });
     }
     void clip_norm(const GradientsReady& event, const std::vector<at::Tensor>& gradients, Blackboard& blackboard) {
-        const at::Tensor norm = total_norm(event.gradients, options_.norm_type);
+        const at::Tensor norm = total_norm(event.gradients, gradients, options_.norm_type);
         publish(norm, blackboard);
         const at::Tensor factor = (options_.max_norm / (norm + 1e-6)).clamp_max(1.0);
         // On the CPU the factor is at hand, and small gradients are left alone; a device is not waited for.
         if (factor.is_cpu() && factor.item<double>() == 1.0) return;
         at::_foreach_mul_(gradients, factor);
     }
-    void clip_adaptively(const GradientsReady& event, Blackboard& blackboard) {
-        publish(total_norm(event.gradients, 2.0), blackboard);
+    void clip_adaptively(const GradientsReady& event, const std::vector<at::Tensor>& gradients, Blackboard& blackboard) {
+        publish(total_norm(event.gradients, gradients, 2.0), blackboard);
         for (const at::Tensor& parameter : event.gradients.parameters()) {
             const at::Tensor gradient = parameter.grad();
             if (!gradient.defined()) continue;

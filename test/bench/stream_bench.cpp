@@ -1,5 +1,6 @@
 // What leaving the process costs a training: each sink alone, all of them together, and a thousand clients that never read.
 // Run: build/release/test/bench/stream_bench [sinks|everything|clients] [rounds] [sink]
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -301,6 +302,15 @@ void each_sink(int rounds, const std::string& only) {
     std::fflush(stdout);
 }
 
+/// What accounting says that all sinks have taken of a step, in µs.
+double sinks_us(const std::vector<Sink>& all, const std::vector<AccountingRow>& accounting, std::int64_t steps) {
+    double us = 0;
+    for (const Sink& sink : all)
+        for (const AccountingRow& row : accounting)
+            if (row.subscriber == sink.name && static_cast<std::int64_t>(row.calls) >= steps) us += row.seconds * 1e6 / static_cast<double>(steps);
+    return us;
+}
+
 // ── all together ─────────────────────────────────────────────────────────────────────────────────────────────────
 void everything(int rounds) {
     const Answering receiver;
@@ -309,10 +319,13 @@ void everything(int rounds) {
         const auto data = data_for(of);
         for (const auto every : std::initializer_list<std::optional<Interval>>{kEveryTen, std::nullopt, kEveryStep}) {
             double step_us = 0, end_s = 0;
+            std::vector<double> on_training_thread;
             const auto with = [&] {
                 Callbacks all;
-                for (const Sink& sink : sinks(receiver)) all.push_back(sink.make(every.value_or(sink.by_default)));
+                const auto made = sinks(receiver);
+                for (const Sink& sink : made) all.push_back(sink.make(every.value_or(sink.by_default)));
                 const Trained trained = train(of, data, std::move(all));
+                on_training_thread.push_back(sinks_us(made, trained.accounting, of.steps));
                 end_s = trained.end_seconds;
                 return trained.seconds;
             };
@@ -322,7 +335,7 @@ void everything(int rounds) {
                 return seconds;
             };
             const auto ratios = ratios_of(rounds, with, without);
-            std::printf("%s (%.0f us), all six sinks, %s: %s; at the end of a run they take %.2f s\n", of.name, step_us, every ? ("every " + to_string(*every)).c_str() : "as often as by default", with_interval(ratios).c_str(), end_s);
+            std::printf("%s (%.0f us), all six sinks, %s: %s; of a step accounting says %.1f us; at the end of a run they take %.2f s\n", of.name, step_us, every ? ("every " + to_string(*every)).c_str() : "as often as by default", with_interval(ratios).c_str(), median_of(on_training_thread), end_s);
             std::fflush(stdout);
         }
     }
@@ -344,6 +357,13 @@ public:
     }
     ~SilentClients() {
         for (const int descriptor : descriptors_) ::close(descriptor);
+    }
+    /// How many the server has not closed.
+    std::int64_t connected() const {
+        return std::ranges::count_if(descriptors_, [](int descriptor) {
+            pollfd asked = {descriptor, POLLRDHUP, 0};
+            return ::poll(&asked, 1, 0) == 0;
+        });
     }
     SilentClients(const SilentClients&) = delete;
     SilentClients& operator=(const SilentClients&) = delete;
@@ -410,7 +430,7 @@ void clients(int rounds) {
         double silent_end_s = 0;
         const auto ratios = ratios_of(rounds, [&] { const double seconds = epoch(with); silent_end_s = end_s; return seconds; }, [&] { const double seconds = epoch(without); step_us = seconds * 1e6 / static_cast<double>(of.steps - kUntimed); return seconds; });
         const double grown = memory_of_process().resident_bytes - before;
-        std::printf("%s (%.0f us), %d clients that never read against none: %s; the end of a run takes %.2f s; memory grew by %.1f MiB, of which the two histories are at most 64\n", of.name, step_us, kClients, with_interval(ratios).c_str(), silent_end_s, grown / (1 << 20));
+        std::printf("%s (%.0f us), %d clients that never read, of which %ld are connected at the end, against none: %s; the end of a run takes %.2f s; memory grew by %.1f MiB, of which the two histories are at most 64\n", of.name, step_us, kClients, static_cast<long>(silent.connected()), with_interval(ratios).c_str(), silent_end_s, grown / (1 << 20));
         std::fflush(stdout);
     }
 }

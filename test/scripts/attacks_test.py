@@ -122,7 +122,7 @@ HOSTS = [  # the server may be called localhost, 127.0.0.1 and [::1], whatever t
     (400, "a@localhost"), (400, "localhost@evil.example"), (400, "a:b@localhost"), (400, "localhost#"), (400, "localhost?"), (400, "localhost/"), (400, "localhost/evil.example"),
     (400, "localhost\\"), (400, "http://localhost"),
     (400, "localhost:"), (400, "localhost:80:80"), (400, "localhost:http"), (400, "localhost:-1"), (400, "localhost:+1"), (400, "localhost:1 2"), (400, "localhost: 80"),
-    (400, "localhost:8%30"), (400, "localhost:123456"), (400, "localhost:\xb2"),
+    (400, "localhost:8%30"), (400, "localhost:65536"), (400, "localhost:123456"), (400, "localhost:\xb2"),
     (400, "localhost,localhost"), (400, "localhost, evil.example"), (400, "localhost;evil.example"), (400, "localhost evil.example"), (400, "local\thost"), (400, "%6cocalhost"),
     (400, "localhost%00"), (400, "localhost%2eevil.example"), (400, "l\xf6calhost"),
     (400, "localhost\x00"), (400, "localhost\x00.evil.example"), (400, "\"localhost\""), (400, "*"), (400, ""), (400, " "), (400, ":80"), (400, []), (400, ["localhost", "localhost"]),

@@ -40,7 +40,7 @@ class LinesOverTcp(Case):
         rows = [(b'{"evnts": []}', "'evnts' is not known"), (b"{", "syntax error"), (b'{"events": ["a"], "events": ["b"]}', "the key 'events' stands twice"),
                 (b'{"events": {"a": 1, "a": 2}}', "the key 'a' stands twice"), (b'{"events": ["\xff"]}', "ill-formed UTF-8 byte"), (b'{"events": ["\\ud800"]}', "surrogate"),
                 (b'{"every": 1e999}', "number overflow parsing '1e999'"), (b'{"every": ' + b"9" * 400 + b"}", "number overflow parsing '999"), (b'{"every": NaN}', "invalid literal"),
-                (b'{"events": ["a"]} {}', "expected end of input"), (b'{"events": ["a"]} x', "expected end of input"),
+                (b'{"events": ["a"]} {}', "expected end of input"), (b'{"events": ["a"]} x', "expected end of input"), (b'{"token": "wrong"}', "the token is not the server's"),
                 (b'{"events": ' + b"[" * 30_000 + b"]" * 30_000 + b"}", "events is no list of texts"), (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, "'a' is not known")]
         for said, answer in rows:
             with self.subTest(said=said[:30]), server.connect() as connection:

@@ -16,7 +16,9 @@ namespace torchbus {
 /// and gradients, of which the training thread makes copies, and counts nothing.
 /// Every run has a folder of its own in `folder`: its id, or `run_name`. A run that goes on from a training state goes on in its folder,
 /// once a record that was torn is cut off, and what was told of later steps is obsolete; so it is after a roll-back.
-/// Where the process is killed, every record but the last is whole; TensorBoard passes over a torn one.
+/// Where the process is killed, every record but the last is whole; TensorBoard passes over a torn one. A TensorBoard that was open over
+/// it, and stays so, shows nothing of what the run that goes on adds: load it anew. Its fast loader shows one of two numbers of a tag at
+/// one step, such as an epoch's mean beside the last step's.
 /// A file that cannot be written is told, and the run goes on without it.
 /// Rank: rank 0 writes.
 /// Source: tensorflow/core/util/event.proto, summary.proto; tensorboard/plugins/hparams.

@@ -59,7 +59,7 @@ asio::awaitable<void> StreamServer::Implementation::serve_lines(ClientPointer cl
             json request = first->empty() ? json::object() : json_of_text(*first, "subscription", Quotes::Nothing);
             const auto token = taken_token(request);
             client->is_authorized = token && is_same_secret(*token, rules_.token);
-            if (token && !client->is_authorized) throw ConfigError("the token is not the server's");
+            if (token && !client->is_authorized) throw ConfigError("subscription: the token is not the server's");
             wanted = subscription_from_json(request, "subscription");
         } catch (const Error& error) {
             refusal = error.what();
