@@ -115,6 +115,16 @@ TEST_CASE("a number of another callback follows a schedule", "[callbacks][option
     CHECK(trainer.blackboard().number("gradient_clipping.max_norm") == 1e-3 * (1 - 3.0 / 4));
 }
 
+TEST_CASE("an option that a schedule sets is not changed by who asks", "[callbacks][option_schedule]") {
+    const auto model = toy_model();
+    Trainer trainer({.model = model, .loss = cross_entropy, .optimizer = make_sgd(model->parameters(), {.learning_rate = 0.1}),
+                     .callbacks = {ComposedCallback("clip", make_gradient_clipping({})), ComposedCallback("ramp", make_option_schedule({.schedule = make_constant_schedule(), .option = "clip.max_norm", .base = 2}))}, .handle_signals = false});
+    trainer.start_training(toy_data(16), {.batch_size = 4});
+    auto refused = trainer.change_option("clip", "max_norm", 0.5, "dashboard");
+    while (trainer.advance()) {}
+    CHECK_THROWS_WITH(refused.get(), "'ramp' sets max_norm of 'clip' as the run goes on; detach it first");
+}
+
 TEST_CASE("a callback's option needs a base, a callback and an option that can be changed", "[callbacks][option_schedule]") {
     const auto model = toy_model();
     CHECK_THROWS_WITH(from({{"option", "gradient_clipping.max_norm"}}), "option_schedule: base: is missing; give the value of gradient_clipping.max_norm that the schedule's factor multiplies");

@@ -10,7 +10,6 @@
 #include <torchbus/callbacks/learning_rate_schedule.hpp>
 #include <torchbus/callbacks/metrics.hpp>
 #include <torchbus/callbacks/mixed_precision.hpp>
-#include <torchbus/callbacks/option_schedule.hpp>
 #include <torchbus/callbacks/step_evaluation.hpp>
 #include <torchbus/error.hpp>
 #include <torchbus/optim/optimizers.hpp>
@@ -254,15 +253,6 @@ TEST_CASE("the learning rate changes in a running trainer, unless a callback set
     CHECK_THROWS_WITH(refused.get(), "'schedule' sets learning_rate of the optimizer as the run goes on; change an option of 'schedule', or detach it first");
     scaled.get();
     CHECK(rates[1] == rates[0] * 0.5);
-}
-
-TEST_CASE("an option that a schedule sets is not changed by who asks", "[trainer][composition]") {
-    Toy toy({ComposedCallback("clip", make_gradient_clipping({.max_norm = 1})), ComposedCallback("ramp", make_option_schedule({.schedule = make_constant_schedule(), .option = "clip.max_norm", .base = 2}))});
-    toy.start();
-    toy.trainer->advance();
-    auto refused = toy.trainer->change_option("clip", "max_norm", 0.5, "dashboard");
-    toy.finish();
-    CHECK_THROWS_WITH(refused.get(), "'ramp' sets max_norm of 'clip' as the run goes on; detach it first");
 }
 
 TEST_CASE("a decay of Adam's means changes in a running trainer to what it may be at its start", "[trainer][composition]") {
