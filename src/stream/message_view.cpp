@@ -15,6 +15,7 @@ static_assert(std::ranges::is_sorted(kFrequent));
 
 /// What follows `key` in `text`; nothing where it is not there.
 std::string_view behind(std::string_view text, std::string_view key) {
+    if (text.empty()) return {};  // it may have no address, which memmem() must not be given
     const void* found = ::memmem(text.data(), text.size(), key.data(), key.size());  // find() compares at every quote, of which there are many
     return found ? text.substr(static_cast<std::size_t>(static_cast<const char*>(found) - text.data()) + key.size()) : std::string_view();
 }
