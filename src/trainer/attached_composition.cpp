@@ -1,6 +1,7 @@
 #include "attached_composition.hpp"
 
 #include <algorithm>
+#include <initializer_list>
 
 #include <fmt/format.h>
 #include <torch/optim/optimizer.h>
@@ -231,6 +232,18 @@ std::future<void> AttachedComposition::detach(std::string id, std::string reques
     return request({.make = [this, id, requester = std::move(requester)] { detach_one(id, requester); }, .concerns_view = holds_view, .what = std::move(what)}, false);
 }
 
+namespace {
+
+/// Who declares to write one of these; null where nobody does.
+template <class Entries>
+const std::string* writer_of(const Entries& attached, std::initializer_list<std::string> names) {
+    for (const auto& entry : attached)
+        if (std::ranges::find_first_of(entry->declared.writes, names) != entry->declared.writes.end()) return &entry->composed.id;
+    return nullptr;
+}
+
+}  // namespace
+
 std::future<void> AttachedComposition::change_option(std::string id, std::string option, nlohmann::json value, std::string requester) {
     std::string what = fmt::format("changing {} of '{}', asked for by {}", option, id, requester);
     const auto make = [this, id = std::move(id), option = std::move(option), value = std::move(value), requester = std::move(requester)] { change_now(id, option, value, requester); };
@@ -239,9 +252,8 @@ std::future<void> AttachedComposition::change_option(std::string id, std::string
 
 void AttachedComposition::change_now(const std::string& id, const std::string& option, const nlohmann::json& value, const std::string& requester) {
     Update* const update = update_called(id);
-    for (const auto& entry : attached_)
-        if (std::ranges::find(entry->declared.writes, "callback_options:" + id + "." + option) != entry->declared.writes.end())
-            throw ConfigError(fmt::format("'{}' sets {} of '{}' as the run goes on; detach it first", entry->composed.id, option, id));
+    if (const std::string* writer = writer_of(attached_, {"callback_options:" + id + "." + option}))
+        throw ConfigError(fmt::format("'{}' sets {} of '{}' as the run goes on; detach it first", *writer, option, id));
     const nlohmann::json before = update ? change_optimizer(*update, option, value) : find(id).composed.callback->change_option(option, value);
     if (!update) changed_options_.note(id, option, before, value);  // an optimizer's are in its own state
     surroundings_.bus.emit(OptionChanged{surroundings_.bus.moment().position, id, option, text_of(before), text_of(value), requester, {}});
@@ -265,11 +277,8 @@ Update* AttachedComposition::update_called(const std::string& id) const {
 
 /// Of the first parameter group; the others keep their ratio to it. Refused where a callback sets the option.
 nlohmann::json AttachedComposition::change_optimizer(Update& update, const std::string& option, const nlohmann::json& value) const {
-    for (const auto& entry : attached_)
-        for (const std::string& written : entry->declared.writes)
-            if (written == option || written == option + ":" + update.name || written == "optimizer_options:" + option)
-                throw ConfigError(fmt::format("'{}' sets {} of the optimizer as the run goes on; change an option of '{}', or detach it first",
-                                              entry->composed.id, option, entry->composed.id));
+    if (const std::string* writer = writer_of(attached_, {option, option + ":" + update.name, "optimizer_options:" + option}))
+        throw ConfigError(fmt::format("'{}' sets {} of the optimizer as the run goes on; change an option of '{}', or detach it first", *writer, option, *writer));
     if (!value.is_number() || !(value.get<double>() >= 0))
         throw ConfigError(fmt::format("optimizer: {}: {} is not a number of at least 0", option, value.dump()));
     const double wanted = value.get<double>();
