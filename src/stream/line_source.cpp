@@ -18,10 +18,20 @@ namespace {
 constexpr std::size_t kBlock = 256U << 10;
 constexpr std::size_t kLongest = 64U << 20;
 
+int open_to_read(const std::filesystem::path& path) { return ::open(path.c_str(), O_RDONLY | O_CLOEXEC); }
+
 }  // namespace
 
-LineSource::LineSource(std::filesystem::path path) : path_(std::move(path)), descriptor_(::open(path_.c_str(), O_RDONLY | O_CLOEXEC)) {
+LineSource::LineSource(std::filesystem::path path, int descriptor) : path_(std::move(path)), descriptor_(descriptor) {
     if (descriptor_ < 0) throw DataError(fmt::format("{}: cannot open the file: {}", path_.string(), std::strerror(errno)));
+}
+
+LineSource::LineSource(const std::filesystem::path& path) : LineSource(path, open_to_read(path)) {}
+
+std::optional<LineSource> LineSource::if_there(const std::filesystem::path& path) {
+    const int descriptor = open_to_read(path);
+    if (descriptor < 0 && errno == ENOENT) return std::nullopt;
+    return LineSource(path, descriptor);
 }
 
 LineSource::~LineSource() {

@@ -13,7 +13,9 @@ namespace torchbus {
 class LineSource {
 public:
     /// Throws: DataError where it cannot be opened.
-    explicit LineSource(std::filesystem::path path);
+    explicit LineSource(const std::filesystem::path& path);
+    /// Nothing where no file has this name, as may be for a moment. Throws: as above.
+    static std::optional<LineSource> if_there(const std::filesystem::path& path);
     ~LineSource();
     LineSource(LineSource&& other) noexcept;
     LineSource& operator=(LineSource&& other) noexcept;
@@ -32,6 +34,7 @@ public:
     bool is_file(const std::filesystem::path& name) const;
 
 private:
+    LineSource(std::filesystem::path path, int descriptor);
     bool fill();
 
     std::filesystem::path path_;

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
 #include <fstream>
 #include <map>
+#include <thread>
 #include <tuple>
 #include <utility>
 
@@ -161,18 +163,17 @@ std::int64_t first_number(const Path& base, std::int64_t last) {
     return number;
 }
 
-/// Nothing where it was moved away at this moment.
-std::optional<LineSource> opened_if_there(const Path& file) {
-    try {
-        return LineSource(file);
-    } catch (const DataError&) {
-        if (std::filesystem::exists(file)) throw;
-        return std::nullopt;
+/// A name is free for a moment, when its file was moved aside and the next one is not begun.
+bool is_there_soon(const Path& path) {
+    for (int attempt = 0; attempt < 10; ++attempt) {
+        if (std::filesystem::exists(path)) return true;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
+    return false;
 }
 
 Path recording_in(const Path& folder) {
-    if (std::filesystem::exists(folder / "events.jsonl")) return folder / "events.jsonl";
+    if (is_there_soon(folder / "events.jsonl")) return folder / "events.jsonl";
     std::vector<Path> found;
     std::error_code unreadable;
     for (const auto& entry : std::filesystem::directory_iterator(folder, unreadable)) {
@@ -222,7 +223,7 @@ std::optional<StreamNumbers> RecordedMessage::numbers() const {
 }
 
 Recording::Recording(const Path& given) : base_(given) {
-    if (!std::filesystem::exists(given)) throw ConfigError(fmt::format("{}: there is no such file or folder; give the file that event_file wrote, e.g. events.jsonl", given.string()));
+    if (!is_there_soon(given)) throw ConfigError(fmt::format("{}: there is no such file or folder; give the file that event_file wrote, e.g. events.jsonl", given.string()));
     if (std::filesystem::is_directory(given)) base_ = recording_in(given);
     path_ = base_;
     if (auto found = moved_aside(path_)) std::tie(base_, last_number_) = std::move(*found);
@@ -230,7 +231,7 @@ Recording::Recording(const Path& given) : base_(given) {
     const auto first = [&] { return std::filesystem::is_regular_file(path_) ? first_number(base_, last_number_) : last_number_; };
     for (int attempt = 0; attempt < kMostAttempts; ++attempt) {
         const std::int64_t number = first();
-        auto lines = opened_if_there(numbered_file(base_, number));
+        auto lines = LineSource::if_there(numbered_file(base_, number));
         if (!lines || number != first() || !lines->is_file(numbered_file(base_, number))) continue;
         begin_with(std::move(*lines));
         return;
@@ -286,7 +287,7 @@ bool Recording::go_on() {
         if (const auto bytes = std::filesystem::file_size(newer, gone); !gone && torn_bytes_ == 0) torn_bytes_ = static_cast<std::int64_t>(bytes);
         return false;
     }
-    auto following = opened_if_there(newer);
+    auto following = LineSource::if_there(newer);
     // All are moved on from the oldest to the newest: where this one is still where it was found, so was the one before it.
     if (!following || (is_there(number) && !lines_->is_file(numbered_file(base_, number)))) return false;
     is_over_ = begins_anew(*first);

@@ -1,5 +1,7 @@
 // Recorded runs, read back: whole ones, rotated, resumed, torn and damaged.
+#include <atomic>
 #include <fstream>
+#include <thread>
 
 #include <fmt/format.h>
 
@@ -7,6 +9,7 @@
 
 #include <torchbus/error.hpp>
 #include <torchbus/stream/fingerprint_records.hpp>
+#include <torchbus/stream/line_file.hpp>
 
 #include "support/catch.hpp"
 #include "support/temporary_folder.hpp"
@@ -114,6 +117,31 @@ TEST_CASE("a recording is followed while it grows, is moved aside, and another r
         CHECK(all_of(recording).empty());
         CHECK(recording.is_over());
     }
+}
+
+TEST_CASE("a recording is found and followed while its files are moved aside all the time", "[stream][recording]") {
+    constexpr int kLines = 1500;
+    const TemporaryFolder folder("recording");
+    const std::filesystem::path path = folder / "events.jsonl";
+    LineFile file({.path = path, .max_bytes = 1000, .keep = kLines, .sync = std::chrono::minutes(1)});  // about three lines a file
+    file.open(/*to_add=*/true);
+    file.write(recorded_start("A", false));
+    std::atomic<bool> is_written = false;
+    std::jthread writer([&] {
+        for (int sequence = 2; sequence <= kLines; ++sequence) file.write(recorded_line("A", sequence));
+        is_written = true;
+    });
+    Recording followed(folder.path());
+    std::int64_t last = 0;
+    for (bool has_more = true; has_more;) {
+        has_more = !is_written;
+        while (const RecordedMessage* message = followed.next()) {
+            if (message->sequence() != last + 1) FAIL("after " << last << " comes " << message->sequence());
+            ++last;
+        }
+        if (last % 7 == 0) Recording(folder.path());
+    }
+    CHECK(last == kLines);
 }
 
 TEST_CASE("a newer file is read on when its first line is whole, and not where a run begins anew", "[stream][recording]") {
