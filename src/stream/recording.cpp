@@ -4,6 +4,7 @@
 #include <charconv>
 #include <chrono>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <thread>
 #include <tuple>
@@ -25,7 +26,8 @@ using nlohmann::json;
 using Path = std::filesystem::path;
 
 constexpr std::int64_t kMostFiles = 100'000;
-constexpr int kMostAttempts = 1000;
+// How long is looked for what is moved aside meanwhile: the first file, and a name that is free until the next file is begun.
+constexpr std::chrono::milliseconds kUntilFound{10'000}, kUntilThere{100};
 
 /// What makes a line none that a writer has written; empty where nothing does. To parse each would take several times as long.
 class LineCheck {
@@ -163,14 +165,16 @@ std::int64_t first_number(const Path& base, std::int64_t last) {
     return number;
 }
 
-/// A name is free for a moment, when its file was moved aside and the next one is not begun.
-bool is_there_soon(const Path& path) {
-    for (int attempt = 0; attempt < 10; ++attempt) {
-        if (std::filesystem::exists(path)) return true;
+/// Whether it holds, or comes to hold in that time.
+bool holds_within(std::chrono::milliseconds patience, const std::function<bool()>& condition) {
+    const auto end = std::chrono::steady_clock::now() + patience;
+    while (!condition()) {
+        if (std::chrono::steady_clock::now() >= end) return false;
         std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
-    return false;
+    return true;
 }
+bool is_there_soon(const Path& path) { return holds_within(kUntilThere, [&] { return std::filesystem::exists(path); }); }
 
 Path recording_in(const Path& folder) {
     if (is_there_soon(folder / "events.jsonl")) return folder / "events.jsonl";
@@ -229,14 +233,14 @@ Recording::Recording(const Path& given) : base_(given) {
     if (auto found = moved_aside(path_)) std::tie(base_, last_number_) = std::move(*found);
     // Files may be moved on while they are looked for: it is begun with one that is still the first once it is open.
     const auto first = [&] { return std::filesystem::is_regular_file(path_) ? first_number(base_, last_number_) : last_number_; };
-    for (int attempt = 0; attempt < kMostAttempts; ++attempt) {
+    const bool is_begun = holds_within(kUntilFound, [&] {
         const std::int64_t number = first();
         auto lines = LineSource::if_there(numbered_file(base_, number));
-        if (!lines || number != first() || !lines->is_file(numbered_file(base_, number))) continue;
+        if (!lines || number != first() || !lines->is_file(numbered_file(base_, number))) return false;
         begin_with(std::move(*lines));
-        return;
-    }
-    throw DataError(fmt::format("{}: its files are moved aside faster than they can be found; give event_file a larger max_mib", path_.string()));
+        return true;
+    });
+    if (!is_begun) throw DataError(fmt::format("{}: its files are moved aside faster than they can be found; give event_file a larger max_mib", path_.string()));
 }
 
 void Recording::begin_with(LineSource lines) {
